@@ -1,0 +1,1 @@
+"""Reads tracked runs from MLflow and draws the paper's figures and tables (imports no torch)."""

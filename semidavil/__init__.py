@@ -1,0 +1,6 @@
+"""SemiDAViL: semi-supervised domain adaptation for semantic segmentation with vision-language guidance.
+
+Basak and Yin, "SemiDAViL: Semi-supervised Domain Adaptation with Vision-Language Guidance for
+Semantic Segmentation", CVPR 2025. This package is the method; `sweeps` runs it in grids and
+`analysis` draws what came out.
+"""

@@ -1,0 +1,125 @@
+"""A caption for every image, from the image alone, computed once and kept on disk.
+
+    captions = caption_images(paths, "positions", vlm, classes, cache_dir)
+
+Captioners are named in `CAPTIONERS`: `positions` (what the VLM sees and where; the default),
+`class_names`, `none`, and `blip:`, `blip2:`, `hf:` followed by a Hugging Face model or its folder.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from semidavil.caption_store import CaptionError, append_rows, hash_files, read_rows
+from semidavil.captioners import CAPTIONERS, Constant, Setting, Size, build_captioner
+from semidavil.vlm import VLM
+
+__all__ = ["CAPTIONERS", "CaptionError", "caption_images", "flip_caption"]
+
+
+def caption_images(
+    paths: Sequence[Path],
+    captioner: str,
+    vlm: VLM | None,
+    classes: Sequence[str],
+    cache_dir: Path,
+    *,
+    size: Size | None = None,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    progress: bool = False,
+) -> dict[Path, str]:
+    """The caption of every image; only those that `cache_dir` does not hold are computed.
+
+    A caption is kept under the image's content and all that determines the caption (captioner,
+    weights, prompts, classes, working size), so renaming images or training the VLM is harmless.
+    What was computed before an interruption is kept, and processes may share a `cache_dir`.
+
+    Args:
+        captioner: a name that `build_captioner` knows.
+        classes: the benchmark's class names, for the captioners that use them.
+        size: (height, width) that `positions` resizes images to; None: the VLM's own.
+        device: for transformers' captioners; None: the VLM's. `positions` runs where the VLM is.
+
+    Raises:
+        CaptionError: see `build_captioner`; or an image that cannot be read, by name.
+    """
+    if device is None:
+        device = vlm.device if vlm is not None else torch.device("cpu")
+    memo = cache_dir / "hashes.jsonl"
+    describe = build_captioner(captioner, Setting(vlm, classes, size, device, memo))
+    if isinstance(describe, Constant):
+        return dict.fromkeys(paths, describe.text)
+    hashes = hash_files(paths, memo)
+    name = hashlib.blake2b(describe.identity.encode(), digest_size=8).hexdigest()
+    store = cache_dir / f"{captioner.partition(':')[0]}-{name}.jsonl"
+    known: dict[str, str] = {row["image"]: row["caption"] for row in read_rows(store)}
+    missing = {hashes[path]: path for path in reversed(paths) if hashes[path] not in known}
+    todo = list(reversed(missing.items()))
+    with _bar("captions", len(todo), progress) as advance, ThreadPoolExecutor(4) as pool:
+        batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
+        loads = (
+            pool.map(lambda item: read_image(item[1], describe.size), batch) for batch in batches
+        )
+        for batch, images in zip(batches, _ahead(loads), strict=True):
+            texts = describe(list(images))
+            rows = [
+                {"image": key, "caption": text} for (key, _), text in zip(batch, texts, strict=True)
+            ]
+            append_rows(store, rows)
+            known |= {row["image"]: row["caption"] for row in rows}
+            advance(len(batch))
+    return {path: known[hashes[path]] for path in paths}
+
+
+def _ahead(loads: Iterator[Iterator[Image.Image]]) -> Iterator[Iterator[Image.Image]]:
+    """Starts reading the next batch while one is being captioned."""
+    pending = list(islice(loads, 2))
+    while pending:
+        yield pending.pop(0)
+        pending.extend(islice(loads, 1))
+
+
+@contextmanager
+def _bar(name: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not shown or not total) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def read_image(path: Path, size: Size | None = None) -> Image.Image:
+    """An RGB image, resized to (height, width) where that is given.
+
+    Raises:
+        CaptionError: the file is not a whole image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
+        raise CaptionError(
+            f"{path} cannot be read as an image ({error}): replace it or remove it"
+        ) from error
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image
+
+
+def flip_caption(caption: str) -> str:
+    """The caption of the mirrored image: the words left and right change places."""
+    return re.sub(r"\b(left|right)\b", _other_side, caption, flags=re.IGNORECASE)
+
+
+def _other_side(match: re.Match[str]) -> str:
+    word = match[0]
+    other = "right" if word.lower() == "left" else "left"
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other

@@ -1,0 +1,318 @@
+"""One frozen, validated `Config` is one run.
+
+    config = preset("toy", {"data.budget": "200", "model.fusion": "vlga"})
+    config.key()                              # identity: equal keys mean equal results
+    Config.from_params(config.to_params())    # lossless, through a flat dict of strings
+
+The defaults of every field are the paper's; a preset names only what it changes. `Config.key()`
+hashes what differs from the defaults, so adding an option leaves the keys of finished runs as they
+are. Changing a default, or what the code computes for the same Config, must raise
+`RESULTS_VERSION`: results before and after are then never taken for one another.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+RESULTS_VERSION = 1
+
+Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A field that does not exist or a value that is not allowed; the message lists what is."""
+
+
+def _one_of(value: str, table: Mapping[str, object], what: str) -> str:
+    if value not in table:
+        raise ValueError(f"unknown {what} {value!r}: choose from {', '.join(table)}")
+    return value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Data(Section):
+    """Which images a run sees. Sizes are (height, width) in pixels."""
+
+    benchmark: str = "gta5-cityscapes"
+    budget: Annotated[int, Field(ge=0)] = 100  # labelled target images
+    toy: bool = False  # generated scenes instead of the data sets under `runtime.data_root`
+    source_size: Size = (760, 1280)
+    target_size: Size = (512, 1024)
+    crop: Size = (512, 512)
+
+    @field_validator("benchmark")
+    @classmethod
+    def _known_benchmark(cls, value: str) -> str:
+        from semidavil.data.benchmarks import BENCHMARKS
+
+        return _one_of(value, BENCHMARKS, "benchmark")
+
+
+class Model(Section):
+    """Vision-language model, fusion of image and caption, decoder."""
+
+    vlm: str = "ViT-B-16"  # an open_clip architecture, or "toy" for the bundled one
+    weights: str = "openai"  # an open_clip tag or a local file; the toy CLIP brings its own
+    fusion: str = "dlg"
+    fusion_dim: Count = 256  # c in eq. 2-3
+    decoder_dim: Count = 256
+    captions: str = "positions"
+
+    @field_validator("fusion")
+    @classmethod
+    def _known_fusion(cls, value: str) -> str:
+        from semidavil.fusion import FUSIONS
+
+        return _one_of(value, FUSIONS, "fusion")
+
+
+class Loss(Section):
+    """The supervised loss and its hyper-parameters."""
+
+    name: str = "dyce"
+    hard_fraction: Fraction = 0.2  # DyCE's h
+    omega: Probability = 0.5  # DyCE's w
+
+    @field_validator("name")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        from semidavil.losses import LOSSES
+
+        return _one_of(value, LOSSES, "loss")
+
+
+class Training(Section):
+    """What a training step is (its method), and the optimiser."""
+
+    method: str = "semidavil"
+    steps: Count = 40_000
+    batch_size: Count = 4  # of each stream: source, labelled target, unlabelled target
+    lr: Positive = 1e-4
+    backbone_lr_factor: NonNegative = 1.0  # the vision encoder learns at lr * this
+    weight_decay: NonNegative = 2e-4
+    poly_power: NonNegative = 0.9
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    grad_clip: NonNegative = 0.0  # largest gradient norm; 0 switches clipping off
+    amp: bool = True  # bfloat16 autocast where the device has it
+
+    confidence: Probability = 0.95  # Th: pseudo-labels below it are not learnt from
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    consistency_weight: NonNegative = 1.0  # lambda
+    cutmix: Probability = 0.5  # share of strong views that get a pasted box
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        from semidavil.methods import METHODS
+
+        return _one_of(value, METHODS, "method")
+
+
+class Runtime(Section):
+    """Where and how a run executes. Nothing here changes its result, so none of it is in the key."""
+
+    data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
+    cache_dir: str = ""  # toy data and captions; empty: `data/` in the current directory
+    device: str = "auto"
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
+    eval_batch_size: Count = 8
+    eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only
+    checkpoint_every: Annotated[int, Field(ge=0)] = 1_000  # steps; 0 keeps the last step only
+
+
+class Config(Section):
+    """One run. Build it with `preset`; change it with `replace`."""
+
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    loss: Loss = Field(default_factory=Loss)
+    training: Training = Field(default_factory=Training)
+    runtime: Runtime = Field(default_factory=Runtime)
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in ("source_size", "target_size"):
+            size = getattr(self.data, name)
+            if self.data.crop[0] > size[0] or self.data.crop[1] > size[1]:
+                raise ValueError(
+                    f"data.crop {self.data.crop} does not fit into data.{name} {size}: "
+                    "make the crop smaller or the images larger"
+                )
+        from semidavil.data.benchmarks import BENCHMARKS
+        from semidavil.methods import METHODS
+
+        streams = METHODS[self.training.method].streams
+        has_source = "source" in streams and BENCHMARKS[self.data.benchmark].source is not None
+        has_labelled = "labelled" in streams and self.data.budget > 0
+        if not (has_source or has_labelled):
+            raise ValueError(
+                f"{self.training.method} has nothing to learn from on {self.data.benchmark} at "
+                f"budget {self.data.budget}: it draws labels from {' and '.join(sorted(streams))}"
+            )
+        if self.training.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"training.warmup_steps ({self.training.warmup_steps}) must be fewer than "
+                f"training.steps ({self.training.steps})"
+            )
+        return self
+
+    def key(self) -> str:
+        """The run's identity: 16 hexadecimal digits, the same on every machine."""
+        content: dict[str, Any] = {
+            path: mine for path, (mine, _) in self.differences(Config()).items()
+        }
+        content["version"] = RESULTS_VERSION
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_params(self) -> dict[str, str]:
+        """Every field as a flat dict of strings (`{"training.lr": "0.0001", ...}`)."""
+        return {
+            path: value if isinstance(value, str) else json.dumps(value)
+            for path, value in _leaves(self.model_dump(mode="json"))
+        }
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, str]) -> Self:
+        """The Config that `to_params` was called on; fields missing from `params` get defaults."""
+        return cls._build(cls(), params)
+
+    def replace(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with some fields changed, by dotted name; values may be text (`"3e-4"`).
+
+        Raises:
+            ConfigError: an unknown field or a value that is not allowed.
+        """
+        return self._build(self, changes)
+
+    def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
+        """Fields in which two Configs differ, runtime left out: `{path: (self's, other's)}`."""
+        mine = dict(_leaves(self.model_dump(mode="json", exclude={"runtime"})))
+        theirs = dict(_leaves(other.model_dump(mode="json", exclude={"runtime"})))
+        return {path: (mine[path], theirs[path]) for path in mine if mine[path] != theirs[path]}
+
+    @classmethod
+    def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
+        tree = base.model_dump(mode="json")
+        fields = dict(_leaves(tree))
+        for path, value in changes.items():
+            if path not in fields:
+                close = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
+                hint = f"did you mean {' or '.join(close)}?" if close else ""
+                raise ConfigError(
+                    f"unknown setting {path!r}; {hint} Settings: {', '.join(sorted(fields))}"
+                )
+            section, _, name = path.rpartition(".")
+            target = tree[section] if section else tree
+            target[name] = _parse(value, fields[path], path)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from None
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _parse(value: Any, current: Any, path: str) -> Any:
+    """Text to the type that the field holds; `512x1024` and `[512, 1024]` are both sizes."""
+    if not isinstance(value, str) or isinstance(current, str):
+        return value
+    text = value.strip()
+    if isinstance(current, list) and "x" in text:
+        text = f"[{text.replace('x', ',')}]"
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except json.JSONDecodeError:
+        kind = "a size such as 512x1024" if isinstance(current, list) else f"like {current!r}"
+        raise ConfigError(f"{path}={value!r} cannot be read: expected {kind}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "config"
+        lines.append(
+            f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+            if item["type"] != "value_error"
+            else f"{where}: {item['msg'].removeprefix('Value error, ')}"
+        )
+    return "; ".join(lines)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The paper's scale: CLIP ViT-B/16, 512x512 crops, 40,000 iterations. Needs the data and a GPU.
+    "paper": {},
+    # The same code on small images with the bundled CLIP: one modest GPU, or a patient CPU.
+    "small": {
+        "data.source_size": [180, 320],
+        "data.target_size": [180, 240],
+        "data.crop": [128, 128],
+        "model.vlm": "toy",
+        "model.weights": "bundled",
+        "model.fusion_dim": 64,
+        "model.decoder_dim": 64,
+        "training.steps": 1_000,
+        "training.lr": 5e-4,
+        "training.ema": 0.99,
+        "training.confidence": 0.9,
+        "training.grad_clip": 1.0,
+        "training.warmup_steps": 20,
+        "runtime.eval_every": 250,
+        "runtime.checkpoint_every": 250,
+    },
+    # Generated scenes and the bundled CLIP: minutes on two CPU cores.
+    "toy": {
+        "data.toy": True,
+        "data.source_size": [64, 128],
+        "data.target_size": [64, 128],
+        "data.crop": [64, 64],
+        "model.vlm": "toy",
+        "model.weights": "bundled",
+        "model.fusion_dim": 64,
+        "model.decoder_dim": 64,
+        "training.steps": 300,
+        "training.lr": 1e-3,
+        "training.ema": 0.98,
+        "training.confidence": 0.8,
+        "training.grad_clip": 1.0,
+        "training.warmup_steps": 10,
+        "runtime.eval_every": 150,
+        "runtime.checkpoint_every": 100,
+        "runtime.eval_batch_size": 50,
+        "runtime.threads": 1,
+    },
+}
+
+
+def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
+    """The preset's Config with `changes` by dotted name (`{"training.lr": "3e-4"}`).
+
+    Raises:
+        ConfigError: an unknown preset, an unknown field, or a value that is not allowed.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+    return Config().replace({**PRESETS[name], **(changes or {})})
+
+
+PresetName = Literal["toy", "small", "paper"]

@@ -1,0 +1,1 @@
+"""Data sets on disk, label-budget splits, and the batches and validation images made from them."""

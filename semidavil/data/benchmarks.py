@@ -1,0 +1,141 @@
+"""Benchmarks: which source, which target, which classes; and every data set's label ids.
+
+Sources of the tables: Cityscapes' `cityscapesscripts/helpers/labels.py` (GTA5 uses the same ids);
+SYNTHIA-RAND-CITYSCAPES' ids as public loaders of that set agree on them; SegNet's 11 CamVid
+classes; IDDA's own mapping to Cityscapes, with motorcycle and bicycle added. CamVid's columns for the
+sources are ours: CamVid has one class for what Cityscapes splits in several.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+IGNORE_INDEX = 255
+UNKNOWN = 254  # marks raw ids that a data set does not define
+
+CITYSCAPES_19 = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+    "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+    "bicycle",
+)  # fmt: skip
+CITYSCAPES_16 = tuple(c for c in CITYSCAPES_19 if c not in ("terrain", "truck", "train"))
+CITYSCAPES_13 = tuple(c for c in CITYSCAPES_16 if c not in ("wall", "fence", "pole"))
+CAMVID_11 = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
+    "bicyclist",
+)  # fmt: skip
+
+PALETTE = {
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
+    "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0), "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100),
+    "train": (0, 80, 100), "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
+    # CamVid's classes in the colours of their Cityscapes counterparts
+    "pavement": (244, 35, 232), "tree": (107, 142, 35), "sign": (220, 220, 0),
+    "pedestrian": (220, 20, 60), "bicyclist": (119, 11, 32),
+}  # fmt: skip
+
+# Raw id -> class name, None for ids that exist and are ignored. What is not here is unknown.
+_CITYSCAPES_TRAINED = dict(
+    zip(
+        (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+        CITYSCAPES_19,
+        strict=True,
+    )
+)
+_CITYSCAPES_IDS: dict[int, str | None] = dict.fromkeys(range(34)) | _CITYSCAPES_TRAINED
+LABEL_IDS: dict[str, dict[int, str | None]] = {
+    # Cityscapes' licence plate is -1, which an 8-bit PNG stores as 255.
+    "cityscapes": _CITYSCAPES_IDS | {255: None},
+    "gta5": _CITYSCAPES_IDS | {34: None},
+    "synthia": {
+        0: None, 1: "sky", 2: "building", 3: "road", 4: "sidewalk", 5: "fence", 6: "vegetation",
+        7: "pole", 8: "car", 9: "traffic sign", 10: "person", 11: "bicycle", 12: "motorcycle",
+        13: None, 14: None, 15: "traffic light", 16: "terrain", 17: "rider", 18: "truck",
+        19: "bus", 20: "train", 21: "wall", 22: None,
+    },
+    "camvid": dict(enumerate(CAMVID_11)) | {11: None},
+    "idda": {
+        0: None, 1: "building", 2: "fence", 3: None, 4: "person", 5: "pole", 6: "road", 7: "road",
+        8: "sidewalk", 9: "vegetation", 10: "car", 11: "wall", 12: "traffic sign",
+        13: "traffic light", 14: None, 15: None, 16: "bicycle", 17: "motorcycle", 18: "rider",
+        19: "terrain", 20: "sky", 21: None, 22: None, 23: None,
+    },
+}  # fmt: skip
+
+# How the sources' classes read in CamVid's words.
+_TO_CAMVID = {
+    "sidewalk": "pavement", "vegetation": "tree", "terrain": "tree", "traffic light": "sign",
+    "traffic sign": "sign", "wall": "building", "person": "pedestrian", "rider": "bicyclist",
+    "motorcycle": "bicyclist", "bicycle": "bicyclist", "truck": "car", "bus": "car",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One source and target with the classes that are trained and scored.
+
+    Attributes:
+        source: a data set's name; None for a benchmark without domain shift.
+        budgets: the numbers of labelled target images that its papers compare; the last is all.
+        subsets: further means over some classes, by name.
+        synonyms: class names of the source that are called otherwise here.
+    """
+
+    name: str
+    source: str | None
+    target: str
+    classes: tuple[str, ...]
+    budgets: tuple[int, ...]
+    subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (self.target,) if self.source is None else (self.source, self.target)
+
+    def lookup(self, dataset: str) -> np.ndarray:
+        """Class index by raw label id (65536,) uint8: 255 is ignored, 254 an unknown id."""
+        table = np.full(65536, UNKNOWN, dtype=np.uint8)
+        for raw, name in LABEL_IDS[dataset].items():
+            known = self.synonyms.get(name, name) if name else None
+            table[raw] = self.classes.index(known) if known in self.classes else IGNORE_INDEX
+        return table
+
+    @property
+    def palette(self) -> np.ndarray:
+        """Colours (256, 3) uint8 by class index; ignored pixels are black."""
+        colours = np.zeros((256, 3), dtype=np.uint8)
+        colours[: len(self.classes)] = [PALETTE[name] for name in self.classes]
+        return colours
+
+
+_CITYSCAPES_BUDGETS = (0, 100, 200, 500, 1000, 2975)
+_CAMVID_BUDGETS = (0, 25, 50, 100, 200, 367)
+_SUBSET_13 = {"13": tuple(CITYSCAPES_16.index(name) for name in CITYSCAPES_13)}
+
+BENCHMARKS = {
+    b.name: b
+    for b in (
+        Benchmark("gta5-cityscapes", "gta5", "cityscapes", CITYSCAPES_19, _CITYSCAPES_BUDGETS),
+        Benchmark(
+            "synthia-cityscapes", "synthia", "cityscapes", CITYSCAPES_16, _CITYSCAPES_BUDGETS,
+            subsets=_SUBSET_13,
+        ),
+        Benchmark(
+            "cityscapes-cityscapes", None, "cityscapes", CITYSCAPES_19, _CITYSCAPES_BUDGETS[1:]
+        ),
+        Benchmark(
+            "idda-camvid", "idda", "camvid", CAMVID_11, _CAMVID_BUDGETS, synonyms=_TO_CAMVID
+        ),
+        Benchmark(
+            "gta5-camvid", "gta5", "camvid", CAMVID_11, _CAMVID_BUDGETS, synonyms=_TO_CAMVID
+        ),
+        Benchmark(
+            "synthia-camvid", "synthia", "camvid", CAMVID_11, _CAMVID_BUDGETS, synonyms=_TO_CAMVID
+        ),
+    )
+}  # fmt: skip

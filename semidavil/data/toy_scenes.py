@@ -1,0 +1,582 @@
+"""Procedural street scenes: a small world seen through a pinhole camera, in three looks.
+
+A scene is laid out in metres (X to the right, Z forward, camera above the road), painted from far to
+near so that nearer things occlude farther ones, and then photographed. The two rendered looks
+(`gta5`, `synthia`) are clean, saturated and regular; the `camera` look has another palette, other
+statistics of what stands where, texture, haze, a colour cast, blur and noise. No colour belongs to
+one class alone, and the same class changes its colour between looks: that is the domain gap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+Look = Literal["camera", "gta5", "synthia"]
+LOOKS: tuple[Look, ...] = ("camera", "gta5", "synthia")
+
+# Cityscapes label ids of what is painted.
+EGO, ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE = 1, 7, 8, 11, 12, 13, 17
+LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER = 19, 20, 21, 22, 23, 24, 25
+CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE, PLATE = 26, 27, 28, 31, 32, 33, 34
+
+FAR = 200.0  # metres; the sky's depth
+SUPERSAMPLING = 2  # painted larger, then averaged: borders mix colours as a sensor's do
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    label: np.ndarray  # (H, W) uint8, Cityscapes label ids
+    disparity: np.ndarray  # (H, W) float32, pixels; 0 at infinity
+
+
+@dataclass(frozen=True)
+class Style:
+    """A look's palette (RGB), statistics of the world, and camera."""
+
+    palette: dict[int, tuple[int, int, int]]
+    scene_jitter: float  # standard deviation of a class's colour between scenes
+    instance_jitter: float  # and between instances in a scene
+    texture: float  # amplitude of the fine noise
+    stripes: float  # amplitude of the rendered looks' regular texture
+    horizon: tuple[float, float]  # as a share of the height
+    camera_height: tuple[float, float]  # metres
+    rates: dict[str, float]  # expected numbers, or probabilities, of things
+    plates: bool = False  # licence plates have a label of their own, as in GTA5
+
+
+STYLES: dict[Look, Style] = {
+    "gta5": Style(
+        palette={
+            ROAD: (92, 94, 104), SIDEWALK: (160, 152, 138), BUILDING: (176, 148, 112),
+            WALL: (132, 124, 118), FENCE: (112, 92, 66), POLE: (78, 80, 84), LIGHT: (44, 48, 40),
+            SIGN: (202, 178, 62), VEGETATION: (66, 128, 44), TERRAIN: (138, 152, 70),
+            SKY: (126, 176, 236), PERSON: (150, 84, 82), RIDER: (92, 96, 160),
+            TRUCK: (190, 186, 180), BUS: (186, 90, 48), TRAIN: (126, 136, 150),
+            MOTORCYCLE: (58, 52, 60), BICYCLE: (96, 66, 54), EGO: (24, 26, 30),
+        },
+        scene_jitter=9, instance_jitter=16, texture=3, stripes=9,
+        horizon=(0.36, 0.46), camera_height=(1.6, 2.1),
+        rates={"car": 3.2, "truck": 0.5, "bus": 0.22, "train": 0.07, "person": 1.6, "cycle": 0.5,
+               "motorcycle": 0.35, "tree": 2.6, "pole": 2.2, "wall": 0.35, "fence": 0.35,
+               "terrain": 0.35, "green": 0.22},
+        plates=True,
+    ),
+    "synthia": Style(
+        palette={
+            ROAD: (70, 72, 72), SIDEWALK: (178, 120, 108), BUILDING: (158, 164, 176),
+            WALL: (172, 152, 128), FENCE: (74, 98, 118), POLE: (126, 128, 132), LIGHT: (66, 58, 36),
+            SIGN: (72, 98, 190), VEGETATION: (42, 104, 62), TERRAIN: (116, 160, 92),
+            SKY: (176, 206, 234), PERSON: (112, 104, 132), RIDER: (166, 112, 62),
+            TRUCK: (160, 66, 60), BUS: (66, 128, 142), TRAIN: (184, 176, 96),
+            MOTORCYCLE: (44, 60, 84), BICYCLE: (132, 58, 62), EGO: (30, 26, 26),
+        },
+        scene_jitter=12, instance_jitter=18, texture=2, stripes=12,
+        horizon=(0.3, 0.52), camera_height=(1.4, 3.4),
+        rates={"car": 2.2, "truck": 0.3, "bus": 0.35, "train": 0.05, "person": 3.2, "cycle": 0.6,
+               "motorcycle": 0.45, "tree": 2.0, "pole": 2.6, "wall": 0.25, "fence": 0.3,
+               "terrain": 0.25, "green": 0.15},
+    ),
+    "camera": Style(
+        palette={
+            ROAD: (112, 106, 104), SIDEWALK: (122, 112, 112), BUILDING: (116, 108, 100),
+            WALL: (108, 100, 92), FENCE: (88, 92, 90), POLE: (94, 90, 86), LIGHT: (40, 42, 48),
+            SIGN: (146, 142, 150), VEGETATION: (70, 80, 58), TERRAIN: (112, 114, 84),
+            SKY: (198, 200, 198), PERSON: (74, 68, 72), RIDER: (86, 76, 70),
+            TRUCK: (132, 136, 142), BUS: (158, 136, 84), TRAIN: (138, 96, 88),
+            MOTORCYCLE: (54, 54, 56), BICYCLE: (76, 72, 68), EGO: (48, 46, 44),
+        },
+        scene_jitter=14, instance_jitter=22, texture=9, stripes=0,
+        horizon=(0.4, 0.5), camera_height=(1.2, 1.6),
+        rates={"car": 3.0, "truck": 0.22, "bus": 0.16, "train": 0.06, "person": 2.6, "cycle": 1.1,
+               "motorcycle": 0.3, "tree": 3.2, "pole": 3.0, "wall": 0.25, "fence": 0.35,
+               "terrain": 0.4, "green": 0.3},
+    ),
+}  # fmt: skip
+
+
+def render_scene(rng: np.random.Generator, look: Look, size: tuple[int, int] = (64, 128)) -> Scene:
+    """One scene, a pure function of the generator's state.
+
+    Args:
+        rng: where every random choice comes from.
+        look: whose palette, statistics and camera.
+        size: (height, width) in pixels.
+    """
+    painter = _Painter(rng, STYLES[look], size)
+    painter.paint()
+    label = painter.label[::SUPERSAMPLING, ::SUPERSAMPLING].copy()
+    depth = painter.depth[::SUPERSAMPLING, ::SUPERSAMPLING]
+    colour = _surface(rng, STYLES[look], painter)
+    image = cv2.resize(colour, size[::-1], interpolation=cv2.INTER_AREA)
+    image = _photograph(rng, image, depth) if look == "camera" else _render(rng, image, look)
+    disparity = np.where(depth < FAR, 0.22 * painter.focal / SUPERSAMPLING / depth, 0)
+    return Scene(image, label, disparity.astype(np.float32))
+
+
+class _Painter:
+    """Lays out the world and paints it from far to near on a supersampled canvas."""
+
+    def __init__(self, rng: np.random.Generator, style: Style, size: tuple[int, int]) -> None:
+        self.rng, self.style = rng, style
+        self.height, self.width = size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING
+        self.focal = 0.8 * self.width
+        self.horizon = rng.uniform(*style.horizon) * self.height
+        self.centre = self.width * rng.uniform(0.42, 0.58)
+        self.camera_height = rng.uniform(*style.camera_height)
+        self.label = np.zeros((self.height, self.width), np.uint8)
+        self.depth = np.full((self.height, self.width), FAR, np.float32)
+        self.colour = np.zeros((self.height, self.width, 3), np.float32)
+        self.base = {
+            c: np.clip(np.array(rgb) + _jitter(rng, style.scene_jitter), 0, 255)
+            for c, rgb in style.palette.items()
+        }
+
+    # -- camera and brush ------------------------------------------------------------------
+
+    def project(self, x: float, y: float, z: float) -> tuple[float, float]:
+        """World point (y above the ground) to canvas coordinates."""
+        u = self.centre + self.focal * x / z
+        return u, self.horizon + self.focal * (self.camera_height - y) / z
+
+    def fill(
+        self,
+        points: Sequence[tuple[float, float]],
+        label: int | None,
+        colour: np.ndarray,
+        z: float | None,
+    ) -> None:
+        """A polygon in canvas coordinates; label None paints colour only (a detail)."""
+        polygon = [np.round(points).clip(-9000, 9000).astype(np.int32)]
+        cv2.fillPoly(self.colour, polygon, colour.tolist())
+        if label is not None:
+            cv2.fillPoly(self.label, polygon, label)
+            if z is not None:
+                cv2.fillPoly(self.depth, polygon, z)
+
+    def ellipse(
+        self, centre: tuple[float, float], axes: tuple[float, float], label: int,
+        colour: np.ndarray, z: float,
+    ) -> None:  # fmt: skip
+        middle = (round(centre[0]), round(centre[1]))
+        radii = (max(1, round(axes[0])), max(1, round(axes[1])))
+        cv2.ellipse(self.colour, middle, radii, 0, 0, 360, colour.tolist(), -1)
+        cv2.ellipse(self.label, middle, radii, 0, 0, 360, label, -1)
+        cv2.ellipse(self.depth, middle, radii, 0, 0, 360, z, -1)
+
+    def board(
+        self, x: float, z: float, y: tuple[float, float], width: float, label: int | None,
+        colour: np.ndarray,
+    ) -> None:  # fmt: skip
+        """An upright rectangle that faces the camera, `width` metres wide, from y[0] to y[1]."""
+        (left, top), (right, bottom) = (
+            self.project(x - width / 2, y[1], z),
+            self.project(x + width / 2, y[0], z),
+        )
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        self.fill(corners, label, colour, z)
+
+    def facade(
+        self, x: float, z: tuple[float, float], y: tuple[float, float], label: int | None,
+        colour: np.ndarray,
+    ) -> None:  # fmt: skip
+        """An upright rectangle along the road at X = x, from depth z[0] to z[1]."""
+        corners = [
+            self.project(x, y[1], z[0]),
+            self.project(x, y[1], z[1]),
+            self.project(x, y[0], z[1]),
+            self.project(x, y[0], z[0]),
+        ]
+        self.fill(corners, label, colour, (z[0] + z[1]) / 2)
+
+    def shade(self, label: int, factor: float = 1.0) -> np.ndarray:
+        """An instance's own colour of a class."""
+        jitter = _jitter(self.rng, self.style.instance_jitter)
+        return np.clip((self.base[label] + jitter) * factor, 0, 255)
+
+    def count(self, name: str) -> int:
+        return int(self.rng.poisson(self.style.rates[name]))
+
+    def chance(self, name: str) -> bool:
+        return bool(self.rng.random() < self.style.rates[name])
+
+    # -- the world -------------------------------------------------------------------------
+
+    def paint(self) -> None:
+        rng = self.rng
+        self.road = rng.uniform(4.0, 6.5)  # half the road's width
+        self.kerb = self.road + rng.uniform(2.0, 4.0)  # where the sidewalk ends
+        self.verge = {  # metres of grass between sidewalk and buildings
+            side: rng.uniform(2, 7) if self.chance("terrain") else 0.0 for side in (-1, 1)
+        }
+        self.backdrop()
+        self.ground()
+        things = [thing for side in (-1, 1) for thing in self.frontage(side)]
+        things += self.traffic() + self.street_life()
+        for _, draw in sorted(things, key=lambda thing: -thing[0]):
+            draw()
+        if rng.random() < 0.45:
+            self.bonnet()
+
+    def backdrop(self) -> None:
+        top = self.base[SKY]
+        low = np.clip(top + self.rng.uniform(0, 26), 0, 255)
+        rows = np.linspace(0, 1, self.height, dtype=np.float32)[:, None, None]
+        self.colour[:] = top * (1 - rows) + low * rows
+        self.label[:] = SKY
+        # A skyline far behind everything closes the end of the street.
+        x = 0.0
+        while x < self.width:
+            wide = self.rng.uniform(0.04, 0.14) * self.width
+            kind = VEGETATION if self.rng.random() < 0.45 else BUILDING
+            top_y = self.horizon - self.rng.uniform(0.02, 0.16) * self.height
+            corners = [(x, top_y), (x + wide, top_y), (x + wide, self.horizon), (x, self.horizon)]
+            self.fill(corners, kind, self.shade(kind), FAR * 0.6)
+            x += wide
+
+    def ground(self) -> None:
+        top = int(np.clip(np.ceil(self.horizon), 0, self.height - 1))
+        rows = np.arange(top, self.height) + 0.5
+        depth = self.focal * self.camera_height / np.maximum(rows - self.horizon, 0.25)
+        depth = np.minimum(depth, FAR * 0.9).astype(np.float32)
+
+        def strip(left: float, right: float, label: int, colour: np.ndarray) -> None:
+            corners = [self.project(x, 0, z) for x, z in
+                       ((left, FAR), (right, FAR), (right, 1.2), (left, 1.2))]  # fmt: skip
+            self.fill(corners, label, colour, None)
+
+        for side in (-1, 1):
+            outer = TERRAIN if self.verge[side] else SIDEWALK
+            strip(side * self.kerb, side * 60, outer, self.shade(outer))
+            strip(side * self.road, side * self.kerb, SIDEWALK, self.shade(SIDEWALK))
+            edge = self.base[SIDEWALK] * 0.8
+            strip(side * self.road, side * (self.road + 0.2), SIDEWALK, edge)
+        strip(-self.road, self.road, ROAD, self.shade(ROAD))
+        paint = np.clip(self.base[ROAD] + self.rng.uniform(40, 100), 0, 255)
+        for z in np.arange(4, 60, 6) + self.rng.uniform(0, 3):
+            corners = [self.project(x, 0, d) for x, d in
+                       ((-0.12, z + 3), (0.12, z + 3), (0.12, z), (-0.12, z))]  # fmt: skip
+            self.fill(corners, None, paint, None)
+        self.depth[top:] = depth[:, None]
+
+    def frontage(self, side: int) -> list:
+        """What stands along one side: buildings or greenery, walls and fences before them."""
+        things = []
+        z = self.rng.uniform(2.5, 6)
+        while z < 90:
+            end = z + self.rng.uniform(6, 22)
+            x = side * (self.kerb + self.verge[side] + self.rng.uniform(0, 1.5))
+            if self.chance("green"):
+                things.append(self.greenery(x, z, end))
+            else:
+                things.append(self.building(x, z, end))
+            for name, label, tall in (("wall", WALL, (1.4, 2.6)), ("fence", FENCE, (1.0, 2.0))):
+                if self.chance(name):
+                    near = side * (self.kerb + self.rng.uniform(0, 0.8) * self.verge[side])
+                    things.append(self.barrier(near, z, end, label, self.rng.uniform(*tall)))
+            z = end + (self.rng.uniform(1, 6) if self.rng.random() < 0.4 else 0)
+        return things
+
+    def building(self, x: float, z: float, end: float) -> tuple:
+        height, colour = self.rng.uniform(5, 18), self.shade(BUILDING)
+        floors = np.arange(1.2, height - 1, self.rng.uniform(2.6, 3.6))
+        glass = colour * self.rng.uniform(0.45, 0.8)
+        front = colour * self.rng.uniform(0.8, 1.05)
+
+        def draw() -> None:
+            across = x + np.sign(x) * 12  # the face towards the camera
+            corners = [self.project(x, height, z), self.project(across, height, z),
+                       self.project(across, 0, z), self.project(x, 0, z)]  # fmt: skip
+            self.fill(corners, BUILDING, front, z)
+            self.facade(x, (z, end), (0, height), BUILDING, colour)
+            for floor in floors:
+                for start in np.arange(z + 0.8, end - 1.2, 2.6):
+                    self.facade(x, (start, start + 1.3), (floor, floor + 1.5), None, glass)
+
+        return (z + end) / 2, draw
+
+    def greenery(self, x: float, z: float, end: float) -> tuple:
+        colour, height = self.shade(VEGETATION), self.rng.uniform(2, 7)
+        bumps = [(self.rng.uniform(z, end), self.rng.uniform(0.7, 1.1)) for _ in range(6)]
+
+        def draw() -> None:
+            self.facade(x, (z, end), (0, 0.75 * height), VEGETATION, colour * 0.9)
+            for where, size in sorted(bumps, reverse=True):
+                centre = self.project(x, 0.65 * height, where)
+                radius = self.focal * 0.4 * height * size / where
+                self.ellipse(centre, (radius, 0.8 * radius), VEGETATION, colour * size, where)
+
+        return (z + end) / 2, draw
+
+    def barrier(self, x: float, z: float, end: float, label: int, height: float) -> tuple:
+        colour = self.shade(label)
+
+        def draw() -> None:
+            self.facade(x, (z, end), (0, height), label, colour)
+            if label == FENCE:  # bars; a wall is plain with a coping
+                for start in np.arange(z, end, 0.7):
+                    self.facade(x, (start, start + 0.3), (0.1, 0.9 * height), None, colour * 0.6)
+            else:
+                self.facade(x, (z, end), (0.9 * height, height), None, colour * 1.15)
+
+        return (z + end) / 2 - 1, draw
+
+    def somewhere(self, near: float, far: float) -> float:
+        """A depth, denser near the camera as seen in street photographs."""
+        return float(np.exp(self.rng.uniform(np.log(near), np.log(far))))
+
+    def traffic(self) -> list:
+        things = []
+        for _ in range(self.count("car")):
+            things.append(self.car(self.lane(), self.somewhere(6.5, 45)))
+        for _ in range(self.count("truck")):
+            things.append(self.truck(self.lane(), self.somewhere(9, 40)))
+        for _ in range(self.count("bus")):
+            things.append(self.bus(self.lane(), self.somewhere(9, 40)))
+        for _ in range(self.count("train")):
+            things.append(self.train(self.rng.choice((-1, 1)), self.somewhere(8, 20)))
+        return things
+
+    def lane(self) -> float:
+        """Lateral position on the road; often parked at the kerb."""
+        side = self.rng.choice((-1, 1))
+        if self.rng.random() < 0.5:
+            return side * (self.road - self.rng.uniform(0.9, 1.4))
+        return side * self.rng.uniform(0.8, self.road - 1.5)
+
+    def body_colour(self) -> np.ndarray:
+        """Cars come in all colours, so colour alone never tells them apart."""
+        if self.rng.random() < 0.6:
+            return np.full(3, self.rng.uniform(25, 225)) + self.rng.normal(0, 6, 3)
+        hsv = np.uint8([[[self.rng.integers(180), self.rng.integers(90, 220),
+                          self.rng.integers(60, 220)]]])  # fmt: skip
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
+
+    def wheels(self, x: float, z: float, width: float, radius: float) -> None:
+        for wheel in (x - 0.36 * width, x + 0.36 * width):
+            self.board(wheel, z, (0, 2 * radius), 2 * radius, None, np.array([22.0, 22, 24]))
+
+    def car(self, x: float, z: float) -> tuple:
+        colour = np.clip(self.body_colour(), 8, 245)
+        width = (
+            self.rng.uniform(1.7, 2.0) if self.rng.random() < 0.6 else self.rng.uniform(3.4, 4.4)
+        )
+        tall = self.rng.uniform(1.35, 1.7)
+        glass = np.clip(colour * 0.3 + 20, 0, 255)
+        lamps = np.array([190.0, 60, 50]) if x > 0 else np.array([230.0, 225, 200])
+
+        def draw() -> None:
+            self.board(x, z, (0.0, 0.12 * tall), 0.95 * width, CAR, np.array([20.0, 20, 22]))
+            self.board(x, z, (0.12, 0.6 * tall), width, CAR, colour)
+            self.board(x, z, (0.6 * tall, tall), 0.72 * width, CAR, colour * 0.9)
+            self.board(x, z, (0.62 * tall, 0.93 * tall), 0.62 * width, None, glass)
+            self.wheels(x, z, width, 0.24)
+            for lamp in (x - 0.42 * width, x + 0.42 * width):
+                self.board(lamp, z, (0.4 * tall, 0.52 * tall), 0.12 * width, None, lamps)
+            if self.style.plates and z < 9:
+                plate = np.array([225.0, 225, 215])
+                self.board(x, z, (0.2 * tall, 0.32 * tall), 0.5, PLATE, plate)
+
+        return z, draw
+
+    def truck(self, x: float, z: float) -> tuple:
+        cargo, cab = self.shade(TRUCK), np.clip(self.body_colour(), 8, 245)
+        tall = self.rng.uniform(2.8, 3.6)
+        width = self.rng.uniform(2.4, 3.0) if self.rng.random() < 0.5 else self.rng.uniform(5, 7)
+        side = self.rng.choice((-1, 1))
+
+        def draw() -> None:
+            self.board(x, z, (0.0, 0.5), 0.95 * width, TRUCK, np.array([28.0, 28, 30]))
+            self.board(x, z, (0.5, tall), width, TRUCK, cargo)
+            self.board(x + side * 0.4 * width, z, (0.4, 0.7 * tall), 0.25 * width, TRUCK, cab)
+            self.board(x, z, (0.5, 0.62), width, None, cargo * 0.6)
+            self.wheels(x, z, width, 0.45)
+
+        return z, draw
+
+    def bus(self, x: float, z: float) -> tuple:
+        colour, tall = self.shade(BUS), self.rng.uniform(2.9, 3.4)
+        width = self.rng.uniform(2.5, 2.8) if self.rng.random() < 0.5 else self.rng.uniform(7, 11)
+        glass = np.clip(colour * 0.25 + 15, 0, 255)
+
+        def draw() -> None:
+            self.board(x, z, (0.15, tall), width, BUS, colour)
+            self.board(x, z, (0.48 * tall, 0.82 * tall), 0.92 * width, None, glass)
+            for post in np.arange(-0.4, 0.41, 0.2):
+                self.board(x + post * width, z, (0.48 * tall, 0.82 * tall), 0.12, None, colour)
+            self.wheels(x, z, width, 0.42)
+
+        return z, draw
+
+    def train(self, side: int, z: float) -> tuple:
+        colour, x = self.shade(TRAIN), side * (self.road + 0.6)
+        glass = np.clip(colour * 0.3, 0, 255)
+        end = z + self.rng.uniform(18, 34)
+
+        def draw() -> None:
+            self.facade(x, (z, end), (0.2, 3.6), TRAIN, colour)
+            self.board(x + side * 1.3, z, (0.2, 3.6), 2.6, TRAIN, colour * 0.85)
+            self.facade(x, (z, end), (1.7, 2.8), None, glass)
+            self.facade(x, (z, end), (0.8, 1.1), None, np.clip(colour * 1.5, 0, 255))
+            self.board(x + side * 1.3, z, (1.7, 2.9), 2.1, None, glass)
+
+        return z + 1, draw
+
+    def street_life(self) -> list:
+        rng, things = self.rng, []
+
+        def pavement(margin: float = 0.3) -> float:
+            return float(rng.choice((-1, 1)) * rng.uniform(self.road + margin, self.kerb))
+
+        for _ in range(self.count("tree")):
+            things.append(self.tree(pavement(0.8), self.somewhere(7, 50)))
+        for _ in range(self.count("pole")):
+            things.append(self.pole(pavement(), self.somewhere(6, 40)))
+        for _ in range(self.count("person")):
+            x = pavement() if rng.random() < 0.85 else rng.uniform(-self.road, self.road)
+            things.append(self.person(x, self.somewhere(6.5, 28)))
+        for _ in range(self.count("cycle")):
+            ridden = rng.random() < 0.6
+            x = rng.uniform(-self.road, self.road) if ridden else pavement()
+            things.append(self.two_wheeler(x, self.somewhere(6, 22), BICYCLE, ridden))
+        for _ in range(self.count("motorcycle")):
+            ridden = rng.random() < 0.6
+            x = rng.uniform(-self.road, self.road) if ridden else pavement()
+            things.append(self.two_wheeler(x, self.somewhere(6, 22), MOTORCYCLE, ridden))
+        return things
+
+    def tree(self, x: float, z: float) -> tuple:
+        colour, height = self.shade(VEGETATION), self.rng.uniform(3.5, 8)
+        lobes = [(self.rng.uniform(-0.25, 0.25), self.rng.uniform(0.55, 0.95),
+                  self.rng.uniform(0.16, 0.3), self.rng.uniform(0.75, 1.2)) for _ in range(6)]  # fmt: skip
+        trunk = np.array([70.0, 56, 44]) * self.rng.uniform(0.7, 1.2)
+
+        def draw() -> None:
+            self.board(x, z, (0, 0.6 * height), 0.25, VEGETATION, trunk)
+            for dx, dy, radius, light in lobes:
+                centre = self.project(x + dx * height, dy * height, z)
+                size = self.focal * radius * height / z
+                shade = np.clip(colour * light, 0, 255)
+                self.ellipse(centre, (size, 0.85 * size), VEGETATION, shade, z)
+
+        return z, draw
+
+    def pole(self, x: float, z: float) -> tuple:
+        rng, colour, tall = self.rng, self.shade(POLE), self.rng.uniform(2.8, 6.5)
+        kind = rng.choice(("bare", "sign", "light"), p=(0.34, 0.38, 0.28))
+        plate, box = self.shade(SIGN), self.shade(LIGHT, 0.8)
+        plate_size = rng.uniform(0.6, 1.1)
+        lamp = np.array([(230.0, 50, 40), (60, 220, 110), (240, 180, 50)][rng.integers(3)])
+
+        def draw() -> None:
+            self.board(x, z, (0, tall), 0.2, POLE, colour)
+            if kind == "sign":
+                self.board(x, z - 0.05, (tall - plate_size, tall), plate_size, SIGN, plate)
+                rim = np.clip(plate * 1.3 + 20, 0, 255)
+                self.board(x, z, (tall - 0.7 * plate_size, tall - 0.3 * plate_size),
+                           0.5 * plate_size, None, rim)  # fmt: skip
+            elif kind == "light":
+                self.board(x, z - 0.05, (tall - 1.3, tall), 0.55, LIGHT, box)
+                at = tall - 0.3 - 0.35 * (int(lamp[0]) % 3)
+                self.board(x, z, (at - 0.2, at + 0.1), 0.3, None, lamp)
+
+        return z, draw
+
+    def figure(self, x: float, z: float, foot: float, height: float, label: int) -> None:
+        clothes = self.shade(label)
+        skin = np.array([196.0, 150, 122]) * self.rng.uniform(0.5, 1.1)
+        trousers = clothes * self.rng.uniform(0.35, 0.8)
+        self.board(x, z, (foot, foot + 0.48 * height), 0.38, label, trousers)
+        self.board(x, z, (foot + 0.45 * height, foot + 0.84 * height), 0.52, label, clothes)
+        centre = self.project(x, foot + 0.91 * height, z)
+        size = self.focal * 0.14 / z
+        self.ellipse(centre, (size, 1.2 * size), label, np.clip(skin, 0, 255), z)
+
+    def person(self, x: float, z: float) -> tuple:
+        height = self.rng.uniform(1.5, 1.9)
+        return z, lambda: self.figure(x, z, 0, height, PERSON)
+
+    def two_wheeler(self, x: float, z: float, label: int, ridden: bool) -> tuple:
+        colour = self.shade(label)
+        length = self.rng.uniform(1.5, 2.1) if self.rng.random() < 0.7 else 0.6
+        bulk = 0.42 if label == MOTORCYCLE else 0.2
+
+        def draw() -> None:
+            for wheel in (x - 0.36 * length, x + 0.36 * length):
+                centre = self.project(wheel, 0.34, z)
+                radius = self.focal * 0.34 / z
+                self.ellipse(centre, (radius * min(1, length), radius), label, colour * 0.5, z)
+                if label == BICYCLE:
+                    inner = (round(centre[0]), round(centre[1]))
+                    hub = (self.base[ROAD] * 0.8).tolist()
+                    cv2.circle(self.colour, inner, max(0, round(0.5 * radius)), hub, -1)
+            self.board(x, z, (0.45 - bulk / 2, 0.62 + bulk), 0.75 * length, label, colour)
+            if ridden:
+                self.figure(x, z - 0.05, 0.55, 1.25, RIDER)
+
+        return z, draw
+
+    def bonnet(self) -> None:
+        height = self.rng.uniform(0.03, 0.08) * self.height
+        middle = (self.width // 2, self.height)
+        axes = (int(0.46 * self.width), int(height))
+        colour = self.shade(EGO)
+        for layer, value in ((self.colour, colour.tolist()), (self.label, EGO), (self.depth, 1.0)):
+            cv2.ellipse(layer, middle, axes, 0, 180, 360, value, -1)
+
+
+def _jitter(rng: np.random.Generator, scale: float) -> np.ndarray:
+    """A change of colour (3,), mostly of lightness."""
+    return rng.normal(0, scale) + rng.normal(0, 0.4 * scale, 3)
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> np.ndarray:
+    """Smooth noise (H, W) float32 of unit amplitude with features of about `cell` pixels."""
+    coarse = rng.standard_normal((shape[0] // cell + 2, shape[1] // cell + 2), dtype=np.float32)
+    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _surface(rng: np.random.Generator, style: Style, painter: _Painter) -> np.ndarray:
+    """The painted colours with texture: stripes in the rendered looks, grain in the camera's."""
+    shape, colour = painter.label.shape, painter.colour
+    texture = style.texture * (_noise(rng, shape, 2) + 0.7 * _noise(rng, shape, 7))
+    leaves = np.isin(painter.label, (VEGETATION, TERRAIN))
+    texture = np.where(leaves, texture * 1.8 + 12 * _noise(rng, shape, 3), texture)
+    if style.stripes:
+        rows, columns = np.mgrid[: shape[0], : shape[1]]
+        checks = np.where((rows // 4 + columns // 4) % 2 == 0, 1.0, -1.0)
+        paved = np.isin(painter.label, (SIDEWALK, WALL))
+        texture = texture + style.stripes * np.where(paved, checks, 0)
+    return np.clip(colour + texture[..., None], 0, 255).astype(np.float32)
+
+
+def _render(rng: np.random.Generator, image: np.ndarray, look: Look) -> np.ndarray:
+    """The rendered looks: saturated, contrasty, clean."""
+    grey = image.mean(2, keepdims=True)
+    saturation = rng.uniform(1.1, 1.4) if look == "gta5" else rng.uniform(0.95, 1.25)
+    gain = rng.uniform(0.85, 1.12) if look == "gta5" else rng.uniform(0.7, 1.15)
+    image = (grey + saturation * (image - grey)) * gain
+    return np.clip(image, 0, 255).round().astype(np.uint8)
+
+
+def _photograph(rng: np.random.Generator, image: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """The camera: shadow, haze, exposure, colour cast, vignette, blur and sensor noise."""
+    height, width = depth.shape
+    shadow = 1 - rng.uniform(0, 0.4) * (_noise(rng, (height, width), 24) > rng.uniform(-0.2, 1.2))
+    shadow = np.where(depth < FAR, cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 1.2), 1)
+    haze = 1 - np.exp(-depth * rng.uniform(0.002, 0.02))
+    air = rng.uniform(150, 215) + rng.normal(0, 7, 3)
+    image = image * shadow[..., None]
+    image = image * (1 - haze[..., None]) + air * haze[..., None]
+    cast = np.array([1.0, 1.0, 1.0]) + rng.normal(0, 0.06, 3)
+    image = 255 * (np.clip(image * cast, 0, 255) / 255) ** rng.uniform(0.75, 1.4)
+    image = image * rng.uniform(0.72, 1.18)
+    rows = np.linspace(-1, 1, height)[:, None] ** 2 + np.linspace(-1, 1, width)[None] ** 2
+    image = image * (1 - rng.uniform(0, 0.14) * rows)[..., None]
+    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), rng.uniform(0.3, 0.75))
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 8)
+    return np.clip(image + noise, 0, 255).round().astype(np.uint8)

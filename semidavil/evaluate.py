@@ -1,0 +1,107 @@
+"""Evaluation on the target validation set, and a picture to look at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semidavil.data.loading import EvalSet
+from semidavil.metrics import Confusion
+from semidavil.segmenter import Segmenter
+from semidavil.vlm import Language
+
+Encode = Callable[[Sequence[str]], Language]
+
+
+@torch.inference_mode()
+def evaluate(
+    networks: Mapping[str, Segmenter],
+    data: EvalSet,
+    encode: Encode,
+    num_classes: int,
+    device: torch.device,
+    batch_size: int,
+    num_workers: int = 0,
+) -> dict[str, np.ndarray]:
+    """Confusion matrix (C, C) int64 of each network over the whole set, at the labels' own size."""
+    totals = {name: Confusion(num_classes, device) for name in networks}
+    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
+    for items in loader:
+        images = torch.stack([item["image"] for item in items]).to(device)
+        language = encode([item["caption"] for item in items])
+        labels = [item["label"].to(device) for item in items]
+        same_size = len({label.shape for label in labels}) == 1
+        for name, network in networks.items():
+            logits = network.eval()(images, language)
+            if same_size:
+                totals[name].add(_predict(logits, labels[0].shape), torch.stack(labels))
+            else:
+                for one, label in zip(logits, labels, strict=True):
+                    totals[name].add(_predict(one[None], label.shape)[0], label)
+    return {name: total.numpy() for name, total in totals.items()}
+
+
+def _predict(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Class indices (B, *size) from logits (B, C, h, w)."""
+    if tuple(logits.shape[-2:]) != tuple(size):
+        logits = F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
+    return logits.argmax(1)
+
+
+@torch.inference_mode()
+def save_examples(
+    network: Segmenter,
+    data: EvalSet,
+    encode: Encode,
+    palette: np.ndarray,
+    device: torch.device,
+    path: Path,
+    count: int = 4,
+) -> None:
+    """A PNG with `count` evenly spaced validation images: input, prediction, ground truth, caption.
+
+    Args:
+        palette: colours (256, 3) uint8 by class index; 255 is the colour of ignored pixels.
+    """
+    rows = []
+    for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
+        item = data[int(index)]
+        logits = network.eval()(item["image"][None].to(device), encode([item["caption"]]))
+        prediction = _predict(logits, item["label"].shape)[0].cpu().numpy()
+        image = (item["image"] * 255).round().byte().permute(1, 2, 0).numpy()
+        panels = [image, palette[prediction], palette[item["label"].numpy()]]
+        rows.append(_row(panels, item["caption"]))
+    width = max(row.width for row in rows)
+    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(path)
+
+
+def _row(panels: Sequence[np.ndarray], caption: str, width: int = 320, gap: int = 6) -> Image.Image:
+    height = round(width * panels[0].shape[0] / panels[0].shape[1])
+    lines = _wrap(caption or "(no caption)", 150)
+    row = Image.new("RGB", (3 * width + 2 * gap, height + 14 * len(lines) + 2 * gap), "white")
+    for column, panel in enumerate(panels):
+        # Nearest keeps label borders and small images crisp.
+        tile = Image.fromarray(panel.astype(np.uint8)).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
+        row.paste(tile, (column * (width + gap), 0))
+    draw = ImageDraw.Draw(row)
+    for number, line in enumerate(lines):
+        draw.text((2, height + 3 + 14 * number), line, fill="black")
+    return row
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width)[:3]

@@ -1,0 +1,17 @@
+"""Methods: what a training step is.
+
+A method is a module that holds the networks it trains or keeps, names the data streams it draws
+from, and turns a batch into a loss. `semidavil.train` owns everything else: the optimiser, the
+schedule, evaluation, checkpoints.
+"""
+
+from semidavil.methods.base import Method
+from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
+
+METHODS: dict[str, type[Method]] = {
+    "source_only": SourceOnly,
+    "target_only": TargetOnly,
+    "supervised": Supervised,
+    "semidavil": SemiDAViL,
+}

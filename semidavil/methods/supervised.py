@@ -1,0 +1,27 @@
+"""Methods without unlabelled images: the reference points of every comparison."""
+
+from typing import ClassVar
+
+from semidavil.methods.base import Batch, Losses, Method
+
+
+class Supervised(Method):
+    """Labelled source and labelled target images; no teacher, no unlabelled image."""
+
+    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled"})
+
+    def losses(self, batch: Batch) -> Losses:
+        loss, _ = self.supervised(batch)
+        return {"loss": loss, "loss_sup": loss}
+
+
+class SourceOnly(Supervised):
+    """Labelled source images alone: what the domain gap costs."""
+
+    streams: ClassVar[frozenset[str]] = frozenset({"source"})
+
+
+class TargetOnly(Supervised):
+    """The labelled target images alone: what the labels give by themselves."""
+
+    streams: ClassVar[frozenset[str]] = frozenset({"labelled"})

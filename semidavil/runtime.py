@@ -1,0 +1,107 @@
+"""The machine side of a run: device, determinism, mixed precision, throughput."""
+
+import os
+import random
+import resource
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: the device named does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs: "
+            "use --set runtime.device=auto"
+        )
+    return device
+
+
+def make_deterministic(seed: int, threads: int) -> None:
+    """Sets every global that a run's numbers depend on, whatever ran in this process before."""
+    # cuBLAS reads it when its handle is made; without it, deterministic mode refuses to multiply.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(threads or available_cpus())
+
+
+def available_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_bfloat16(wanted: bool, device: torch.device) -> bool:
+    """Mixed precision where the device computes bfloat16 natively: recent GPUs."""
+    return wanted and device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def to_device(batch: dict[str, dict[str, Any]], device: torch.device) -> dict[str, dict[str, Any]]:
+    return {
+        stream: {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in part.items()
+        }
+        for stream, part in batch.items()
+    }
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: the GPU's allocations, or the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class Meter:
+    """Averages losses and counts images between two reports."""
+
+    def __init__(self, every: int, device: torch.device) -> None:
+        self.every, self.device = every, device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        self.steps = self.images = 0
+        self.started = time.perf_counter()
+        self.paused = 0.0
+
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        for name, value in losses.items():
+            self.sums[name] += value.detach().float()
+        self.steps += 1
+        self.images += images
+
+    def skip(self, seconds: float) -> None:
+        """Leaves `seconds` (an evaluation) out of the throughput."""
+        self.paused += seconds
+
+    def read(self) -> dict[str, float]:
+        """`train/<loss>` means since the last reading, throughput and peak memory; starts anew."""
+        seconds = time.perf_counter() - self.started - self.paused
+        values = {f"train/{name}": (total / self.steps).item() for name, total in self.sums.items()}
+        values["train/images_per_second"] = self.images / seconds
+        values["train/peak_memory_mb"] = peak_memory_mb(self.device)
+        self._reset()
+        return values

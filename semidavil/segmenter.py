@@ -1,0 +1,108 @@
+"""The segmentation network: CLIP vision encoder, language fusion, decoder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semidavil.config import Model
+from semidavil.fusion import FUSIONS
+from semidavil.vlm import VLM, Language, VisionEncoder
+
+
+class Decoder(nn.Module):
+    """A convolution block and two learned 2x up-samplings; the paper fixes none, all fusions share it.
+
+    (B, c_v, h, w) features -> (B, C, 4h, 4w) logits.
+    """
+
+    def __init__(self, in_dim: int, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv2d(in_dim, dim, 3, padding=1, bias=False),
+            nn.GroupNorm(_groups(dim), dim),
+            nn.GELU(),
+        )
+        self.up = nn.Sequential(*_up(dim, dim // 2), *_up(dim // 2, dim // 2))
+        self.classify = nn.Conv2d(dim // 2, num_classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.classify(self.up(self.block(features)))
+
+
+def _up(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.ConvTranspose2d(in_dim, out_dim, 2, stride=2, bias=False),
+        nn.GroupNorm(_groups(out_dim), out_dim),
+        nn.GELU(),
+    )
+
+
+def _groups(dim: int) -> int:
+    return next(groups for groups in (32, 16, 8, 4, 2, 1) if dim % groups == 0 and dim > groups)
+
+
+class Segmenter(nn.Module):
+    """Images and captions to per-pixel class logits."""
+
+    def __init__(self, vision: VisionEncoder, fusion: nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self.vision, self.fusion, self.decoder = vision, fusion, decoder
+
+    def forward(self, images: Tensor, language: Language) -> Tensor:
+        """Logits (B, C, H, W) for images (B, 3, H, W) in [0, 1] and their captions' tokens.
+
+        H and W may be any size: images are padded to whole patches and the logits cut back.
+        """
+        height, width = images.shape[-2:]
+        stride = self.vision.stride
+        pad_h, pad_w = -height % stride, -width % stride
+        if pad_h or pad_w:
+            images = F.pad(images, (0, pad_w, 0, pad_h), mode="replicate")
+        features = self.fusion(self.vision(images), language.tokens, language.mask)
+        logits = self.decoder(features)
+        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+
+def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
+    """A Segmenter that starts from the VLM's vision encoder; the rest is initialised at random."""
+    vision = vlm.vision
+    # The decoder comes first: with one seed it then starts the same under every fusion.
+    decoder = Decoder(vision.dim, config.decoder_dim, num_classes)
+    fusion = FUSIONS[config.fusion](
+        vision.dim, vlm.text.dim, config.fusion_dim, vlm.text.max_tokens
+    )
+    return Segmenter(vision, fusion, decoder)
+
+
+def parameter_groups(model: Segmenter, lr: float, backbone_factor: float) -> list[dict]:
+    """AdamW's groups: the vision encoder at lr * factor, the rest at lr; `scale` keeps the ratio.
+
+    A factor of 0 freezes the vision encoder.
+    """
+    if backbone_factor == 0:
+        model.vision.requires_grad_(False)
+    backbone = [p for p in model.vision.parameters() if p.requires_grad]
+    known = {id(p) for p in model.vision.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": rest, "lr": lr, "scale": 1.0}]
+    if backbone:
+        groups.append({"params": backbone, "lr": lr * backbone_factor, "scale": backbone_factor})
+    return groups
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float, step: int) -> None:
+    """theta_T <- a theta_T + (1 - a) theta_S (SemiDAViL, eq. 6), in place.
+
+    a = min(1 - 1/(step + 1), decay) with `step` counted from 0, so that the first steps are a plain
+    average and the teacher is not held back by its initialisation (our reading, as in Mean Teacher
+    and UA-MT's code). Buffers are copied.
+    """
+    alpha = min(1 - 1 / (step + 1), decay)
+    ours = [p for p in teacher.parameters()]
+    theirs = [p.detach() for p in student.parameters()]
+    torch._foreach_mul_(ours, alpha)
+    torch._foreach_add_(ours, theirs, alpha=1 - alpha)
+    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        target.copy_(source)

@@ -1,0 +1,259 @@
+"""Trains one Config, from its data to its score.
+
+    python -m semidavil.train --benchmark gta5-cityscapes --budget 100
+
+    from semidavil.config import preset
+    from semidavil.train import prepare, train
+    config = preset("toy")
+    prepare(config)                       # data, checks, captions: slow, shared by many runs, once
+    result = train(config, report=print, checkpoint_dir=Path("checkpoints") / config.key())
+
+The number reported is the last step's (the teacher's, where a method has one), never the best on
+the split that it is reported on. One seed fixes a run: the batch of a step depends on the seed and
+the step alone, so a run that was stopped and goes on from its checkpoint ends with the same numbers.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semidavil.captions import caption_images
+from semidavil.checkpoint import TrainingError, resume, save_checkpoint
+from semidavil.config import Config, Training
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.data.loading import EvalSet, TrainBatches, cache_dir, check_data, image_paths
+from semidavil.evaluate import evaluate, save_examples
+from semidavil.losses import build_loss
+from semidavil.methods import METHODS
+from semidavil.methods.base import Method
+from semidavil.metrics import absent_classes, summarise
+from semidavil.runtime import Meter, choose_device, make_deterministic, to_device, use_bfloat16
+from semidavil.segmenter import build_segmenter, parameter_groups
+from semidavil.vlm import VLM, load_vlm
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite; the same Config would do so again."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Progress of a run: `metrics` at `step` (counted from 1) of `total_steps`."""
+
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. Files are None when there was no `checkpoint_dir` to put them in."""
+
+    metrics: dict[
+        str, float
+    ]  # `miou`, `pixel_accuracy`, `iou/<class>`, ... of the reported network
+    confusion: np.ndarray = field(repr=False)  # (C, C), rows = truth
+    absent: list[str]  # classes with neither ground truth nor prediction
+    steps: int
+    seconds: float  # of this call: a resumed run does not count what it did before
+    weights: Path | None
+    examples: Path | None
+
+
+Reporter = Callable[[Report], None]
+
+
+def prepare(config: Config, progress: bool = True) -> None:
+    """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little."""
+    check_data(config)
+    if config.model.fusion != "none":
+        load_captions(config, load_vlm(config.model.vlm, config.model.weights), progress)
+
+
+def train(
+    config: Config, report: Reporter | None = None, checkpoint_dir: Path | None = None
+) -> Result:
+    """Trains `config` and evaluates it on the target validation set.
+
+    Args:
+        report: called with a `Report` every few steps; may raise to stop the run.
+        checkpoint_dir: where checkpoints and results go. A run continues from the one found there.
+
+    Raises:
+        TrainingError: the loss is not finite, or the checkpoint belongs to another Config.
+        DataError, VLMError, CaptionError: something is missing or broken; the message names it.
+    """
+    started = time.perf_counter()
+    setup, settings, benchmark = config.runtime, config.training, BENCHMARKS[config.data.benchmark]
+    device = choose_device(setup.device)
+    make_deterministic(config.seed, setup.threads)
+    report = report or (lambda _: None)
+
+    check_data(config)
+    vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
+    captions = load_captions(config, vlm)
+    num_classes = len(benchmark.classes)
+    method = build_method(config, vlm, num_classes).to(device)
+    method_type = METHODS[settings.method]
+    batches = TrainBatches(config, captions, method_type.streams, method_type.strong_views)
+    validation = EvalSet(config, captions)
+    groups = parameter_groups(method.student, settings.lr, settings.backbone_lr_factor)
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    parameters = [p for group in groups for p in group["params"]]
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=use_bfloat16(settings.amp, device)
+    )
+
+    def score() -> dict[str, np.ndarray]:
+        with autocast:
+            return evaluate(
+                method.networks(), validation, method.encode, num_classes, device,
+                setup.eval_batch_size, setup.num_workers,
+            )  # fmt: skip
+
+    first_step = resume(checkpoint_dir, config, method, optimizer, device)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first_step, settings.steps),
+        num_workers=setup.num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=False,
+    )
+    meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
+    confusions: dict[str, np.ndarray] = {}
+    method.train()
+    for step, batch in enumerate(loader, start=first_step):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * group["scale"] * schedule(step, settings)
+        batch = to_device(batch, device)
+        with autocast:
+            losses = method.losses(batch)
+        require_finite(losses, step)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        if settings.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+        optimizer.step()
+        method.after_step(step)
+
+        done = step + 1
+        meter.add(losses, images=sum(len(part["image"]) for part in batch.values()))
+        metrics = {}
+        if done % meter.every == 0 or done == settings.steps:
+            metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
+        if done == settings.steps or (setup.eval_every and done % setup.eval_every == 0):
+            paused = time.perf_counter()
+            confusions = score()
+            metrics |= evaluation_metrics(confusions, config)
+            method.train()
+            meter.skip(time.perf_counter() - paused)
+        if metrics:
+            report(Report(done, settings.steps, metrics))
+        if checkpoint_dir and (
+            done == settings.steps
+            or (setup.checkpoint_every and done % setup.checkpoint_every == 0)
+        ):
+            save_checkpoint(checkpoint_dir, done, config, method, optimizer)
+
+    if not confusions:  # the checkpoint was of the last step: only the evaluation was missing
+        confusions = score()
+    return finish(config, method, confusions, validation, checkpoint_dir, device, started)
+
+
+def require_finite(losses: dict[str, Tensor], step: int) -> None:
+    """Raises NonFiniteLossError before a broken gradient reaches the weights or a checkpoint."""
+    if math.isfinite(losses["loss"].item()):
+        return
+    values = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
+    raise NonFiniteLossError(
+        f"the loss is not finite at step {step + 1} ({values}): lower training.lr, set "
+        "training.grad_clip, or switch mixed precision off with training.amp=false"
+    )
+
+
+def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
+    """The configured method around a fresh student."""
+    student = build_segmenter(config.model, vlm, num_classes)
+    loss = build_loss(config.loss, num_classes)
+    return METHODS[config.training.method](student, vlm.text, loss, config)
+
+
+def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, str]:
+    """The caption of every image that the run may draw, from the cache where it is there."""
+    return caption_images(
+        image_paths(config),
+        config.model.captions if config.model.fusion != "none" else "none",
+        vlm,
+        BENCHMARKS[config.data.benchmark].classes,
+        cache_dir(config) / "captions",
+        progress=progress,
+    )
+
+
+def schedule(step: int, settings: Training) -> float:
+    """Factor on the learning rate: linear warm-up times the polynomial decay (1 - t/T)^power."""
+    warm_up = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return warm_up * (1 - step / settings.steps) ** settings.poly_power
+
+
+def evaluation_metrics(confusions: dict[str, np.ndarray], config: Config) -> dict[str, float]:
+    """`val/*` of the reported (first) network and `val_<name>/*` of every network."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    metrics = {}
+    for position, (name, confusion) in enumerate(confusions.items()):
+        summary = summarise(confusion, benchmark.classes, benchmark.subsets)
+        if position == 0:
+            metrics |= {f"val/{key}": value for key, value in summary.items()}
+        metrics[f"val_{name}/miou"] = summary["miou"]
+        metrics[f"val_{name}/pixel_accuracy"] = summary["pixel_accuracy"]
+    return metrics
+
+
+def finish(
+    config: Config,
+    method: Method,
+    confusions: dict[str, np.ndarray],
+    validation: EvalSet,
+    folder: Path | None,
+    device: torch.device,
+    started: float,
+) -> Result:
+    """The Result, with weights and example pictures written into `folder`."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    name, network = next(iter(method.networks().items()))
+    metrics = summarise(confusions[name], benchmark.classes, benchmark.subsets)
+    for other, confusion in confusions.items():
+        metrics[f"{other}_miou"] = summarise(confusion, benchmark.classes)["miou"]
+    weights = examples = None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights, examples = folder / "segmenter.safetensors", folder / "examples.png"
+        about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
+        save_file(network.state_dict(), weights, metadata=about)
+        save_examples(network, validation, method.encode, benchmark.palette, device, examples)
+    return Result(
+        metrics=metrics,
+        confusion=confusions[name],
+        absent=absent_classes(confusions[name], benchmark.classes),
+        steps=config.training.steps,
+        seconds=time.perf_counter() - started,
+        weights=weights,
+        examples=examples,
+    )
+
+
+if __name__ == "__main__":
+    from semidavil.commandline import main
+
+    typer.run(main)

@@ -1,0 +1,266 @@
+"""Every fusion against its formula, computed here a second time in float64 with loops and einsum."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from semidavil.fusion import DLG, FUSIONS, VLGA, WPCT, BottleneckBlock, CrossAttention
+from semidavil.fusion import masked_softmax
+from torch import Tensor, nn
+
+VISION, LANGUAGE, DIM, MAX_TOKENS = 10, 6, 16, 7
+LANGUAGE_FUSIONS = [name for name in FUSIONS if name != "none"]
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return FUSIONS[name](VISION, LANGUAGE, DIM, MAX_TOKENS).double()
+
+
+def make_inputs(height: int = 3, width: int = 5, num_tokens: int = 4, batch: int = 2):
+    generator = torch.Generator().manual_seed(1)
+    vision = torch.randn(batch, VISION, height, width, generator=generator, dtype=torch.float64)
+    tokens = torch.randn(batch, num_tokens, LANGUAGE, generator=generator, dtype=torch.float64)
+    mask = torch.ones(batch, num_tokens, dtype=torch.bool)
+    mask[0, num_tokens - 1 :] = False
+    return vision.requires_grad_(), tokens.requires_grad_(), mask
+
+
+def readout(fusion: nn.Module, pixel: Tensor, maps: Tensor) -> Tensor:
+    """F_V + LayerNorm(W [F_V ; W_m M]) for one pixel (c_v,) and its maps (m,)."""
+    part = fusion.readout
+    mixed = part.mix.weight @ torch.cat([pixel, part.maps.weight @ maps + part.maps.bias])
+    mixed = mixed + part.mix.bias
+    centred = mixed - mixed.mean()
+    normed = centred / (centred.pow(2).mean() + part.norm.eps).sqrt()
+    return pixel + normed * part.norm.weight + part.norm.bias
+
+
+def expected_dlg(fusion: DLG, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 2-3 one image at a time over its real tokens alone, so there is nothing to mask."""
+    rows = []
+    for image, words, real in zip(vision, tokens, mask, strict=True):
+        pixels, words = image.flatten(1).T, words[real]
+        linear = lambda layer, x: torch.einsum("oi,ni->no", layer.weight, x) + layer.bias  # noqa: E731
+        attention = linear(fusion.vision_key, pixels) @ linear(fusion.language_key, words).T
+        attention = attention / math.sqrt(DIM)
+        by_token = attention.exp() / attention.exp().sum(1, keepdim=True)
+        by_pixel = attention.exp() / attention.exp().sum(0, keepdim=True)
+        vision_attended = by_token @ linear(fusion.language_value, words)
+        language_attended = by_pixel.T @ linear(fusion.vision_value, pixels)
+        multimodal = vision_attended @ language_attended.T / math.sqrt(DIM)
+        padded = torch.zeros(len(pixels), MAX_TOKENS, dtype=torch.float64)
+        slots = real.nonzero().flatten()
+        padded = padded.index_copy(1, slots, multimodal)
+        maps = torch.cat([vision_attended, padded], dim=1)
+        out = torch.stack([readout(fusion, p, m) for p, m in zip(pixels, maps, strict=True)])
+        rows.append(out.T.reshape(image.shape))
+    return torch.stack(rows)
+
+
+def expected_cross_attention(
+    fusion: CrossAttention, vision: Tensor, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    """PyTorch's own multi-head attention with the fusion's weights."""
+    queries = F.linear(vision.flatten(2).transpose(1, 2), fusion.query.weight, fusion.query.bias)
+    keys = F.linear(tokens, fusion.key.weight, fusion.key.bias)
+    values = F.linear(tokens, fusion.value.weight, fusion.value.bias)
+    reference = nn.MultiheadAttention(DIM, fusion.num_heads, batch_first=True).double()
+    with torch.no_grad():  # its own projections become identities
+        reference.in_proj_weight.copy_(torch.eye(DIM).repeat(3, 1))
+        reference.in_proj_bias.zero_()
+        reference.out_proj.weight.copy_(torch.eye(DIM))
+        reference.out_proj.bias.zero_()
+    attended, _ = reference(queries, keys, values, key_padding_mask=~mask)
+    projected = F.linear(attended, fusion.project.weight, fusion.project.bias)
+    return vision + projected.transpose(1, 2).reshape(vision.shape)
+
+
+def cosine(fusion: nn.Module, pixel: Tensor, word: Tensor) -> Tensor:
+    image = fusion.similarity.vision.weight @ pixel + fusion.similarity.vision.bias
+    text = fusion.similarity.language.weight @ word + fusion.similarity.language.bias
+    return image @ text / (image.norm() * text.norm())
+
+
+def similarity_maps(fusion: nn.Module, image: Tensor, words: Tensor) -> Tensor:
+    """(N, h, w) cosine similarities, entry by entry."""
+    _, height, width = image.shape
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.stack([cosine(fusion, image[:, i, j], word) for j in range(width)])
+                    for i in range(height)
+                ]
+            )
+            for word in words
+        ]
+    )
+
+
+def read_maps(fusion: nn.Module, image: Tensor, maps: Tensor, real: Tensor) -> Tensor:
+    """The common readout of one map (h, w) per real token."""
+    padded = torch.zeros(MAX_TOKENS, *maps.shape[1:], dtype=torch.float64)
+    padded = padded.index_copy(0, real.nonzero().flatten(), maps).flatten(1).T
+    pixels = image.flatten(1).T
+    out = torch.stack([readout(fusion, p, m) for p, m in zip(pixels, padded, strict=True)])
+    return out.T.reshape(image.shape)
+
+
+def expected_wpct(fusion: WPCT, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    rows = []
+    for image, words, real in zip(vision, tokens, mask, strict=True):
+        maps = similarity_maps(fusion, image, words[real]) * fusion.log_temperature.exp()
+        for block in fusion.blocks:
+            smoothed = torch.stack(
+                [F.conv2d(m[None, None], block.depthwise.weight, block.depthwise.bias, padding=1)
+                 for m in maps]
+            )[:, 0, 0]  # fmt: skip
+            maps = (smoothed + maps.max(0).values).clamp(min=0)
+        rows.append(read_maps(fusion, image, maps, real))
+    return torch.stack(rows)
+
+
+def expected_vlga(fusion: VLGA, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """One image at a time over its real tokens; pooled windows and heads by explicit loops."""
+    rows = []
+    reason = fusion.reason
+    for image, words, real in zip(vision, tokens, mask, strict=True):
+        words = words[real]
+        _, height, width = image.shape
+        maps = similarity_maps(fusion, image, words)[:, None]  # (N, 1, h, w)
+        maps = F.conv2d(maps, fusion.embed.weight, fusion.embed.bias, padding=3)
+        branches = [
+            F.conv2d(maps, b.weight, b.bias, padding=rate, dilation=rate).clamp(min=0)
+            for b, rate in zip(fusion.aspp.branches, (1, 6, 12, 18), strict=True)
+        ]
+        fuse = fusion.aspp.fuse
+        maps = maps + F.conv2d(torch.cat(branches, 1), fuse.weight, fuse.bias)
+
+        rows_of_windows = []
+        for top in range(0, height, 4):
+            windows = []
+            for left in range(0, width, 4):
+                x = maps[:, :, top : top + 4, left : left + 4].mean((2, 3))  # (N, d)
+                start = x
+                normed = F.layer_norm(x, x.shape[-1:], reason.norm.weight, reason.norm.bias)
+                guided = torch.cat([normed, reason.language(words)], dim=1)
+                q, k, v = reason.query(guided), reason.key(guided), reason.value(normed)
+                heads = []
+                for h in range(reason.num_heads):
+                    size = q.shape[1] // reason.num_heads
+                    part = slice(h * size, (h + 1) * size)
+                    weights = (q[:, part] @ k[:, part].T / math.sqrt(size)).softmax(1)
+                    heads.append(weights @ v[:, part])
+                x = x + reason.project(torch.cat(heads, dim=1))
+                x = x + reason.mlp(x)
+                windows.append(x - start)
+            rows_of_windows.append(torch.stack(windows, dim=-1))
+        change = torch.stack(rows_of_windows, dim=-2)  # (N, d, h/4, w/4)
+        maps = maps + F.interpolate(change, (height, width), mode="bilinear")
+        per_token = torch.einsum("ndhw,d->nhw", maps, fusion.to_map.weight[0]) + fusion.to_map.bias
+        rows.append(read_maps(fusion, image, per_token, real))
+    return torch.stack(rows)
+
+
+EXPECTED = {
+    "dlg": expected_dlg,
+    "vlga": expected_vlga,
+    "wpct": expected_wpct,
+    "cross_attention": expected_cross_attention,
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE_FUSIONS)
+def test_values_and_gradients_agree_with_the_formula(name: str) -> None:
+    fusion = make(name)
+    vision, tokens, mask = make_inputs()
+    probe = torch.randn(vision.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def gradients(output: Tensor) -> list[Tensor]:
+        leaves = [vision, tokens, *fusion.parameters()]
+        return torch.autograd.grad((output * probe).sum(), leaves)
+
+    actual, expected = fusion(vision, tokens, mask), EXPECTED[name](fusion, vision, tokens, mask)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(gradients(actual), gradients(expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_padding_tokens_change_nothing(name: str) -> None:
+    fusion = make(name)
+    vision, tokens, mask = make_inputs()
+    garbage = tokens.detach().clone()
+    garbage[~mask] = 1e3
+    longer = F.pad(garbage, (0, 0, 0, 2), value=-50.0)
+    longer_mask = F.pad(mask, (0, 2))
+    torch.testing.assert_close(fusion(vision, tokens, mask), fusion(vision, garbage, mask))
+    torch.testing.assert_close(fusion(vision, tokens, mask), fusion(vision, longer, longer_mask))
+
+
+@pytest.mark.parametrize("name", LANGUAGE_FUSIONS)
+def test_the_caption_matters(name: str) -> None:
+    fusion = make(name)
+    vision, tokens, mask = make_inputs()
+    assert not torch.allclose(fusion(vision, tokens, mask), fusion(vision, tokens.flip(0), mask))
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_caption_without_any_token_gives_finite_features_and_gradients(name: str) -> None:
+    fusion = make(name)
+    vision, tokens, mask = make_inputs()
+    output = fusion(vision, tokens, torch.zeros_like(mask))
+    output.sum().backward()
+    assert output.isfinite().all()
+    assert vision.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in fusion.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_shape_is_kept_and_images_do_not_mix(name: str) -> None:
+    fusion = make(name)
+    vision, tokens, mask = make_inputs(height=9, width=6)
+    together = fusion(vision, tokens, mask)
+    assert together.shape == vision.shape
+    alone = fusion(vision[1:], tokens[1:], mask[1:])
+    torch.testing.assert_close(together[1:], alone)
+
+
+def test_none_is_the_vision_features() -> None:
+    vision, tokens, mask = make_inputs()
+    assert torch.equal(make("none")(vision, tokens, mask), vision)
+
+
+def test_both_attended_features_of_dlg_are_convex_combinations() -> None:
+    fusion = make("dlg")
+    vision, tokens, mask = make_inputs()
+    pixels = vision.flatten(2).transpose(1, 2)
+    with torch.no_grad():  # constant values come back unchanged if the weights sum to one
+        fusion.language_value.weight.zero_()
+        fusion.language_value.bias.fill_(2.0)
+        fusion.vision_value.weight.zero_()
+        fusion.vision_value.bias.fill_(3.0)
+    by_token, by_pixel, multimodal = fusion.attend(pixels, tokens, mask)
+    torch.testing.assert_close(by_token, torch.full_like(by_token, 2.0))
+    torch.testing.assert_close(by_pixel[mask], torch.full_like(by_pixel[mask], 3.0))
+    assert (by_pixel[~mask] == 0).all()
+    torch.testing.assert_close(multimodal[1], torch.full_like(multimodal[1], 6.0 * DIM))
+
+
+def test_bottleneck_maximum_is_over_real_tokens() -> None:
+    block = BottleneckBlock().double()
+    with torch.no_grad():
+        block.depthwise.weight.zero_()
+        block.depthwise.bias.zero_()
+    maps = torch.tensor([1.0, 2.0, 9.0]).double().view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    mask = torch.tensor([[True, True, False]])
+    assert (block(maps, mask) == 2.0).all()
+
+
+def test_masked_softmax_sums_to_one_over_the_mask() -> None:
+    scores = torch.tensor([[1.0, 2.0, 300.0]])
+    weights = masked_softmax(scores, torch.tensor([[True, True, False]]), dim=1)
+    expected = torch.tensor([[1.0, math.e, 0.0]]) / (1 + math.e)
+    torch.testing.assert_close(weights, expected)

@@ -1,0 +1,182 @@
+"""Losses against their formulas, computed here in float64 with loops over pixels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from semidavil.config import Loss
+from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss
+from torch import Tensor
+
+CLASSES = 5
+
+
+def make_case(seed: int, ignored: float = 0.2, size: tuple[int, ...] = (2, 6, 7)):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(size[0], CLASSES, *size[1:], generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, CLASSES, size, generator=generator)
+    targets[torch.rand(size, generator=generator) < ignored] = IGNORE_INDEX
+    return logits.requires_grad_(), targets
+
+
+def pixels(logits: Tensor, targets: Tensor) -> list[tuple[Tensor, int]]:
+    """(log-probabilities (C,), label) of every valid pixel."""
+    flat = logits.flatten(2).transpose(1, 2).reshape(-1, CLASSES)
+    return [
+        (row - row.exp().sum().log(), int(label))
+        for row, label in zip(flat, targets.flatten(), strict=True)
+        if label != IGNORE_INDEX
+    ]
+
+
+def expected_ce(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.stack([-log_p[label] for log_p, label in pixels(logits, targets)]).mean()
+
+
+def expected_dyce(logits: Tensor, targets: Tensor, hard_fraction: float, omega: float) -> Tensor:
+    """Eq. 9 term by term."""
+    losses = [(-log_p[label], label) for log_p, label in pixels(logits, targets)]
+    hardest = sorted(losses, key=lambda pair: -pair[0].item())
+    hard = hardest[: max(1, math.floor(round(hard_fraction * len(losses), 6)))]
+    total = torch.zeros((), dtype=torch.float64)
+    for c in range(CLASSES):
+        members = [value for value, label in hard if label == c]
+        if members:
+            total = total + sum(members) / len(members) ** (1 - omega)
+    return total / len(hard) ** omega
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("hard_fraction", "omega"), [(0.2, 0.5), (0.37, 0.0), (1.0, 0.25), (1, 1)])
+def test_dyce_agrees_with_equation_9(seed: int, hard_fraction: float, omega: float) -> None:
+    logits, targets = make_case(seed)
+    loss = DyCE(CLASSES, hard_fraction=hard_fraction, omega=omega)
+    actual, expected = loss(logits, targets), expected_dyce(logits, targets, hard_fraction, omega)
+    assert actual.item() == pytest.approx(expected.item(), rel=1e-6)
+    ours, theirs = (torch.autograd.grad(value, logits)[0] for value in (actual, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_dyce_by_hand() -> None:
+    """Four pixels with probabilities 1/2, 1/4, 1/4, 1/8 of their classes 0, 0, 1, 2; h = 75%."""
+    rows = torch.tensor(
+        [[1 / 2, 1 / 2, 0], [1 / 4, 3 / 4, 0], [3 / 4, 1 / 4, 0], [0, 7 / 8, 1 / 8]]
+    )
+    logits = rows.clamp(min=1e-30).log().T.reshape(1, 3, 2, 2)
+    targets = torch.tensor([0, 0, 1, 2]).view(1, 2, 2)
+    # H drops the first pixel: one pixel of each class stays, f_H = 3.
+    expected = (2 + 2 + 3) * math.log(2) / math.sqrt(3)
+    value = DyCE(3, hard_fraction=0.75, omega=0.5)(logits, targets)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ce_is_the_mean_over_valid_pixels_and_dyce_at_its_neutral_setting() -> None:
+    logits, targets = make_case(7)
+    expected = expected_ce(logits, targets).item()
+    assert LOSSES["ce"](CLASSES)(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+    neutral = DyCE(CLASSES, hard_fraction=1.0, omega=1.0)(logits, targets)
+    assert neutral.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "case", ["all ignored", "one class", "absent class", "saturated", "one pixel"]
+)
+def test_value_and_gradient_are_finite(name: str, dtype: torch.dtype, case: str) -> None:
+    logits, targets = make_case(3)
+    if case == "all ignored":
+        targets = torch.full_like(targets, IGNORE_INDEX)
+    elif case == "one class":
+        targets = torch.ones_like(targets)
+    elif case == "absent class":
+        targets[targets == 2] = 3
+    elif case == "saturated":
+        logits = 80 * logits.detach().sign()
+    else:
+        logits, targets = logits.detach()[:1, :, :1, :1], torch.ones(1, 1, 1, dtype=torch.int64)
+    logits = logits.detach().to(dtype).requires_grad_()
+    value = LOSSES[name](CLASSES)(logits, targets)
+    value.backward()
+    assert value.shape == ()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+    if case == "all ignored":
+        assert value == 0
+        assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_volumes_are_images_with_one_more_axis(name: str) -> None:
+    logits, targets = make_case(4, size=(1, 6, 8))
+    loss = LOSSES[name](CLASSES)
+    volume = loss(logits.unflatten(2, (2, 3)), targets.unflatten(1, (2, 3)))
+    torch.testing.assert_close(volume, loss(logits, targets))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    ignored=st.floats(0, 0.9),
+    hard_fraction=st.floats(0.01, 1),
+    omega=st.floats(0, 1),
+)
+def test_dyce_gradient_lives_on_the_hardest_share(
+    seed: int, ignored: float, hard_fraction: float, omega: float
+) -> None:
+    logits, targets = make_case(seed, ignored)
+    targets[0, 0, 0] = 0  # at least one valid pixel
+    DyCE(CLASSES, hard_fraction=hard_fraction, omega=omega)(logits, targets).backward()
+    touched = logits.grad.abs().sum(1) > 0
+    valid = targets != IGNORE_INDEX
+    assert not (touched & ~valid).any()
+    count = int(valid.sum())
+    assert int(touched.sum()) == max(1, math.floor(hard_fraction * count + 1e-6))
+    losses = torch.nn.functional.cross_entropy(
+        logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    if (valid & ~touched).any():
+        assert losses[touched].min() >= losses[valid & ~touched].max()
+
+
+def test_dyce_does_not_grow_with_the_number_of_pixels() -> None:
+    logits, targets = make_case(5, ignored=0)
+    loss = DyCE(CLASSES)
+    larger = loss(logits.repeat(1, 1, 10, 10), targets.repeat(1, 10, 10))
+    # 84 pixels do not divide by five: 16 of 84 are mined, 1,680 of 8,400.
+    assert larger.item() == pytest.approx(loss(logits, targets).item(), rel=0.05)
+
+
+def test_consistency_by_hand() -> None:
+    """Three valid pixels and one of padding; the second is below the threshold."""
+    logits = torch.tensor([[0.0, 0.0], [5.0, -5.0], [math.log(3), 0.0], [9.0, 0.0]])
+    logits = logits.T.reshape(1, 2, 2, 2).double().requires_grad_()
+    labels = torch.tensor([1, 1, 0, 1]).view(1, 2, 2)
+    confidence = torch.tensor([0.95, 0.94, 0.99, 1.0]).view(1, 2, 2)
+    valid = torch.tensor([True, True, True, False]).view(1, 2, 2)
+    value = consistency_loss(logits, labels, confidence, 0.95, valid)
+    assert value.item() == pytest.approx((math.log(2) - math.log(3 / 4)) / 3, rel=1e-6)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient[0, :, 0, 0].tolist() == pytest.approx([0.5 / 3, -0.5 / 3])
+    assert gradient[0, :, 1, 0].tolist() == pytest.approx([-0.25 / 3, 0.25 / 3])
+    assert (gradient[0, :, 0, 1] == 0).all()
+    assert (gradient[0, :, 1, 1] == 0).all()
+
+
+def test_consistency_without_any_valid_pixel_is_zero_with_a_graph() -> None:
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
+    value = consistency_loss(logits, nothing.long(), nothing.float(), 0.5, nothing)
+    value.backward()
+    assert value == 0
+    assert (logits.grad == 0).all()
+
+
+def test_build_loss_passes_the_settings_that_the_loss_takes() -> None:
+    loss = build_loss(Loss(name="dyce", hard_fraction=0.4, omega=0.1), CLASSES)
+    assert (loss.hard_fraction, loss.omega, loss.num_classes) == (0.4, 0.1, CLASSES)
+    assert build_loss(Loss(name="ce"), CLASSES).num_classes == CLASSES
+    assert np.isfinite(build_loss(Loss(name="ce"), CLASSES)(*make_case(0)).item())

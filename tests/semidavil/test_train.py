@@ -1,0 +1,176 @@
+"""Whole runs on a few generated scenes: determinism, resume, refusal, results."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from semidavil import train as training
+from semidavil.checkpoint import CHECKPOINT, TrainingError
+from semidavil.config import Config, preset
+from semidavil.segmenter import Segmenter
+from semidavil.train import NonFiniteLossError, Report, schedule, train
+
+SHORT = {
+    "data.budget": 4,
+    "training.steps": 6,
+    "training.warmup_steps": 2,
+    "training.batch_size": 2,
+    "runtime.eval_every": 3,
+    "runtime.checkpoint_every": 2,
+}
+
+
+@pytest.fixture
+def config(tiny_toy: dict[str, str]) -> Config:
+    return preset("toy", {**SHORT, **tiny_toy})
+
+
+def collect(config: Config, folder: Path | None = None, stop_at: int | None = None):
+    """Runs `config`, optionally interrupted after step `stop_at`; returns (result, reports)."""
+    reports: list[Report] = []
+
+    class Stop(Exception):
+        pass
+
+    def report(one: Report) -> None:
+        reports.append(one)
+        if stop_at is not None and one.step >= stop_at:
+            raise Stop
+
+    try:
+        return train(config, report, folder), reports
+    except Stop:
+        return None, reports
+
+
+def losses(reports: list[Report]) -> list[float]:
+    return [r.metrics["train/loss"] for r in reports if "train/loss" in r.metrics]
+
+
+def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: Path) -> None:
+    result, reports = collect(config, tmp_path)
+    assert [r.step for r in reports if "train/loss" in r.metrics] == [1, 2, 3, 4, 5, 6]
+    evaluated = [r for r in reports if "val/miou" in r.metrics]
+    assert [r.step for r in evaluated] == [3, 6]
+    last = evaluated[-1].metrics
+    assert {"val_teacher/miou", "val_student/miou", "val/pixel_accuracy"} <= set(last)
+    assert last["val/miou"] == last["val_teacher/miou"] == result.metrics["miou"]
+    assert result.metrics["student_miou"] == last["val_student/miou"]
+    assert all(
+        value > 0
+        for r in reports
+        for name, value in r.metrics.items()
+        if name in ("train/images_per_second", "train/peak_memory_mb")
+    )
+    assert result.confusion.sum() > 0
+    assert result.examples.stat().st_size > 1000
+    with safe_open(result.weights, "pt") as file:
+        about = file.metadata()
+        assert Config.from_params(json.loads(about["config"])) == config
+        assert about["key"] == config.key()
+        assert about["network"] == "teacher"
+
+
+def test_one_seed_fixes_a_run_whatever_ran_before(config: Config) -> None:
+    first, reports = collect(config)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    torch.set_num_threads(2)
+    collect(config.replace({"seed": 5, "model.fusion": "wpct"}))
+    second, again = collect(config)
+    assert losses(reports) == losses(again)
+    assert np.array_equal(first.confusion, second.confusion)
+    other, _ = collect(config.replace({"seed": 1}))
+    assert not np.array_equal(first.confusion, other.confusion)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 6])
+def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
+    config: Config, tmp_path: Path, stop_at: int
+) -> None:
+    whole, reports = collect(config, tmp_path / "whole")
+    collect(config, tmp_path / "stopped", stop_at=stop_at)
+    resumed, rest = collect(config, tmp_path / "stopped")
+    assert np.array_equal(whole.confusion, resumed.confusion)
+    assert resumed.metrics == whole.metrics
+    first_again = (stop_at - 1) // 2 * 2  # the step of the last checkpoint before the stop
+    assert losses(rest) == losses(reports)[first_again:]
+    with safe_open(whole.weights, "pt") as a, safe_open(resumed.weights, "pt") as b:
+        assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
+
+
+def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) -> None:
+    first, _ = collect(config, tmp_path)
+    second, reports = collect(config, tmp_path)
+    assert reports == []
+    assert np.array_equal(first.confusion, second.confusion)
+
+
+@pytest.mark.parametrize("method", ["source_only", "target_only", "supervised"])
+def test_the_other_methods_run(config: Config, method: str) -> None:
+    result, _ = collect(config.replace({"training.method": method}))
+    assert 0 <= result.metrics["miou"] <= 100
+    assert "teacher_miou" not in result.metrics
+
+
+@pytest.mark.parametrize("fusion", ["vlga", "wpct", "cross_attention", "none"])
+def test_the_other_fusions_run(config: Config, fusion: str) -> None:
+    result, _ = collect(config.replace({"model.fusion": fusion, "training.steps": 3}))
+    assert math.isfinite(result.metrics["miou"])
+
+
+def test_budget_zero_learns_from_the_source_alone(config: Config) -> None:
+    result, _ = collect(config.replace({"data.budget": 0, "training.steps": 3}))
+    assert math.isfinite(result.metrics["miou"])
+
+
+def test_a_non_finite_loss_stops_the_run_and_spares_the_checkpoint(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Segmenter.forward
+    calls = []
+
+    def break_later(self, images, language):
+        calls.append(0)
+        logits = forward(self, images, language)
+        return logits * float("nan") if len(calls) > 9 else logits
+
+    # Two forwards a step (teacher, student): the fifth step breaks, after the checkpoint of the
+    # fourth; an evaluation at step 3 would count too, so there is none.
+    monkeypatch.setattr(Segmenter, "forward", break_later)
+    quiet = config.replace({"runtime.eval_every": 0})
+    with pytest.raises(NonFiniteLossError, match=r"step 5 .*loss_sup = nan.*training\.lr"):
+        train(quiet, checkpoint_dir=tmp_path)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert state["step"] == 4
+    assert all(v.isfinite().all() for v in state["method"].values())
+
+
+def test_a_foreign_or_broken_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:
+    collect(config, tmp_path, stop_at=4)
+    with pytest.raises(TrainingError, match="belongs to run"):
+        train(config.replace({"seed": 3}), checkpoint_dir=tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="delete it"):
+        train(config, checkpoint_dir=tmp_path)
+
+
+def test_schedule_warms_up_and_decays_polynomially() -> None:
+    settings = preset("toy", {"training.steps": 100, "training.warmup_steps": 3}).training
+    assert schedule(0, settings) == pytest.approx(1 / 4)
+    assert schedule(3, settings) == pytest.approx(0.97**0.9)
+    assert schedule(60, settings) == pytest.approx(0.4**0.9)
+
+
+def test_the_teacher_never_enters_the_optimiser(config: Config) -> None:
+    vlm = training.load_vlm("toy", "bundled")
+    method = training.build_method(config, vlm, 19)
+    groups = training.parameter_groups(method.student, 1e-3, 0.5)
+    optimised = {id(p) for group in groups for p in group["params"]}
+    assert not optimised & {id(p) for p in method.teacher.parameters()}
+    assert not optimised & {id(p) for p in vlm.text.parameters()}
