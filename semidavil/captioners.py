@@ -85,8 +85,8 @@ class Positions:
         # The most likely class under softmax(logit scale * cosine), whatever the scale.
         found = scores.argmax(1)
         masks = F.one_hot(found, len(self.classes)).float()  # (B, h, w, C)
-        rows = _thirds(masks.mean(2)).cpu().numpy()  # (B, 3, C): shares of the image's area
-        columns = _thirds(masks.mean(1)).cpu().numpy()
+        rows = thirds(masks.mean(2)).cpu().numpy()  # (B, 3, C): shares of the image's area
+        columns = thirds(masks.mean(1)).cpu().numpy()
         return self._fit([self._phrases(*shares) for shares in zip(rows, columns, strict=True)])
 
     def _phrases(self, rows: np.ndarray, columns: np.ndarray) -> list[str]:
@@ -94,46 +94,46 @@ class Positions:
         shares = rows.sum(0)
         order = sorted(range(len(shares)), key=lambda index: (-shares[index], index))
         return [
-            f"{self.classes[index]} {_place(rows[:, index], columns[:, index])}"
+            f"{self.classes[index]} {describe_place(rows[:, index], columns[:, index])}"
             for index in order
             if shares[index] >= self.MIN_SHARE
         ]
 
     def _fit(self, captions: list[list[str]]) -> list[str]:
         """Sentences, each short enough for the text encoder."""
-        texts = [_sentence(phrases) for phrases in captions]
+        texts = [sentence(phrases) for phrases in captions]
         limit = self.vlm.text.max_tokens
         for index, count in enumerate(self.vlm.text.count_tokens(texts)):
             phrases = captions[index]
             while count > limit and phrases:
                 phrases = phrases[:-1]
-                texts[index] = _sentence(phrases)
+                texts[index] = sentence(phrases)
                 (count,) = self.vlm.text.count_tokens([texts[index]])
         return texts
 
 
-def _sentence(phrases: Sequence[str]) -> str:
+def sentence(phrases: Sequence[str]) -> str:
     return f"a street scene with {', '.join(phrases)}" if phrases else "a street scene"
 
 
-def _thirds(shares: Tensor) -> Tensor:
-    """Sums (B, 3, C) over the first, middle and last third of (B, n, C), fractions split."""
+def thirds(shares: Tensor) -> Tensor:
+    """Shares (B, 3, C) of the first, middle and last third in the mean of (B, n, C) over n."""
     count = shares.shape[1]
     edges = torch.arange(count + 1, device=shares.device) / count * 3
     low, high = edges[:-1, None], edges[1:, None]
     third = torch.arange(3, device=shares.device)[None]
     overlap = (torch.minimum(high, third + 1) - torch.maximum(low, third)).clamp(min=0)
-    return torch.einsum("nt,bnc->btc", overlap / (high - low), shares)
+    return torch.einsum("nt,bnc->btc", overlap / (high - low) / count, shares)
 
 
-def _place(rows: np.ndarray, columns: np.ndarray) -> str:
+def describe_place(rows: np.ndarray, columns: np.ndarray) -> str:
     """Where a class lies, from its area in the thirds from top to bottom and from left to right."""
     top, _, bottom = rows / rows.sum()
     left, centre, right = columns / columns.sum()
     if min(left, centre, right) >= 0.15:  # it spans the image: say how high
-        if top >= 0.5:
-            return "at the top"
-        return "at the bottom" if bottom >= 0.5 else "in the centre"
+        if abs(top - bottom) < 0.25:
+            return "in the centre"
+        return "at the top" if top > bottom else "at the bottom"
     if min(left, right) >= 0.25:
         return "on the left and right"
     if max(left, right) >= 0.5:

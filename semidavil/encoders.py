@@ -171,7 +171,7 @@ def resize_positions(positions: Tensor, old: Sequence[int], new: Sequence[int]) 
     rows = _resize_matrix(old[0], new[0]).to(positions)
     columns = _resize_matrix(old[1], new[1]).to(positions)
     grid = positions[1:].unflatten(0, (old[0], old[1]))
-    resized = torch.einsum("ai,bj,ijc->abc", rows, columns, grid)
+    resized = torch.einsum("bj,ajc->abc", columns, torch.einsum("ai,ijc->ajc", rows, grid))
     return torch.cat([positions[:1], resized.flatten(0, 1)])
 
 
@@ -243,12 +243,8 @@ class TextEncoder(nn.Module):
         ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
         real = self._real(ids)
         device = self.tower.positional_embedding.device
-        # Inference tensors could not be used in training, and autocast would round what is kept.
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(device.type, enabled=False),
-        ):
+        # Autocast would round what is kept for callers outside of it.
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             (tokens,) = self.tower.forward_intermediates(
                 ids.to(device),
                 indices=1,

@@ -31,7 +31,8 @@ from semidavil.captions import caption_images
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.data.loading import EvalSet, TrainBatches, cache_dir, check_data, image_paths
+from semidavil.data.checks import check_data
+from semidavil.data.loading import EvalSet, TrainBatches, cache_dir, image_paths
 from semidavil.evaluate import evaluate, save_examples
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS

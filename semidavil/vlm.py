@@ -271,39 +271,34 @@ def _load_weights(clip: nn.Module, file: Path, model: str) -> None:
 
 def _fetch(model: str, tag: str, address: str) -> Path:
     """The file of an open_clip tag from the Hugging Face cache, downloaded if it is not there."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import RemoteEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     repository, name = os.path.split(address)
-    stem = os.path.splitext(name)[0]
-    names = (
-        [*dict.fromkeys([f"{stem}.safetensors", name])]
-        if name
-        else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    )
+    names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if name and not name.endswith(".safetensors"):
+        names.insert(0, f"{os.path.splitext(name)[0]}.safetensors")
     for name in names:
         cached = try_to_load_from_cache(repository, name)
         if isinstance(cached, str):
             return Path(cached)
-    reason: Exception | None = None
-    for name in names:
-        try:
-            return Path(hf_hub_download(repository, name, etag_timeout=5))
-        except RemoteEntryNotFoundError as error:
-            reason = error  # the repository has only the other format
-        except Exception as error:
-            reason = error
-            break
-    raise VLMError(
-        f"the weights {tag!r} of {model} are not here and cannot be downloaded "
-        f"({_short(reason)}). On a machine with network access: `hf download {repository} "
-        f"{names[0]} {CONFIG_FILE} --local-dir DIR` (or {names[-1]} where the repository has no "
-        f"{names[0]}); copy DIR here and pass --set model.weights=DIR/{names[0]}. Or copy that "
-        "machine's Hugging Face cache here and set HF_HOME to it"
-    ) from reason
+    try:
+        # Asking once what there is fails at once without network; a download would try for long.
+        files = {
+            file.rfilename for file in HfApi().model_info(repository, timeout=5).siblings or ()
+        }
+        name = next((name for name in names if name in files), names[-1])
+        return Path(hf_hub_download(repository, name, etag_timeout=5))
+    except Exception as error:
+        raise VLMError(
+            f"the weights {tag!r} of {model} are not here and cannot be downloaded "
+            f"({_short(error)}). On a machine with network access: `hf download {repository} "
+            f"{names[0]} {CONFIG_FILE} --local-dir DIR` (or {names[-1]} where the repository has "
+            f"no {names[0]}); copy DIR here and pass --set model.weights=DIR/{names[0]}. Or copy "
+            "that machine's Hugging Face cache here and set HF_HOME to it"
+        ) from error
 
 
-def _short(error: Exception | None) -> str:
+def _short(error: Exception) -> str:
     return _cut(next(iter(str(error).splitlines()), "") or type(error).__name__)
 
 

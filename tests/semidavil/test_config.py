@@ -117,7 +117,7 @@ def test_bad_values_are_refused_with_what_is_allowed(changes: dict, message: str
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ConfigError, match="toy, small, paper"):
+    with pytest.raises(ConfigError, match="paper, small, toy"):
         preset("huge")
 
 

@@ -319,14 +319,25 @@ def test_pooled_embedding_is_open_clips(tiny: Any) -> None:
     torch.testing.assert_close(tiny.vlm.text.embed(["a road", "sky"]), expected, rtol=0, atol=1e-5)
 
 
-def test_a_captions_features_do_not_depend_on_the_batch_to_the_last_bit(vlm: VLM) -> None:
+def test_a_captions_features_do_not_depend_on_the_batch_to_the_last_bit(
+    vlm: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = [f"{word} at the top" for word in WORDS]
     together = vlm.text(many)
     vlm.text._known.clear()
+    batches: list[int] = []
+    encode = vlm.text.tower.forward_intermediates
+    monkeypatch.setattr(
+        vlm.text.tower,
+        "forward_intermediates",
+        lambda ids, **options: batches.append(len(ids)) or encode(ids, **options),
+    )
     for index in (3, 0, 17):
         alone = vlm.text([many[index]])
         count = int(alone.mask.sum())
         assert torch.equal(alone.tokens[0], together.tokens[index, :count])
+    # Shapes decide how a matrix product is computed, so there is only one.
+    assert batches == [vlm.text.BATCH] * 3
 
 
 def test_each_caption_is_encoded_once(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,10 +358,12 @@ def test_each_caption_is_encoded_once(vlm: VLM, monkeypatch: pytest.MonkeyPatch)
 def test_text_encoder_stays_frozen_and_its_memory_serves_training(vlm: VLM) -> None:
     assert not any(parameter.requires_grad for parameter in vlm.text.parameters())
     assert not vlm.text.train().training
+    plain = vlm.text(CAPTIONS).tokens
+    vlm.text._known.clear()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         vlm.text(CAPTIONS)
     tokens = vlm.text(CAPTIONS).tokens
-    assert tokens.dtype == torch.float32
+    assert torch.equal(tokens, plain)
     weight = torch.rand(24, requires_grad=True)
     (tokens * weight).square().sum().backward()  # fails on inference tensors
     assert weight.grad is not None

@@ -1,0 +1,271 @@
+"""Batches for training and images for evaluation.
+
+`TrainBatches[t]` is the whole batch of step t and depends on (seed, t) alone: not on the number of
+workers, on what was drawn before, or on the model. A run goes on exactly by starting at step t, and
+two runs that differ in their attention or loss see the same images.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from semidavil.captions import flip_caption
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN
+from semidavil.data.readers import READERS, DataError, Reader, Sample
+from semidavil.data.splits import split_target
+from semidavil.data.toy import ensure_toy_data
+from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+
+STREAMS = ("source", "labelled", "unlabelled")
+PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
+CACHE_BYTES = 2 * 2**30  # decoded images kept in memory, per process
+
+
+def cache_dir(config: Config) -> Path:
+    """Where toy data and captions are kept."""
+    return Path(config.runtime.cache_dir or "data").absolute()
+
+
+def data_root(config: Config) -> Path:
+    """The folder that holds a folder per data set; toy data is generated on first use.
+
+    Raises:
+        DataError: no folder is configured, or it does not exist.
+    """
+    if config.data.toy:
+        benchmark = BENCHMARKS[config.data.benchmark]
+        return ensure_toy_data(cache_dir(config) / "toy", benchmark.datasets)
+    if not config.runtime.data_root:
+        raise DataError(
+            f"{config.data.benchmark} needs its data sets: pass --data-root with the folder that "
+            "holds one folder per data set, or use the toy preset, which generates its own"
+        )
+    root = Path(config.runtime.data_root).expanduser().absolute()
+    if not root.is_dir():
+        raise DataError(f"the data root {root} does not exist (--data-root)")
+    return root
+
+
+def open_reader(config: Config, dataset: str) -> Reader:
+    if dataset not in READERS:
+        raise DataError(f"unknown data set {dataset!r}: choose from {', '.join(READERS)}")
+    return READERS[dataset](data_root(config) / dataset)
+
+
+def train_samples(config: Config) -> dict[str, list[Sample]]:
+    """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
+    from semidavil.data.checks import usable_samples
+
+    benchmark = BENCHMARKS[config.data.benchmark]
+    target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed)
+    streams = {"labelled": labelled, "unlabelled": unlabelled}
+    if benchmark.source:
+        source = open_reader(config, benchmark.source)
+        streams["source"] = usable_samples(source, "train", cache_dir(config))
+    return {name: samples for name, samples in streams.items() if samples}
+
+
+def image_paths(config: Config) -> list[Path]:
+    """Every image that a run of `config`'s benchmark may look at, whatever its budget."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    streams = train_samples(config.replace({"data.budget": 0, "training.method": "semidavil"})
+                            if benchmark.source else config)  # fmt: skip
+    samples = [sample for part in streams.values() for sample in part]
+    samples += open_reader(config, benchmark.target).samples("val")
+    return list(dict.fromkeys(sample.image for sample in samples))
+
+
+class Images:
+    """Decodes, resizes and maps labels; keeps what it has decoded, up to `CACHE_BYTES`."""
+
+    def __init__(self, reader: Reader, lookup: np.ndarray, size: tuple[int, int]) -> None:
+        self.reader, self.lookup, self.size = reader, lookup, size
+        self._kept: dict[Path, tuple[Tensor, Tensor]] = {}
+        self._bytes = 0
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
+        if sample.image in self._kept:
+            return self._kept[sample.image]
+        height, width = self.size
+        image = resize_image(self.reader.read_image(sample), self.size)
+        label = self.label(sample)
+        if label.shape != self.size:
+            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        pair = torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
+        size = pair[0].nbytes + pair[1].nbytes
+        if self._bytes + size <= CACHE_BYTES:
+            self._bytes += size
+            self._kept[sample.image] = pair
+        return pair
+
+    def label(self, sample: Sample) -> np.ndarray:
+        """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
+        raw = self.reader.read_label(sample)
+        label = self.lookup[raw]
+        if (label == UNKNOWN).any():
+            unknown = sorted(int(i) for i in np.unique(raw[label == UNKNOWN]))
+            raise DataError(
+                f"{self.reader.name}: the label {sample.label} holds the unknown ids {unknown}"
+            )
+        return label
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to another (height, width), averaging where it shrinks."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+class TrainBatches(Dataset):
+    """The batch of every step.
+
+    `batches[t]` maps the streams in use to
+        source, labelled: image (B, 3, h, w) float in [0, 1], label (B, h, w) int64, caption [B];
+        unlabelled: image (the weak view), strong (V, B, 3, h, w), valid (B, h, w) bool,
+            cutmix (V, B, h, w) bool, True where the next image of the batch is pasted, caption [B].
+
+    Args:
+        captions: the caption of every image.
+        streams: of "source", "labelled", "unlabelled": those that the method draws from.
+        strong_views: V.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        captions: Mapping[Path, str],
+        streams: Iterable[str],
+        strong_views: int = 1,
+    ) -> None:
+        self.config, self.captions, self.strong_views = config, captions, strong_views
+        wanted = frozenset(streams)
+        self.samples = {n: s for n, s in train_samples(config).items() if n in wanted}
+        benchmark = BENCHMARKS[config.data.benchmark]
+        target = Images(
+            open_reader(config, benchmark.target),
+            benchmark.lookup(benchmark.target),
+            config.data.target_size,
+        )
+        self.images = {"labelled": target, "unlabelled": target}
+        if benchmark.source:
+            self.images["source"] = Images(
+                open_reader(config, benchmark.source),
+                benchmark.lookup(benchmark.source),
+                config.data.source_size,
+            )
+
+    def __len__(self) -> int:
+        return self.config.training.steps
+
+    def __getitem__(self, step: int) -> dict[str, dict[str, Any]]:
+        batch = {}
+        with torch.random.fork_rng(devices=[]):
+            for name in STREAMS:
+                if name in self.samples:
+                    torch.manual_seed(_seed(self.config.seed, step, STREAMS.index(name)))
+                    make = self._unlabelled if name == "unlabelled" else self._labelled
+                    batch[name] = make(name, self._draw(name, step))
+        return batch
+
+    def _draw(self, stream: str, step: int) -> list[Sample]:
+        """The step's samples: one random order of the whole stream after another."""
+        samples, size = self.samples[stream], self.config.training.batch_size
+        drawn = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, offset = divmod(position, len(samples))
+            order = _order(len(samples), self.config.seed, STREAMS.index(stream), epoch)
+            drawn.append(samples[order[offset]])
+        return drawn
+
+    def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Tensor], Tensor, list[str]]:
+        images, labels, captions = [], [], []
+        for sample in samples:
+            view = weak_view(*self.images[stream](sample), self.config.data.crop, PADDING)
+            images.append(view.image)
+            labels.append(view.label)
+            caption = self.captions[sample.image]
+            captions.append(flip_caption(caption) if view.flipped else caption)
+        return images, torch.stack(labels), captions
+
+    def _labelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        images, labels, captions = self._weak(stream, samples)
+        labels = torch.where(labels == PADDING, IGNORE_INDEX, labels.long())
+        return {"image": _to_float(torch.stack(images)), "label": labels, "caption": captions}
+
+    def _unlabelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
+        # Labels only ride along to tell image from padding; the batch does not hold them.
+        images, labels, captions = self._weak(stream, samples)
+        training, crop = self.config.training, self.config.data.crop
+        strong = [torch.stack([strong_view(x) for x in images]) for _ in range(self.strong_views)]
+        boxes = [
+            torch.stack([cutmix_box(crop, training.cutmix) for _ in images])
+            for _ in range(self.strong_views)
+        ]
+        return {
+            "image": _to_float(torch.stack(images)),
+            "strong": _to_float(torch.stack(strong)),
+            "valid": labels != PADDING,
+            "cutmix": torch.stack(boxes),
+            "caption": captions,
+        }
+
+
+class EvalSet(Dataset):
+    """Validation images at the working size with labels at their own.
+
+    Items are image (3, H, W) float in [0, 1], label (H', W') int64, caption and name.
+    """
+
+    def __init__(self, config: Config, captions: Mapping[Path, str]) -> None:
+        benchmark = BENCHMARKS[config.data.benchmark]
+        reader = open_reader(config, benchmark.target)
+        self.samples = reader.samples("val")
+        self.images = Images(reader, benchmark.lookup(benchmark.target), config.data.target_size)
+        self.captions = captions
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        image = resize_image(self.images.reader.read_image(sample), self.images.size)
+        return {
+            "image": _to_float(torch.from_numpy(image).permute(2, 0, 1)),
+            "label": torch.from_numpy(self.images.label(sample)).long(),
+            "caption": self.captions[sample.image],
+            "name": sample.name,
+        }
+
+
+def _seed(*parts: int) -> int:
+    """A seed for torch from several numbers, without the collisions of adding them."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _order(count: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    key = (count, seed, stream, epoch)
+    if key not in _orders:
+        if len(_orders) > 16:
+            _orders.clear()
+        _orders[key] = np.random.default_rng([seed, stream, epoch]).permutation(count)
+    return _orders[key]
+
+
+_orders: dict[tuple[int, int, int, int], np.ndarray] = {}
+
+
+def _to_float(image: Tensor) -> Tensor:
+    return image.float() / 255

@@ -1,0 +1,1 @@
+"""The bundled miniature CLIP: weights, tokenizer, and the script that pre-trained it."""

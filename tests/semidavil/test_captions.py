@@ -1,0 +1,483 @@
+"""Captions: what is said, what is kept on disk, and captioning models in their real format."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from open_clip.transformer import TextTransformer, VisionTransformer
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+from semidavil import captioners, captions
+from semidavil.caption_store import append_rows, hash_files, read_rows
+from semidavil.captioners import CAPTIONERS, Positions, Pretrained
+from semidavil.captions import CaptionError, caption_images, flip_caption
+from semidavil.encoders import TextEncoder, VisionEncoder
+from semidavil.vlm import VLM
+
+CLASSES = ("road", "sky", "car", "building")
+
+
+class Words:
+    """A tokenizer of open_clip's kind: one id per word, 0 pads, the last one ends."""
+
+    eot_token_id = 999
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None) -> Tensor:
+        ids = torch.zeros(len(texts), context_length or self.length, dtype=torch.long)
+        for row, text in zip(ids, texts, strict=True):
+            words = text.replace(",", " ,").split()
+            tokens = [998, *(sum(map(ord, word)) % 900 + 1 for word in words)][: len(row) - 1]
+            row[: len(tokens) + 1] = torch.tensor([*tokens, self.eot_token_id])
+        return ids
+
+
+def tiny_vlm(max_tokens: int = 40, seed: int = 0) -> VLM:
+    torch.manual_seed(seed)
+    vision = VisionTransformer(
+        image_size=24, patch_size=8, width=16, layers=1, heads=2, mlp_ratio=2.0, output_dim=12
+    )
+    text = TextTransformer(
+        context_length=max_tokens, vocab_size=1000, width=16, heads=2, layers=1, output_dim=12
+    )
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    towers = VisionEncoder(vision, mean, std).eval(), TextEncoder(text, Words(max_tokens))
+    return VLM(*towers, mean, std, "tiny")
+
+
+class Seen(VisionEncoder):
+    """A VLM that sees perfectly: a patch's red, in steps of 40, is the index of its class."""
+
+    def __init__(self, text: Tensor) -> None:
+        super().__init__(tiny_vlm().vision.tower)
+        self.text = text
+
+    def embed(self, images: Tensor) -> Tensor:
+        classes = (images[:, 0, ::8, ::8] * 255 / 40).round().long()  # red 0, 40, 80, 120
+        return self.text[classes].permute(0, 3, 1, 2)
+
+
+def seeing(classes: Sequence[str] = CLASSES, max_tokens: int = 40) -> VLM:
+    vlm = tiny_vlm(max_tokens)
+    vlm.vision = Seen(Positions(vlm, classes).text)
+    return vlm
+
+
+def describe(labels: Sequence[Sequence[int]], vlm: VLM | None = None) -> str:
+    """The caption of an image with these classes in its patches."""
+    vlm = vlm or seeing()
+    pixels = np.kron(np.array(labels), np.ones((8, 8))) * 40
+    image = Image.fromarray(np.repeat(pixels[..., None], 3, axis=2).astype(np.uint8))
+    captioner = Positions(vlm, CLASSES, size=pixels.shape)
+    return captioner([image])[0]
+
+
+ROAD, SKY, CAR, BUILDING = range(4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (
+            [[SKY] * 6] * 2 + [[BUILDING] * 2 + [ROAD] * 2 + [BUILDING] * 2] + [[ROAD] * 6] * 3,
+            "road at the bottom, sky at the top, building on the left and right",
+        ),
+        (
+            [[ROAD] * 6, [ROAD, ROAD, CAR, CAR, ROAD, ROAD], [ROAD] * 6],
+            "road in the centre, car in the centre",
+        ),
+        ([[SKY] * 6] * 3 + [[ROAD] * 6], "sky at the top, road at the bottom"),
+        ([[CAR] + [ROAD] * 5] * 3, "road in the centre, car on the left"),
+        ([[ROAD] * 5 + [CAR]] * 3, "road in the centre, car on the right"),
+        ([[ROAD] * 3 + [SKY] * 3] * 2, "road on the left, sky on the right"),
+    ],
+)  # fmt: skip
+def test_captions_say_what_is_where(labels: list[list[int]], expected: str) -> None:
+    assert describe(labels) == f"a street scene with {expected}"
+
+
+def test_a_class_with_a_tiny_share_is_left_out() -> None:
+    labels = np.full((10, 12), ROAD)
+    labels[0, 0] = CAR  # 0.8%
+    assert "car" not in describe(labels.tolist())
+    labels[0, 1] = CAR
+    assert describe(labels.tolist()).endswith("car on the left")
+
+
+def test_a_mirrored_image_gets_the_flipped_caption() -> None:
+    labels = [[SKY] * 6, [CAR, ROAD, ROAD, ROAD, ROAD, ROAD], [ROAD] * 6]
+    mirrored = [row[::-1] for row in labels]
+    assert describe(mirrored) == flip_caption(describe(labels)) != describe(labels)
+
+
+def test_captions_fit_the_context_and_lose_the_smallest_classes_first() -> None:
+    labels = [[SKY] * 6] * 2 + [[CAR] + [ROAD] * 5] + [[ROAD] * 6] * 3
+    assert describe(labels).endswith("road at the bottom, sky at the top, car on the left")
+    # start, four words, "road at the bottom", comma, "sky at the top", end
+    short = seeing(max_tokens=15)
+    assert describe(labels, short) == "a street scene with road at the bottom, sky at the top"
+    assert describe(labels, seeing(max_tokens=14)) == "a street scene with road at the bottom"
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (48, 24)) -> list[Path]:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index:04}.png" for index in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the captioner was given."""
+    calls: list[int] = []
+    describe = Positions.__call__
+
+    def spy(self: Positions, images: Sequence[Image.Image]) -> list[str]:
+        calls.append(len(images))
+        return describe(self, images)
+
+    monkeypatch.setattr(Positions, "__call__", spy)
+    return calls
+
+
+def test_a_second_run_computes_nothing(tmp_path: Path, counted: list[int]) -> None:
+    vlm, paths = tiny_vlm(), write_images(tmp_path / "images", 7)
+    first = caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache", batch_size=3)
+    assert counted == [3, 3, 1]
+    assert list(first) == paths
+    assert all(text.startswith("a street scene with ") for text in first.values())
+    again = caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache")
+    assert again == first
+    assert counted == [3, 3, 1]
+
+
+def test_captions_follow_the_content_of_an_image_not_its_name(
+    tmp_path: Path, counted: list[int]
+) -> None:
+    vlm, (path, other) = tiny_vlm(), write_images(tmp_path / "images", 2)
+    cache = tmp_path / "cache"
+    first = caption_images([path], "positions", vlm, CLASSES, cache)
+    moved = path.rename(tmp_path / "moved.png")
+    twin = tmp_path / "twin.png"
+    twin.write_bytes(moved.read_bytes())
+    both = caption_images([moved, twin], "positions", vlm, CLASSES, cache)
+    assert both == {moved: first[path], twin: first[path]}
+    assert counted == [1]
+    moved.write_bytes(other.read_bytes())  # same name, other content
+    caption_images([moved], "positions", vlm, CLASSES, cache)
+    assert counted == [1, 1]
+    caption_images([moved, other, other], "positions", vlm, CLASSES, cache)
+    assert counted == [1, 1]
+
+
+@pytest.mark.parametrize("change", ["weights", "classes", "size", "version"])
+def test_whatever_determines_a_caption_is_part_of_its_key(
+    tmp_path: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    vlm, paths = tiny_vlm(), write_images(tmp_path / "images", 2)
+    cache, classes, size = tmp_path / "cache", CLASSES, (24, 48)
+    caption_images(paths, "positions", vlm, classes, cache, size=size)
+    if change == "weights":
+        vlm = tiny_vlm(seed=1)
+    elif change == "classes":
+        classes = CLASSES[:3]
+    elif change == "size":
+        size = (24, 24)
+    else:
+        monkeypatch.setattr(Positions, "VERSION", Positions.VERSION + 1)
+    caption_images(paths, "positions", vlm, classes, cache, size=size)
+    assert counted == [2, 2]
+
+
+def test_an_interrupted_run_keeps_what_it_computed(tmp_path: Path, counted: list[int]) -> None:
+    vlm, paths = tiny_vlm(), write_images(tmp_path / "images", 5)
+    whole = paths[4].read_bytes()
+    paths[4].write_bytes(whole[: len(whole) // 2])
+    cache = tmp_path / "cache"
+    with pytest.raises(CaptionError, match=r"0004\.png cannot be read as an image"):
+        caption_images(paths, "positions", vlm, CLASSES, cache, batch_size=2)
+    paths[4].write_bytes(whole)
+    (store,) = cache.glob("positions-*.jsonl")
+    with store.open("ab") as file:
+        file.write(b'{"image": "torn off by a cra')
+    done = caption_images(paths, "positions", vlm, CLASSES, cache, batch_size=2)
+    assert counted == [2, 2, 1]
+    assert caption_images(paths, "positions", vlm, CLASSES, cache) == done
+    assert counted == [2, 2, 1]
+
+
+def _append(file: Path, who: int) -> None:
+    for index in range(200):
+        append_rows(
+            file, [{"image": f"{who}-{index}-{part}", "caption": "x" * 90} for part in "ab"]
+        )
+
+
+def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_append, args=(tmp_path / "rows", who)) for who in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rows = list(read_rows(tmp_path / "rows"))
+    assert len({row["image"] for row in rows}) == 800
+    assert all(row["caption"] == "x" * 90 for row in rows)
+
+
+def test_hashing_a_data_set_is_fast_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    paths = [folder / str(index) for index in range(2000)]
+    for index, path in enumerate(paths):
+        path.write_bytes(os.urandom(64) + bytes(12_000) + str(index % 1000).encode())
+    started = time.perf_counter()
+    hashes = hash_files(paths, tmp_path / "memo.jsonl")
+    assert time.perf_counter() - started < 2
+    assert len(set(hashes.values())) == 2000
+    monkeypatch.setattr("semidavil.caption_store._hash_file", None)  # nothing left to read
+    assert hash_files(paths, tmp_path / "memo.jsonl") == hashes
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CaptionError, match=r"gone\.png cannot be read \(No such file"):
+        caption_images([tmp_path / "gone.png"], "positions", tiny_vlm(), CLASSES, tmp_path)
+
+
+def test_images_of_any_size_and_mode_in_one_batch(tmp_path: Path) -> None:
+    Image.new("L", (70, 31), 90).save(tmp_path / "grey.png")
+    Image.new("RGBA", (300, 200), (20, 30, 40, 50)).save(tmp_path / "alpha.png")
+    Image.new("P", (9, 9)).save(tmp_path / "palette.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    texts = caption_images(paths, "positions", tiny_vlm(), CLASSES, tmp_path / "cache")
+    assert len(texts) == 3
+    # The default is the size that the VLM was trained at, twice as wide: 24x48.
+    assert Positions(tiny_vlm(), CLASSES).size == (24, 48)
+    assert Positions(tiny_vlm(), CLASSES, size=(30, 50)).size == (32, 48)
+
+
+def test_captioning_does_not_change_the_vlms_mode(tmp_path: Path) -> None:
+    vlm, paths = tiny_vlm(), write_images(tmp_path, 1)
+    vlm.vision.train()
+    caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache")
+    assert vlm.vision.training
+
+
+def test_constant_captioners_read_no_image(tmp_path: Path) -> None:
+    nowhere = [tmp_path / "a.png", tmp_path / "b.png"]
+    assert caption_images(nowhere, "none", None, CLASSES, tmp_path) == dict.fromkeys(nowhere, "")
+    named = caption_images(nowhere, "class_names", None, CLASSES, tmp_path)
+    assert named == dict.fromkeys(nowhere, "road, sky, car, building")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["position", "blip", "positions:x", "", "llava:x"])
+def test_unknown_captioners_are_explained(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CaptionError, match=r"choose from positions, class_names, none, blip:NAME"):
+        caption_images([], name, tiny_vlm(), CLASSES, tmp_path)
+
+
+def test_positions_without_a_vlm_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(CaptionError, match="through a VLM"):
+        caption_images([], "positions", None, CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "flipped"),
+    [
+        ("car on the left", "car on the right"),
+        ("building on the left and right, sky", "building on the right and left, sky"),
+        ("Right lane, LEFT turn", "Left lane, RIGHT turn"),
+        ("a bright leftover", "a bright leftover"),
+        ("", ""),
+    ],
+)
+def test_flip_swaps_whole_words_only(text: str, flipped: str) -> None:
+    assert flip_caption(text) == flipped
+    assert flip_caption(flipped) == text
+
+
+# Captioning models, saved at random in their real format.
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<image>", *(f"word{i}" for i in range(54))]
+
+
+def bert_tokenizer(folder: Path) -> Any:
+    from transformers import BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return BertTokenizerFast(str(folder / "vocab.txt"))
+
+
+def word_tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
+
+
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+TEXT = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "encoder_hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+
+
+def save_blip(folder: Path) -> None:
+    from transformers import (
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    config = BlipConfig(vision_config=VISION, text_config={**TEXT, **SPECIAL})
+    BlipForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 16, "width": 16})
+    BlipProcessor(images, bert_tokenizer(folder)).save_pretrained(folder)
+
+
+def save_blip2(folder: Path) -> None:
+    from transformers import (
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessor,
+        OPTConfig,
+    )
+
+    opt = OPTConfig(
+        vocab_size=len(WORDS), hidden_size=16, ffn_dim=16, num_hidden_layers=1,
+        num_attention_heads=2, word_embed_proj_dim=16, max_position_embeddings=96,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config={**TEXT, "cross_attention_frequency": 1},
+        text_config=opt.to_dict(),
+        num_query_tokens=4,
+        image_token_index=WORDS.index("<image>"),
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 16, "width": 16})
+    Blip2Processor(images, word_tokenizer(), num_query_tokens=4).save_pretrained(folder)
+
+
+def save_vit_gpt2(folder: Path) -> None:
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
+
+    gpt2 = GPT2Config(
+        vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=64,
+        bos_token_id=2, eos_token_id=3, is_decoder=True, add_cross_attention=True,
+    )  # fmt: skip
+    model = VisionEncoderDecoderModel(
+        encoder=ViTModel(ViTConfig(**VISION)), decoder=GPT2LMHeadModel(gpt2)
+    )
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 0, 3
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "save"),
+    [("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_vit_gpt2)],
+)
+def test_captioning_models_in_their_real_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, save: Any
+) -> None:
+    torch.manual_seed(0)
+    save(tmp_path / "model")
+    paths = write_images(tmp_path / "images", 3)
+    name, cache = f"{kind}:{tmp_path / 'model'}", tmp_path / "cache"
+    first = caption_images(paths, name, None, CLASSES, cache, batch_size=2)
+    assert all("word" in text for text in first.values())
+    # Greedy decoding: the same captions in another batch, and nothing random.
+    alone = caption_images(paths[2:], name, None, CLASSES, tmp_path / "other")
+    assert alone == {paths[2]: first[paths[2]]}
+    monkeypatch.setattr(Pretrained, "_load", None)  # captions on disk need no model
+    assert caption_images(paths, name, None, CLASSES, cache) == first
+    config = tmp_path / "model" / "generation_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "repetition_penalty": 2.0}))
+    with pytest.raises(TypeError):  # another model: its captions are not on disk
+        caption_images(paths, name, None, CLASSES, cache)
+
+
+def test_a_missing_captioning_model_names_what_to_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CaptionError) as raised:
+        caption_images([], "blip2:Salesforce/blip2-opt-2.7b", None, CLASSES, tmp_path / "cache")
+    for part in (
+        "blip2:Salesforce/blip2-opt-2.7b",
+        "hf download Salesforce/blip2-opt-2.7b --local-dir DIR",
+        "--set model.captions=blip2:DIR",
+    ):
+        assert part in str(raised.value)
+
+
+def test_a_wrong_model_folder_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(CaptionError, match=r"config\.json and weights are missing"):
+        caption_images([], f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
+    with pytest.raises(CaptionError, match="neither a folder nor a model of the hub"):
+        caption_images([], f"blip:{tmp_path}/none", None, CLASSES, tmp_path / "cache")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    paths = write_images(tmp_path / "images", 1)
+    with pytest.raises(CaptionError, match=r"cannot be loaded from"):
+        caption_images(paths, f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
+
+
+def test_the_tables_name_what_exists() -> None:
+    import transformers
+
+    assert set(Pretrained.MODELS) < set(CAPTIONERS)
+    for name in Pretrained.MODELS.values():
+        assert hasattr(transformers, name)
+    assert captions.CAPTIONERS is captioners.CAPTIONERS
