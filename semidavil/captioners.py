@@ -113,6 +113,7 @@ class Positions:
 
 
 def sentence(phrases: Sequence[str]) -> str:
+    """The caption of phrases such as "road at the bottom", the most important first."""
     return f"a street scene with {', '.join(phrases)}" if phrases else "a street scene"
 
 

@@ -33,7 +33,7 @@ def caption_images(
     cache_dir: Path,
     *,
     size: Size | None = None,
-    batch_size: int = 32,
+    batch_size: int = 16,
     device: torch.device | None = None,
     progress: bool = False,
 ) -> dict[Path, str]:

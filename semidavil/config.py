@@ -70,6 +70,14 @@ class Model(Section):
     decoder_dim: Count = 256
     captions: str = "positions"
 
+    @field_validator("captions")
+    @classmethod
+    def _known_captioner(cls, value: str) -> str:
+        from semidavil.captioners import CAPTIONERS
+
+        _one_of(value.partition(":")[0], CAPTIONERS, "captioner")
+        return value
+
     @field_validator("fusion")
     @classmethod
     def _known_fusion(cls, value: str) -> str:

@@ -1,6 +1,6 @@
 """Segmentation metrics from one confusion matrix over the whole set (rows = truth)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,9 @@ def iou(confusion: np.ndarray) -> np.ndarray:
 
 
 def summarise(
-    confusion: np.ndarray, classes: Sequence[str], subsets: dict[str, tuple[int, ...]] | None = None
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    subsets: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, float]:
     """mIoU, pixel accuracy and IoU per class, all in per cent.
 

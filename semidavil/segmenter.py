@@ -100,8 +100,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, step: int) 
     and UA-MT's code). Buffers are copied.
     """
     alpha = min(1 - 1 / (step + 1), decay)
-    ours = [p for p in teacher.parameters()]
-    theirs = [p.detach() for p in student.parameters()]
+    ours: list[Tensor] = list(teacher.parameters())
+    theirs: list[Tensor] = [p.detach() for p in student.parameters()]
     torch._foreach_mul_(ours, alpha)
     torch._foreach_add_(ours, theirs, alpha=1 - alpha)
     for target, source in zip(teacher.buffers(), student.buffers(), strict=True):

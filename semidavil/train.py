@@ -76,9 +76,10 @@ Reporter = Callable[[Report], None]
 
 def prepare(config: Config, progress: bool = True) -> None:
     """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little."""
-    check_data(config)
+    check_data(config, progress)
     if config.model.fusion != "none":
-        load_captions(config, load_vlm(config.model.vlm, config.model.weights), progress)
+        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
+        load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
 
 
 def train(
@@ -150,7 +151,7 @@ def train(
 
         done = step + 1
         meter.add(losses, images=sum(len(part["image"]) for part in batch.values()))
-        metrics = {}
+        metrics: dict[str, float] = {}
         if done % meter.every == 0 or done == settings.steps:
             metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
         if done == settings.steps or (setup.eval_every and done % setup.eval_every == 0):
@@ -187,7 +188,8 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     """The configured method around a fresh student."""
     student = build_segmenter(config.model, vlm, num_classes)
     loss = build_loss(config.loss, num_classes)
-    return METHODS[config.training.method](student, vlm.text, loss, config)
+    # The bound method, not the module: the frozen text tower has no place in checkpoints.
+    return METHODS[config.training.method](student, vlm.text.forward, loss, config)
 
 
 def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, str]:
@@ -211,7 +213,7 @@ def schedule(step: int, settings: Training) -> float:
 def evaluation_metrics(confusions: dict[str, np.ndarray], config: Config) -> dict[str, float]:
     """`val/*` of the reported (first) network and `val_<name>/*` of every network."""
     benchmark = BENCHMARKS[config.data.benchmark]
-    metrics = {}
+    metrics: dict[str, float] = {}
     for position, (name, confusion) in enumerate(confusions.items()):
         summary = summarise(confusion, benchmark.classes, benchmark.subsets)
         if position == 0:

@@ -190,7 +190,9 @@ class TrainBatches(Dataset):
             drawn.append(samples[order[offset]])
         return drawn
 
-    def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Tensor], Tensor, list[str]]:
+    def _weak(
+        self, stream: str, samples: Sequence[Sample]
+    ) -> tuple[list[Tensor], Tensor, list[str]]:
         images, labels, captions = [], [], []
         for sample in samples:
             view = weak_view(*self.images[stream](sample), self.config.data.crop, PADDING)

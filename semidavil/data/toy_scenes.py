@@ -261,7 +261,8 @@ class _Painter:
             corners = [self.project(x, 0, d) for x, d in
                        ((-0.12, z + 3), (0.12, z + 3), (0.12, z), (-0.12, z))]  # fmt: skip
             self.fill(corners, None, paint, None)
-        self.depth[top:] = depth[:, None]
+        grounded = np.isin(self.label[top:], (ROAD, SIDEWALK, TERRAIN))
+        self.depth[top:] = np.where(grounded, depth[:, None], self.depth[top:])
 
     def frontage(self, side: int) -> list:
         """What stands along one side: buildings or greenery, walls and fences before them."""
@@ -352,8 +353,8 @@ class _Painter:
         """Cars come in all colours, so colour alone never tells them apart."""
         if self.rng.random() < 0.6:
             return np.full(3, self.rng.uniform(25, 225)) + self.rng.normal(0, 6, 3)
-        hsv = np.uint8([[[self.rng.integers(180), self.rng.integers(90, 220),
-                          self.rng.integers(60, 220)]]])  # fmt: skip
+        hsv = np.array([[[self.rng.integers(180), self.rng.integers(90, 220),
+                          self.rng.integers(60, 220)]]], np.uint8)  # fmt: skip
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float64)
 
     def wheels(self, x: float, z: float, width: float, radius: float) -> None:

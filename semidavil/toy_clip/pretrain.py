@@ -200,9 +200,7 @@ def main(
             group["lr"] = lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
         pictures, texts = zip(*(world.crop(rng) for _ in range(batch_size)), strict=True)
         images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-        image_features = model.encode_image(
-            normalise(augment(images, generator)), normalize=True
-        )
+        image_features = model.encode_image(normalise(augment(images, generator)), normalize=True)
         text_features = model.encode_text(tokenize(list(texts)), normalize=True)
         value = loss(image_features, text_features, model.logit_scale.exp())
         optimizer.zero_grad()
@@ -253,18 +251,20 @@ def zero_shot(folder: Path, count: int = 300) -> dict[str, float]:
             scores = F.interpolate(scores, label.shape, mode="bilinear", align_corners=False)
             valid = torch.from_numpy(label) < NUM_CLASSES
             truth, guess = torch.from_numpy(label)[valid], scores.argmax(1)[0][valid]
-            confusion += (truth * NUM_CLASSES + guess).bincount(
-                minlength=NUM_CLASSES**2
-            ).view(NUM_CLASSES, NUM_CLASSES)
+            confusion += (
+                (truth * NUM_CLASSES + guess)
+                .bincount(minlength=NUM_CLASSES**2)
+                .view(NUM_CLASSES, NUM_CLASSES)
+            )
     totals = confusion.sum(1)
     right = found.argmax(1) == torch.arange(len(unique))
-    scores = {
+    shares = {
         "retrieval_at_1": right.float().mean(),
         "patch_accuracy": confusion.diag().sum() / totals.sum(),
         "patch_recall": (confusion.diag() / totals.clamp(min=1))[totals > 0].mean(),
         "majority_accuracy": totals.max() / totals.sum(),
     }
-    return {name: round(100 * float(value), 1) for name, value in scores.items()}
+    return {name: round(100 * float(value), 1) for name, value in shares.items()}
 
 
 if __name__ == "__main__":

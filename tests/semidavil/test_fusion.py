@@ -5,9 +5,17 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from semidavil.fusion import DLG, FUSIONS, VLGA, WPCT, BottleneckBlock, CrossAttention
-from semidavil.fusion import masked_softmax
 from torch import Tensor, nn
+
+from semidavil.fusion import (
+    DLG,
+    FUSIONS,
+    VLGA,
+    WPCT,
+    BottleneckBlock,
+    CrossAttention,
+    masked_softmax,
+)
 
 VISION, LANGUAGE, DIM, MAX_TOKENS = 10, 6, 16, 7
 LANGUAGE_FUSIONS = [name for name in FUSIONS if name != "none"]

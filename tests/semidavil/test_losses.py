@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from semidavil.config import Loss
 from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss
-from torch import Tensor
 
 CLASSES = 5
 

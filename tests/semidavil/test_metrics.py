@@ -3,8 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from semidavil.metrics import Confusion, absent_classes, confusion_matrix, iou, summarise
 from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from semidavil.metrics import Confusion, absent_classes, confusion_matrix, iou, summarise
 
 CLASSES = ("road", "car", "person", "train")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+
 from semidavil import train as training
 from semidavil.checkpoint import CHECKPOINT, TrainingError
 from semidavil.config import Config, preset
@@ -33,17 +34,17 @@ def collect(config: Config, folder: Path | None = None, stop_at: int | None = No
     """Runs `config`, optionally interrupted after step `stop_at`; returns (result, reports)."""
     reports: list[Report] = []
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def report(one: Report) -> None:
         reports.append(one)
         if stop_at is not None and one.step >= stop_at:
-            raise Stop
+            raise StopError
 
     try:
         return train(config, report, folder), reports
-    except Stop:
+    except StopError:
         return None, reports
 
 

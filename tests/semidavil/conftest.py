@@ -1,0 +1,87 @@
+"""Miniature data sets in the real formats."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from semidavil.data.toy import ensure_toy_data
+
+Size = tuple[int, int]
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated scenes: 12 training and 4 validation images of the target, 6 of each source."""
+    counts = {"train": 12, "val": 4, "gta5": 6, "synthia": 6}
+    return ensure_toy_data(tmp_path_factory.mktemp("toy"), counts=counts, progress=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_toy(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings that make a toy Config read `tiny_root` in place of the full toy data."""
+    return {
+        "data.toy": "false",
+        "runtime.data_root": str(tiny_root),
+        "runtime.cache_dir": str(tmp_path_factory.mktemp("cache")),
+    }
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """uint8 or uint16, (H, W) or (H, W, 3) in RGB order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = array[..., ::-1] if array.ndim == 3 else array
+    assert cv2.imwrite(str(path), np.ascontiguousarray(stored))
+
+
+@pytest.fixture
+def write_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `count` images of one data set; returns the folder that `--data-root` would name.
+
+    `label(index)` gives the raw ids of an image; by default, all ids of the data set in turn.
+    """
+    rng = np.random.default_rng(0)
+
+    def write(
+        dataset: str,
+        label: Callable[[int], np.ndarray] | None = None,
+        count: int = 3,
+        size: Size = (16, 24),
+        splits: tuple[str, ...] = ("train", "val"),
+    ) -> Path:
+        root = tmp_path / dataset
+        label = label or (lambda index: np.full(size, 7 if dataset != "camvid" else 3, np.uint8))
+        for split in splits:
+            for index in range(count):
+                image = rng.integers(0, 256, (*size, 3), np.uint8)
+                ids = label(index)
+                if dataset == "cityscapes":
+                    stem = f"aachen_{index:06d}_000019"
+                    folder = f"{split}/aachen"
+                    write_png(root / "leftImg8bit" / folder / f"{stem}_leftImg8bit.png", image)
+                    write_png(root / "gtFine" / folder / f"{stem}_gtFine_labelIds.png", ids)
+                elif dataset == "gta5":
+                    write_png(root / "images" / f"{index + 1:05d}.png", image)
+                    path = root / "labels" / f"{index + 1:05d}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    paletted = Image.fromarray(ids, mode="P")
+                    paletted.putpalette(rng.integers(0, 256, 768).tolist())
+                    paletted.save(path)
+                elif dataset == "synthia":
+                    write_png(root / "RGB" / f"{index:07d}.png", image)
+                    label16 = np.zeros((*ids.shape, 3), np.uint16)
+                    label16[..., 0] = ids
+                    label16[..., 1] = 300  # instances need more than eight bits
+                    write_png(root / "GT" / "LABELS" / f"{index:07d}.png", label16)
+                elif dataset == "camvid":
+                    write_png(root / split / f"frame_{index}.png", image)
+                    write_png(root / f"{split}annot" / f"frame_{index}.png", ids)
+                else:
+                    write_png(root / split / "images" / f"f{index}_T01.png", image)
+                    write_png(root / split / "labels" / f"f{index}_T01.png", ids)
+        return tmp_path
+
+    return write

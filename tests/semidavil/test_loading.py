@@ -1,0 +1,231 @@
+"""Splits, views, batches and validation images."""
+
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from semidavil.config import Config, preset
+from semidavil.data.benchmarks import IGNORE_INDEX
+from semidavil.data.loading import EvalSet, TrainBatches, image_paths, train_samples
+from semidavil.data.readers import DataError, Sample
+from semidavil.data.splits import split_target
+from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+
+ALL = ("source", "labelled", "unlabelled")
+
+
+@pytest.fixture
+def config(tiny_toy: dict[str, str]) -> Config:
+    return preset("toy", {"data.budget": 5, "training.batch_size": 3, **tiny_toy})
+
+
+def make_batches(config: Config, streams: tuple[str, ...] = ALL, views: int = 2) -> TrainBatches:
+    captions = {path: f"{path.stem} on the left" for path in image_paths(config)}
+    return TrainBatches(config, captions, streams, views)
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+samples = [Sample(Path(f"{i}.png"), Path(f"{i}_label.png")) for i in range(60)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(small=st.integers(0, 60), large=st.integers(0, 60), seed=st.integers(0, 2**31 - 1))
+def test_budgets_are_nested_disjoint_and_complete(small: int, large: int, seed: int) -> None:
+    small, large = sorted((small, large))
+    labelled, unlabelled = split_target(samples, small, seed)
+    more, _ = split_target(samples, large, seed)
+    assert len(labelled) == small
+    assert set(labelled) <= set(more)
+    if small < len(samples):
+        assert not set(labelled) & set(unlabelled)
+    assert set(labelled) | set(unlabelled) == set(samples)
+    assert (labelled, unlabelled) == split_target(samples, small, seed)
+
+
+def test_seeds_draw_different_labelled_images() -> None:
+    assert split_target(samples, 20, 0)[0] != split_target(samples, 20, 1)[0]
+
+
+def test_a_budget_larger_than_the_set_is_refused() -> None:
+    with pytest.raises(DataError, match=r"61 labelled images is larger .* 60"):
+        split_target(samples, 61, 0)
+
+
+def test_a_batch_has_what_it_promises(config: Config) -> None:
+    batch = make_batches(config)[0]
+    assert set(batch) == set(ALL)
+    for name in ("source", "labelled"):
+        part = batch[name]
+        assert part["image"].shape == (3, 3, 64, 64)
+        assert part["image"].dtype == torch.float32
+        assert part["label"].shape == (3, 64, 64)
+        assert part["label"].dtype == torch.int64
+        assert set(part["label"].unique().tolist()) <= {*range(19), IGNORE_INDEX}
+        assert len(part["caption"]) == 3
+    part = batch["unlabelled"]
+    assert set(part) == {"image", "strong", "valid", "cutmix", "caption"}  # and no label
+    assert part["strong"].shape == (2, 3, 3, 64, 64)
+    assert part["valid"].shape == (3, 64, 64)
+    assert part["cutmix"].shape == (2, 3, 64, 64)
+    for name in ALL:
+        assert 0 <= batch[name]["image"].min() <= batch[name]["image"].max() <= 1
+
+
+def test_a_batch_depends_on_seed_and_step_alone(config: Config) -> None:
+    batches = make_batches(config)
+    expected = [batches[step] for step in range(5)]
+    again = make_batches(config)
+    assert all(equal(again[step], expected[step]) for step in (4, 0, 2, 2))
+    other_model = make_batches(config.replace({"model.fusion": "vlga", "loss.name": "ce"}))
+    assert equal(other_model[3], expected[3])
+    assert not equal(make_batches(config.replace({"seed": 1}))[3], expected[3])
+    assert not equal(expected[0], expected[1])
+
+
+def test_streams_do_not_depend_on_each_other(config: Config) -> None:
+    whole, alone = make_batches(config)[2], make_batches(config, ("source",))[2]
+    assert set(alone) == {"source"}
+    assert equal(alone["source"], whole["source"])
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(config: Config) -> None:
+    expected = [make_batches(config)[step] for step in range(4)]
+    for workers in (0, 2):
+        loader = DataLoader(
+            make_batches(config), batch_size=None, sampler=range(4), num_workers=workers
+        )
+        assert all(equal(a, b) for a, b in zip(loader, expected, strict=True))
+
+
+def test_global_random_states_are_left_alone(config: Config) -> None:
+    batches = make_batches(config)
+
+    def states() -> bytes:
+        return pickle.dumps(
+            (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+        )
+
+    before = states()
+    batches[0]
+    assert states() == before
+
+
+def test_every_image_is_drawn_once_before_any_is_drawn_twice(config: Config) -> None:
+    batches = make_batches(config.replace({"training.batch_size": 2}))
+    drawn = [s.image for step in range(6) for s in batches._draw("source", step)]
+    assert set(drawn[:6]) == {s.image for s in train_samples(config)["source"]}
+    assert set(drawn[6:]) == set(drawn[:6])
+    assert drawn[6:] != drawn[:6]
+
+
+def test_a_flipped_image_has_a_flipped_caption(config: Config) -> None:
+    batches = make_batches(config)
+    sides = {text.split()[-1] for step in range(6) for text in batches[step]["source"]["caption"]}
+    assert sides == {"left", "right"}
+
+
+def test_budgets_at_the_ends(config: Config) -> None:
+    assert set(train_samples(config.replace({"data.budget": 0}))) == {"source", "unlabelled"}
+    everything = train_samples(config.replace({"data.budget": 12}))
+    assert everything["labelled"] == everything["unlabelled"]
+    with pytest.raises(DataError, match="larger than"):
+        train_samples(config.replace({"data.budget": 13}))
+
+
+def test_a_benchmark_without_a_source(config: Config) -> None:
+    ssl = config.replace({"data.benchmark": "cityscapes-cityscapes"})
+    assert set(make_batches(ssl)[0]) == {"labelled", "unlabelled"}
+    assert len(image_paths(ssl)) == 16
+
+
+def test_the_evaluation_set_keeps_the_labels_size(
+    write_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    label = np.resize(np.arange(12, dtype=np.uint8), (30, 44))
+    root = write_dataset("camvid", lambda _: label, size=(30, 44))
+    write_dataset("idda", lambda _: np.full((30, 44), 7, np.uint8), size=(30, 44))
+    config = preset(
+        "small",
+        {
+            "data.benchmark": "idda-camvid",
+            "data.budget": 2,
+            "data.source_size": "16x24",
+            "data.target_size": "16x24",
+            "data.crop": "16x16",
+            "runtime.data_root": str(root),
+            "runtime.cache_dir": str(tmp_path / "cache"),
+        },
+    )
+    item = EvalSet(config, dict.fromkeys(image_paths(config), "x"))[0]
+    assert item["image"].shape == (3, 16, 24)
+    assert item["label"].shape == (30, 44)
+    expected = torch.from_numpy(np.where(label == 11, 255, label).astype(np.int64))
+    assert torch.equal(item["label"], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), height=st.integers(20, 60), width=st.integers(20, 60))
+def test_image_and_label_move_together(seed: int, height: int, width: int) -> None:
+    """An image that is a picture of its own label must still be one after the weak view."""
+    torch.manual_seed(seed)
+    label = torch.zeros(height, width, dtype=torch.uint8)
+    label[:, width // 2 :] = 1
+    label[height // 2 :] += 2
+    image = (label * 80).expand(3, -1, -1).contiguous()
+    view = weak_view(image, label, (32, 32), fill=9)
+    assert view.image.shape == (3, 32, 32)
+    real = view.label != 9
+    shown = view.image[0].float() / 80
+    agree = ((shown - view.label).abs() < 0.5) | ~real
+    assert agree.float().mean() > 0.85  # borders between labels mix
+    assert set(view.label.unique().tolist()) <= {0, 1, 2, 3, 9}
+    if view.flipped and real.all():
+        assert view.label[0, 0] >= view.label[0, -1]
+
+
+def test_padding_is_told_from_ignored_pixels() -> None:
+    torch.manual_seed(0)
+    label = torch.full((20, 20), IGNORE_INDEX, dtype=torch.uint8)
+    views = [weak_view(torch.ones(3, 20, 20, dtype=torch.uint8), label, (32, 32), 9)
+             for _ in range(20)]  # fmt: skip
+    assert any((v.label == 9).any() for v in views)
+    assert all((v.image[:, v.label == 9] == 0).all() for v in views)
+
+
+def test_a_strong_view_moves_nothing_and_changes_colours() -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    image[:, :, 32:] = torch.tensor([200, 40, 90], dtype=torch.uint8)[:, None, None]
+    views = [strong_view(image) for _ in range(30)]
+    assert sum(not torch.equal(v, image) for v in views) > 20
+    for view in views:
+        contrast = (view[:, :, 40:].float().mean() - view[:, :, :24].float().mean()).abs()
+        assert contrast > 1
+        steepest = view.float().sum(0).mean(0).diff().abs().argmax()
+        assert abs(int(steepest) - 31) <= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), height=st.integers(4, 80), width=st.integers(4, 80))
+def test_cutmix_masks_are_boxes_of_the_given_area(seed: int, height: int, width: int) -> None:
+    torch.manual_seed(seed)
+    mask = cutmix_box((height, width), 1.0)
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    assert mask.sum() == len(rows) * len(columns)  # a full rectangle
+    assert rows[-1] - rows[0] + 1 == len(rows)
+    assert mask.float().mean() <= 0.4 + (height + width) / (height * width)
+    assert not cutmix_box((height, width), 0.0).any()
