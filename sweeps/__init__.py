@@ -1,1 +1,23 @@
-"""Plans grids of runs, runs them with Ray Tune and tracks them with MLflow."""
+"""Plans grids of runs, runs them with Ray Tune and tracks them with MLflow.
+
+Ray and MLflow read these variables when they are imported, and importing any module of this package
+comes first. They keep both from calling home, from printing over our own progress, and Ray from
+moving workers into folders of their own, where relative paths would scatter files. A variable that
+is already set wins.
+"""
+
+import os
+
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+for _name, _value in QUIET_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

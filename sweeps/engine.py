@@ -1,0 +1,186 @@
+"""Ray Tune: resources, workers that are used again, retries. The only module that knows Ray.
+
+A trial is one cell. Cells are handed over one by one, as slots become free, and trials share worker
+processes: importing PyTorch and CLIP takes longer than a toy cell, so each worker does it once. The
+trials' own outcome (done, failed, why) is in MLflow; Tune only learns that they have ended. Only the
+death of a worker is a failure in Tune's sense, and it starts that trial again.
+"""
+
+import logging
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from semidavil.runtime import available_cpus
+from sweeps import QUIET_ENVIRONMENT
+from sweeps.trial import Task, run_trial
+
+WORKER_DEATHS = 2  # how often a cell is started again after its process was killed
+OBJECT_STORE = 80 * 2**20  # bytes; Ray's least: nothing but paths and numbers travels
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each trial gets, and how many run at a time."""
+
+    concurrency: int
+    cpus: float
+    gpus: float
+    address: str | None = None  # of a running Ray cluster; None starts a local one
+
+    @property
+    def threads(self) -> int:
+        return max(1, int(self.cpus))
+
+
+class Listener(Protocol):
+    """Hears in the driver what becomes of each task."""
+
+    def started(self, task: Task) -> None: ...
+    def told(self, task: Task, news: dict[str, Any]) -> None: ...
+    def revived(self, task: Task) -> None: ...
+    def lost(self, task: Task, reason: str) -> None: ...
+
+
+def choose_resources(
+    device: str,
+    concurrency: int | None,
+    cpus: float | None,
+    gpus: float | None,
+    address: str | None = None,
+) -> Resources:
+    """Fills in what was not asked for: a GPU each where there are some, else a CPU core each."""
+    import torch
+
+    cores = available_cpus()
+    found = torch.cuda.device_count() if device.startswith(("auto", "cuda")) else 0
+    gpus = gpus if gpus is not None else float(found > 0)
+    if concurrency is None:
+        by_cpu = max(1, int(cores / (cpus or 1)))
+        concurrency = max(1, int(found / gpus)) if gpus else by_cpu
+    if cpus is None:
+        cpus = max(1, cores // concurrency) if gpus else 1
+    return Resources(concurrency, cpus, gpus, address)
+
+
+@contextmanager
+def started_ray(resources: Resources) -> Iterator[None]:
+    """Ray, local with just the resources that the trials take, or the cluster at `address`."""
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if resources.address:
+                ray.init(resources.address, runtime_env={"env_vars": QUIET_ENVIRONMENT}, **common)
+            else:
+                ray.init(
+                    "local",
+                    num_cpus=max(1, round(resources.concurrency * resources.cpus)),
+                    num_gpus=-int(-resources.concurrency * resources.gpus // 1),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    **common,
+                )
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_tasks(
+    next_task: Callable[[], Task | None], listener: Listener, resources: Resources
+) -> None:
+    """Runs tasks until `next_task` has no more. Ray must be up.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C or a SIGTERM; trials may still be running until Ray is shut down.
+    """
+    scratch = tempfile.mkdtemp(prefix="semidavil-tune-")
+    trainable = tune.with_resources(_trainable, {"cpu": resources.cpus, "gpu": resources.gpus})
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_Cells(next_task),
+                num_samples=-1,
+                max_concurrent_trials=resources.concurrency,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Callback(listener)],
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            ),
+        ).fit()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trainable(config: dict[str, Any]) -> None:
+    run_trial(Task.from_json(config["task"]), tune.report)
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial_{trial.trial_id}"
+
+
+class _Cells(Searcher):
+    """Gives Tune the next task whenever it has a slot free."""
+
+    def __init__(self, next_task: Callable[[], Task | None]) -> None:
+        super().__init__()
+        self.next_task = next_task
+
+    def suggest(self, trial_id: str) -> Any:
+        task = self.next_task()
+        return Searcher.FINISHED if task is None else {"task": task.to_json()}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass  # which cells are left to do is known from MLflow
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("repeat the sweep's command instead of restoring it")
+
+
+class _Callback(tune.Callback):
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.listener.started(_task_of(trial))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        if "state" in result:
+            self.listener.told(_task_of(trial), result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.listener.revived(_task_of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error() or "no reason known"
+        self.listener.lost(_task_of(trial), f"its worker process died: {str(error).strip()}")
+
+
+def _task_of(trial: Any) -> Task:
+    return Task.from_json(trial.config["task"])

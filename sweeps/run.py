@@ -1,0 +1,262 @@
+"""The command line of the sweeps.
+
+    python sweeps/run.py --grid attention                 # generated data, minutes on two CPU cores
+    python sweeps/run.py --grid attention --list          # what it would run; starts nothing
+    python sweeps/run.py --grid attention --data-root DIR --preset paper --seeds 0 1 2
+
+The same command again runs only what is missing.
+"""
+
+import argparse
+import difflib
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from semidavil.config import PRESETS, Config, ConfigError, preset
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.grids import GRIDS, SHARED_AXES
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
+
+
+def parser() -> argparse.ArgumentParser:
+    grids = "\n".join(f"  {name:<12}{grid.about.splitlines()[0]}" for name, grid in GRIDS.items())
+    command = argparse.ArgumentParser(
+        prog="python sweeps/run.py",
+        description="Runs a grid of training runs and tracks them in MLflow. The same command "
+        "again runs only what is missing.",
+        epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = command.add_argument_group("what to run")
+    what.add_argument("--grid", metavar="NAME", help="one of the grids below")
+    what.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="source and target, one or more [default: the grid's own; toy: its first]",
+    )
+    what.add_argument(
+        "--budgets",
+        metavar="N",
+        nargs="+",
+        type=_natural,
+        help="numbers of labelled target images [default: each benchmark's own]",
+    )
+    what.add_argument("--seeds", metavar="N", nargs="+", type=_natural, default=[0])
+    what.add_argument(
+        "--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]"
+    )
+    what.add_argument(
+        "--data-root",
+        metavar="DIR",
+        default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
+        help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]",
+    )
+    what.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="settings",
+        help="any other setting, such as training.lr=3e-4",
+    )
+    what.add_argument(
+        "--list",
+        action="store_true",
+        help="show every cell, its state and the expected time; without --grid: the grids",
+    )
+    what.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="also run cells whose loss became infinite, which would happen again unless the code "
+        "has changed; other failures are always tried again",
+    )
+    how = command.add_argument_group("how to run")
+    how.add_argument(
+        "--concurrency",
+        metavar="N",
+        type=_positive_int,
+        help="runs at a time [default: as many as there are CPU cores or GPUs for]",
+    )
+    how.add_argument("--gpus-per-trial", metavar="X", type=_share, help="such as 0.5 [default: 1]")
+    how.add_argument("--cpus-per-trial", metavar="N", type=_positive_int)
+    how.add_argument(
+        "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
+    )
+    return command
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value <= 1 or (value > 1 and value == int(value))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a share of a GPU, such as 0.5, nor a whole number of GPUs"
+        )
+    return value
+
+
+def base_config(options: argparse.Namespace) -> tuple[str, Config]:
+    """The preset's name and the Config that every cell is derived from, with absolute folders.
+
+    Raises:
+        ConfigError: an unknown name, or a setting that the grid itself varies.
+    """
+    name = options.preset or ("small" if options.data_root else "toy")
+    _one_of(name, PRESETS, "preset")
+    changes: dict[str, str] = {}
+    for setting in options.settings:
+        path, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r} cannot be read: write NAME=VALUE")
+        if path in SHARED_AXES:
+            raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
+        if path in GRIDS[options.grid].baseline:
+            raise ConfigError(f"--set {path}: the grid {options.grid} varies it")
+        changes[path] = value
+    data_root = changes.pop("runtime.data_root", options.data_root)
+    cache_dir = changes.pop("runtime.cache_dir", str(ROOT / "data"))
+    # Workers may run in another folder, or on another machine.
+    changes["runtime.data_root"] = str(Path(data_root).expanduser().resolve()) if data_root else ""
+    changes["runtime.cache_dir"] = str(Path(cache_dir).expanduser().resolve())
+    return name, preset(name, changes)
+
+
+def _one_of(name: str, table: Mapping[str, object], what: str) -> None:
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, 1 if a cell failed, 2 for a wrong command."""
+    options = parser().parse_args(arguments)
+    console = Console()
+    try:
+        if options.grid is None:
+            if not options.list:
+                raise ConfigError(f"--grid is missing: choose from {', '.join(GRIDS)}")
+            _print_grids(console)
+            return 0
+        _one_of(options.grid, GRIDS, "grid")
+        for benchmark in options.benchmark:
+            _one_of(benchmark, BENCHMARKS, "benchmark")
+        return _sweep(options, console)
+    except KeyboardInterrupt:
+        console.print(
+            "[yellow]stopped.[/] What has finished is kept; the same command goes on from there:"
+        )
+        console.print(f"    {escape(_command())}", soft_wrap=True, highlight=False)
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        message = f"[bold red]error:[/] {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _sweep(options: argparse.Namespace, console: Console) -> int:
+    preset_name, base = base_config(options)
+    grid = GRIDS[options.grid]
+    configs = grid.cells(base, options.benchmark, options.budgets, options.seeds)
+
+    # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
+    from sweeps.engine import choose_resources
+    from sweeps.plan import Plan, make_plan
+    from sweeps.provenance import code_tags
+    from sweeps.sweep import distinct_preparations, run_sweep
+    from sweeps.tables import print_failures, print_plan, print_results, summary
+    from sweeps.tracking import Store, tracking_uri
+    from sweeps.trial import TRAIN
+
+    store = Store(ROOT, tracking_uri())
+    resources = choose_resources(
+        base.runtime.device,
+        options.concurrency,
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.address,
+    )
+
+    def plan_now() -> Plan:
+        return make_plan(options.grid, grid, configs, store.runs(), options.retry_failed)
+
+    if options.list:
+        print_plan(console, plan_now(), resources.concurrency)
+        return 0
+
+    if dead := store.close_dead(store.runs()):
+        console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
+    plan = plan_now()
+    console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
+    failed: list[tuple[str, str, Path]] = []
+    if plan.waiting:
+        train = os.environ.get(TRAIN_VARIABLE, TRAIN)
+        prepare = _preparation(train, distinct_preparations(plan.waiting))
+        tags = {**code_tags(ROOT), "preset": preset_name}
+        failed = run_sweep(plan, store, resources, tags, console, prepare, train).failed
+        plan = plan_now()
+    else:
+        for run in plan.foreign():
+            store.add_to_grid(run, options.grid)
+    print_results(console, plan)
+    console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
+    if failed:
+        print_failures(console, failed, _command())
+    console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
+    return 1 if failed else 0
+
+
+def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
+    """`prepare` of the module that the training function is in, for each of `configs`."""
+
+    def prepare() -> None:
+        from importlib import import_module
+
+        module = import_module(train.partition(":")[0])
+        for config in configs:
+            module.prepare(config)
+
+    return prepare
+
+
+def _print_grids(console: Console) -> None:
+    table = Table("grid", "about", title="grids", title_justify="left", show_lines=True)
+    for name, grid in GRIDS.items():
+        table.add_row(name, escape(grid.about))
+    console.print(table)
+
+
+def _command() -> str:
+    return shlex.join(["python", "sweeps/run.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""A sweep: the waiting cells of a plan, run and tracked."""
+
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from semidavil.config import Config
+from sweeps.plan import Cell, Plan
+from sweeps.progress import SweepProgress
+from sweeps.tracking import Store
+from sweeps.trial import LOG_NAME, TRAIN, Task
+
+
+@dataclass
+class Outcome:
+    """What became of the cells that ran."""
+
+    finished: int = 0
+    failed: list[tuple[str, str, Path]] = field(default_factory=list)  # name, reason, log
+    interrupted: int = 0
+
+
+class _Driver:
+    """Turns cells into tasks with an open run each, and hears what becomes of them."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        tags: Mapping[str, str],
+        threads: int,
+        progress: SweepProgress,
+        train: str,
+    ) -> None:
+        self.plan, self.store, self.tags = plan, store, tags
+        self.threads, self.progress, self.train = threads, progress, train
+        self.experiment = store.experiment_id(plan.grid_name)
+        self.queue = deque(plan.waiting)
+        self.open: dict[str, Task] = {}  # by run id
+        self.outcome = Outcome()
+
+    def next_task(self) -> Task | None:
+        if not self.queue:
+            return None
+        cell = self.queue.popleft()
+        config = self._placed(cell.config)
+        earlier = cell.run.progress if cell.run else {"step": 0, "seconds": 0.0}
+        tags = {**self.tags, "benchmark": config.data.benchmark, "grid": self.plan.grid_name}
+        task = Task(
+            name=cell.name,
+            params=config.to_params(),
+            run_id=self.store.open_run(self.experiment, cell.name, config, tags, cell.run),
+            tracking_uri=self.store.uri,
+            folder=str(self.store.checkpoints / config.key()),
+            logged_step=int(earlier["step"]),
+            seconds=float(earlier["seconds"]),
+            train=self.train,
+        )
+        self.open[task.run_id] = task
+        return task
+
+    def _placed(self, config: Config) -> Config:
+        """With this sweep's share of the machine, unless the user has chosen."""
+        threads = config.runtime.threads or self.threads
+        return config.replace({"runtime.threads": threads})
+
+    def started(self, task: Task) -> None:
+        self.progress.start(task.name)
+
+    def told(self, task: Task, news: dict[str, Any]) -> None:
+        if news["state"] == "running":
+            self.progress.step(task.name, news["step"], news["total"])
+        elif task.run_id in self.open and news["state"] == "done":
+            del self.open[task.run_id]
+            self.outcome.finished += 1
+            self.progress.end(task.name, miou=news["miou"], seconds=news["seconds"])
+        elif task.run_id in self.open and news["state"] == "failed":
+            self._failed(task, news["reason"])
+
+    def revived(self, task: Task) -> None:
+        self.progress.say(f"{task.name}: its worker process died; it goes on from its checkpoint")
+
+    def lost(self, task: Task, reason: str) -> None:
+        if task.run_id in self.open:
+            self.store.close(task.run_id, "FAILED", reason)
+            self._failed(task, reason)
+
+    def _failed(self, task: Task, reason: str) -> None:
+        del self.open[task.run_id]
+        self.outcome.failed.append((task.name, reason, Path(task.folder) / LOG_NAME))
+        self.progress.end(task.name, error=reason)
+
+    def close_open_runs(self) -> None:
+        """What is still open was stopped together with this sweep."""
+        for run_id in self.open:
+            self.store.close(run_id, "KILLED", "the sweep was stopped")
+
+
+def run_sweep(
+    plan: Plan,
+    store: Store,
+    resources: Any,
+    tags: Mapping[str, str],
+    console: Console,
+    prepare: Callable[[], None],
+    train: str = TRAIN,
+) -> Outcome:
+    """Runs the waiting cells of `plan`; every run that it opens is closed when it returns.
+
+    Args:
+        resources: `sweeps.engine.Resources`.
+        tags: what all runs have in common: commit, versions, preset.
+        prepare: done once before the first cell, while Ray starts.
+        train: the training function as `module:function`; see `sweeps.trial.Task`.
+
+    Raises:
+        KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
+    """
+    from sweeps.engine import run_tasks, started_ray
+
+    for run in plan.foreign():
+        store.add_to_grid(run, plan.grid_name)
+    waiting = plan.waiting
+    estimates = [cell.estimate for cell in waiting if not math.isnan(cell.estimate)]
+    estimate = sum(estimates) / len(estimates) if estimates else math.nan
+    progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
+    driver = _Driver(plan, store, tags, resources.threads, progress, train)
+    try:
+        with ThreadPoolExecutor(1) as background:
+            ray_start = started_ray(resources)
+            starting = background.submit(ray_start.__enter__)
+            try:
+                prepare()
+            finally:
+                starting.result()
+        with _closing(ray_start), progress:
+            run_tasks(driver.next_task, driver, resources)
+    finally:
+        with _ignoring_signals():
+            driver.close_open_runs()
+    driver.outcome.interrupted = len(driver.open)
+    return driver.outcome
+
+
+def distinct_preparations(cells: list[Cell]) -> list[Config]:
+    """One Config for each kind of data and captions among the cells, with its largest budget."""
+    largest: dict[tuple[str, ...], Config] = {}
+    for cell in cells:
+        config = cell.config
+        data = config.data.model_dump_json(exclude={"budget"})
+        model = config.model
+        captions = "none" if model.fusion == "none" else model.captions
+        kind = (data, captions, model.vlm, model.weights)
+        if kind not in largest or config.data.budget > largest[kind].data.budget:
+            largest[kind] = config
+    return list(largest.values())
+
+
+@contextmanager
+def _closing(ray_start: Any) -> Iterator[None]:
+    """Shuts Ray down, undisturbed by a second Ctrl-C: workers must be gone before runs are closed."""
+    try:
+        yield
+    finally:
+        with _ignoring_signals():
+            ray_start.__exit__(None, None, None)
+
+
+@contextmanager
+def _ignoring_signals() -> Iterator[None]:
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,123 @@
+"""What a sweep prints before and after: the plan, the results, where to look next."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sweeps.plan import Cell, Plan, State
+from sweeps.progress import duration
+
+COLOURS = {
+    State.DONE: "green",
+    State.TODO: "default",
+    State.INTERRUPTED: "yellow",
+    State.FAILED: "red",
+    State.HOPELESS: "red",
+    State.ELSEWHERE: "cyan",
+}
+
+
+def print_plan(console: Console, plan: Plan, concurrency: int) -> None:
+    """Every cell: its name, how it differs from the baseline, its state, its time."""
+    table = Table(title=f"grid {plan.grid_name}, {len(plan.cells)} cells", title_justify="left")
+    table.add_column("cell", overflow="fold")
+    table.add_column("differs by", overflow="fold")
+    table.add_column("state", overflow="fold")
+    table.add_column("time", justify="right")
+    for cell in plan.cells:
+        table.add_row(
+            escape(cell.name),
+            escape(plan.grid.difference(cell.config) or "(baseline)"),
+            f"[{COLOURS[cell.state]}]{cell.state}[/] {escape(_detail(plan, cell))}",
+            _time(cell),
+        )
+    console.print(table)
+    console.print(summary(plan, concurrency), highlight=False, soft_wrap=True)
+
+
+def _detail(plan: Plan, cell: Cell) -> str:
+    run = cell.run
+    if run is None:
+        return ""
+    if cell.state is State.DONE:
+        foreign = "" if run.experiment == plan.grid_name else f", by {run.experiment}"
+        return f"mIoU {run.metrics.get('final/miou', math.nan):.2f} (run {run.run_id[:8]}{foreign})"
+    if cell.state is State.ELSEWHERE:
+        return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
+    if cell.state is State.INTERRUPTED:
+        return f"after step {run.progress['step']:.0f}"
+    return run.tags.get("reason", "")
+
+
+def _time(cell: Cell) -> str:
+    if cell.state is State.DONE and cell.run is not None:
+        return duration(cell.run.metrics.get("final/seconds", math.nan))
+    return "?" if math.isnan(cell.estimate) else f"~ {duration(cell.estimate)}"
+
+
+def summary(plan: Plan, concurrency: int) -> str:
+    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`."""
+    counts = plan.counts()
+    states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    text = f"{len(plan.cells)} cells: {states}"
+    if not plan.waiting:
+        return f"{text}; nothing to run"
+    seconds = plan.seconds_left(concurrency)
+    when = (
+        "time unknown until a run like them has finished on this machine"
+        if math.isnan(seconds)
+        else f"about {duration(seconds)}"
+    )
+    return f"{text}; {len(plan.waiting)} to run, {when}, {concurrency} at a time"
+
+
+def print_results(console: Console, plan: Plan) -> None:
+    """Variant x budget, one table per benchmark: mIoU in per cent, mean and spread over seeds."""
+    values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    for cell in plan.cells:
+        if cell.state is State.DONE and cell.run is not None and "final/miou" in cell.run.metrics:
+            place = _place(plan, cell)
+            values[place].append(cell.run.metrics["final/miou"])
+    places = [_place(plan, cell) for cell in plan.cells]
+    for benchmark in dict.fromkeys(place[0] for place in places):
+        here = [place for place in places if place[0] == benchmark]
+        budgets = sorted({budget for _, _, budget in here})
+        table = Table(
+            title=f"{benchmark}: mIoU (%) by labelled target images", title_justify="left"
+        )
+        table.add_column("")
+        for budget in budgets:
+            table.add_column(str(budget), justify="right")
+        for variant in dict.fromkeys(variant for _, variant, _ in here):
+            row = [values.get((benchmark, variant, budget), []) for budget in budgets]
+            table.add_row(escape(variant), *(_mean(one) for one in row))
+        console.print(table)
+
+
+def _place(plan: Plan, cell: Cell) -> tuple[str, str, int]:
+    data = cell.config.data
+    return data.benchmark, plan.grid.variant(cell.config), data.budget
+
+
+def _mean(values: Sequence[float]) -> str:
+    """`34.20`, or `34.20 ± 0.51 (n=3)`: sample standard deviation over seeds."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} (n={len(values)})"
+
+
+def print_failures(
+    console: Console, failed: Sequence[tuple[str, str, Path]], retry_command: str
+) -> None:
+    for name, reason, log in failed:
+        console.print(f"[red]failed[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
+        console.print(f"       {escape(str(log))}", soft_wrap=True, highlight=False)
+    console.print(f"retry them: {escape(retry_command)}", soft_wrap=True, highlight=False)
