@@ -24,6 +24,7 @@ def evaluate(
     data: EvalSet,
     encode: Encode,
     num_classes: int,
+    window: tuple[int, int],
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
@@ -37,13 +38,48 @@ def evaluate(
         labels = [item["label"].to(device) for item in items]
         same_size = len({label.shape for label in labels}) == 1
         for name, network in networks.items():
-            logits = network.eval()(images, language)
+            logits = sliding_window(network.eval(), images, language, window)
             if same_size:
                 totals[name].add(_predict(logits, labels[0].shape), torch.stack(labels))
             else:
                 for one, label in zip(logits, labels, strict=True):
                     totals[name].add(_predict(one[None], label.shape)[0], label)
     return {name: total.numpy() for name, total in totals.items()}
+
+
+def sliding_window(
+    network: Segmenter, images: Tensor, language: Language, window: tuple[int, int]
+) -> Tensor:
+    """Logits (B, C, H, W) from overlapping windows of the training crops' size.
+
+    A vision transformer's position embeddings are trained at the crop's size; whole images would
+    stretch them. Windows overlap by about a third, and their logits are averaged where they do.
+    """
+    tops, lefts = (
+        _starts(size, part) for size, part in zip(images.shape[-2:], window, strict=True)
+    )
+    if len(tops) == len(lefts) == 1:
+        return network(images, language)
+    total: Tensor | None = None
+    counts = images.new_zeros(images.shape[-2:])
+    for top in tops:
+        for left in lefts:
+            part = np.s_[..., top : top + window[0], left : left + window[1]]
+            logits = network(images[part], language).float()
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
+            total[part] += logits
+            counts[part] += 1
+    assert total is not None
+    return total / counts
+
+
+def _starts(size: int, window: int) -> list[int]:
+    """Where windows begin along one axis: evenly spaced, at most two thirds of a window apart."""
+    if window >= size:
+        return [0]
+    count = 1 + -(-(size - window) // max(1, window * 2 // 3))
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
 def _predict(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -59,6 +95,7 @@ def save_examples(
     data: EvalSet,
     encode: Encode,
     palette: np.ndarray,
+    window: tuple[int, int],
     device: torch.device,
     path: Path,
     count: int = 4,
@@ -71,7 +108,8 @@ def save_examples(
     rows = []
     for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
         item = data[int(index)]
-        logits = network.eval()(item["image"][None].to(device), encode([item["caption"]]))
+        image = item["image"][None].to(device)
+        logits = sliding_window(network.eval(), image, encode([item["caption"]]), window)
         prediction = _predict(logits, item["label"].shape)[0].cpu().numpy()
         image = (item["image"] * 255).round().byte().permute(1, 2, 0).numpy()
         panels = [image, palette[prediction], palette[item["label"].numpy()]]

@@ -119,8 +119,8 @@ def train(
     def score() -> dict[str, np.ndarray]:
         with autocast:
             return evaluate(
-                method.networks(), validation, method.encode, num_classes, device,
-                setup.eval_batch_size, setup.num_workers,
+                method.networks(), validation, method.encode, num_classes, config.data.crop,
+                device, setup.eval_batch_size, setup.num_workers,
             )  # fmt: skip
 
     first_step = resume(checkpoint_dir, config, method, optimizer, device)
@@ -244,7 +244,9 @@ def finish(
         weights, examples = folder / "segmenter.safetensors", folder / "examples.png"
         about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
         save_file(network.state_dict(), weights, metadata=about)
-        save_examples(network, validation, method.encode, benchmark.palette, device, examples)
+        save_examples(
+            network, validation, method.encode, benchmark.palette, config.data.crop, device, examples
+        )
     return Result(
         metrics=metrics,
         confusion=confusions[name],

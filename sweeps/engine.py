@@ -138,7 +138,14 @@ def _trial_name(trial: Any) -> str:
     return f"trial_{trial.trial_id}"
 
 
-class _Cells(Searcher):
+class _DriverOnly:
+    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Cells(_DriverOnly, Searcher):
     """Gives Tune the next task whenever it has a slot free."""
 
     def __init__(self, next_task: Callable[[], Task | None]) -> None:
@@ -155,13 +162,13 @@ class _Cells(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        pass  # which cells are left to do is known from MLflow
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("repeat the sweep's command instead of restoring it")
 
 
-class _Callback(tune.Callback):
+class _Callback(_DriverOnly, tune.Callback):
     def __init__(self, listener: Listener) -> None:
         self.listener = listener
 

@@ -157,14 +157,12 @@ def baselines(
     cells: list[Config] = []
     for seed, benchmark in itertools.product(seeds, benchmarks):
         known = budgets_of(benchmark, budgets)
-        here = {"seed": [seed], "data.benchmark": [benchmark]}
+        here = base.replace({"seed": seed, "data.benchmark": benchmark})
         if known and BENCHMARKS[benchmark].source is not None:
-            alone = {"data.budget": [0], "training.method": ["source_only"]}
-            cells += product(base, {**here, **alone})
+            cells += product(here, {"data.budget": [0], "training.method": ["source_only"]})
         for budget in known:
             methods = ["target_only", "supervised", "semidavil"] if budget else ["semidavil"]
-            pair = {"data.budget": [budget], "training.method": methods}
-            cells += product(base, {**here, **pair})
+            cells += product(here, {"data.budget": [budget], "training.method": methods})
     return cells
 
 

@@ -95,10 +95,10 @@ def make_plan(
     pace = measured_pace(finished)
     cells = []
     for config in configs:
-        state, run = _state(by_key.get(config.key(), []))
+        state, known = _state(by_key.get(config.key(), []))
         steps = config.training.steps
         estimate = pace.get(_kind(config.to_params()), math.nan) * steps
-        cells.append(Cell(config, grid.name(config), state, run, estimate))
+        cells.append(Cell(config, grid.name(config), state, known, estimate))
     return Plan(grid_name, grid, cells, retry_hopeless)
 
 

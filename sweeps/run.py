@@ -189,7 +189,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
 
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
     from sweeps.engine import choose_resources
-    from sweeps.plan import Plan, make_plan
+    from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
     from sweeps.sweep import distinct_preparations, run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
@@ -230,8 +230,11 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
     if failed:
         print_failures(console, failed, _command())
+    hopeless = [cell for cell in plan.cells if cell.state is State.HOPELESS]
+    if hopeless:
+        console.print(f"not tried again without --retry-failed: {len(hopeless)} diverged cells")
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
-    return 1 if failed else 0
+    return 1 if failed or hopeless else 0
 
 
 def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:

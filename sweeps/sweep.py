@@ -25,7 +25,6 @@ class Outcome:
 
     finished: int = 0
     failed: list[tuple[str, str, Path]] = field(default_factory=list)  # name, reason, log
-    interrupted: int = 0
 
 
 class _Driver:
@@ -134,19 +133,20 @@ def run_sweep(
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
     driver = _Driver(plan, store, tags, resources.threads, progress, train)
     try:
+        # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
         with ThreadPoolExecutor(1) as background:
             ray_start = started_ray(resources)
             starting = background.submit(ray_start.__enter__)
-            try:
-                prepare()
-            finally:
-                starting.result()
-        with _closing(ray_start), progress:
-            run_tasks(driver.next_task, driver, resources)
+            with _closing(ray_start):
+                try:
+                    prepare()
+                finally:
+                    starting.result()
+                with progress:
+                    run_tasks(driver.next_task, driver, resources)
     finally:
         with _ignoring_signals():
             driver.close_open_runs()
-    driver.outcome.interrupted = len(driver.open)
     return driver.outcome
 
 

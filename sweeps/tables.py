@@ -88,9 +88,8 @@ def print_results(console: Console, plan: Plan) -> None:
     for benchmark in dict.fromkeys(place[0] for place in places):
         here = [place for place in places if place[0] == benchmark]
         budgets = sorted({budget for _, _, budget in here})
-        table = Table(
-            title=f"{benchmark}: mIoU (%) by labelled target images", title_justify="left"
-        )
+        console.print(f"{benchmark}: mIoU (%) by number of labelled target images", highlight=False)
+        table = Table()
         table.add_column("")
         for budget in budgets:
             table.add_column(str(budget), justify="right")

@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -299,7 +300,7 @@ class RunLog:
         """FAILED, with the reason, whether a repetition may help, and files that explain it."""
         self.flush({"reason": reason[:500], "retry": str(retry).lower()})
         for file in files:
-            patiently(lambda file=file: self.client.log_artifact(self.run_id, str(file)))
+            patiently(partial(self.client.log_artifact, self.run_id, str(file)))
         patiently(lambda: self.client.set_terminated(self.run_id, "FAILED"))
 
 
@@ -323,7 +324,7 @@ def log_batches(
     first = BATCH - len(params) - len(ours)
     patiently(lambda: client.log_batch(run_id, metrics[:first], params, ours))
     for start in range(first, len(metrics), BATCH):
-        patiently(lambda start=start: client.log_batch(run_id, metrics[start : start + BATCH]))
+        patiently(partial(client.log_batch, run_id, metrics[start : start + BATCH]))
 
 
 def patiently(call: Callable[[], T], attempts: int = 8, pause: float = 0.25) -> T:
@@ -341,7 +342,7 @@ def patiently(call: Callable[[], T], attempts: int = 8, pause: float = 0.25) -> 
 def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
     token = None
     while True:
-        page = patiently(lambda token=token: fetch(token))
+        page = patiently(partial(fetch, token))
         yield from page
         token = page.token
         if not token:

@@ -74,12 +74,16 @@ def check_data(config: Config, progress: bool = False) -> None:
         DataError: a missing folder, an image without a label or with one of another size, an
             unreadable file, an unknown label id, a budget larger than the set.
     """
-    from semidavil.data.loading import cache_dir, open_reader, train_samples
+    from semidavil.data.loading import cache_dir, open_reader
+    from semidavil.data.splits import split_target
 
     benchmark = BENCHMARKS[config.data.benchmark]
     parts = [(benchmark.target, "train"), (benchmark.target, "val")]
     if benchmark.source:
         parts.append((benchmark.source, "train"))
+    # What a listing shows comes first: a full scan of real sets takes minutes.
+    listings = [open_reader(config, dataset).samples(split) for dataset, split in parts]
+    split_target(listings[0], config.data.budget, config.seed)
     for dataset, split in parts:
         reader = open_reader(config, dataset)
         _, found = scan(reader, split, cache_dir(config), fresh=True, progress=progress)
@@ -98,7 +102,6 @@ def check_data(config: Config, progress: bool = False) -> None:
                 f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
                 "Restore the files from the data set's archive"
             )
-    train_samples(config)
 
 
 def _scan_or_recall(
@@ -119,7 +122,8 @@ def _scan_or_recall(
 
 
 def _listing(reader: Reader, samples: Sequence[Sample]) -> str:
-    digest = hashlib.blake2b(f"{_VERSION} {reader.root}".encode(), digest_size=8)
+    about = f"{_VERSION} {reader.root} {sorted(LABEL_IDS[reader.name])}"
+    digest = hashlib.blake2b(about.encode(), digest_size=8)
     for sample in samples:
         for path in (sample.image, sample.label):
             status = path.stat()

@@ -5,7 +5,7 @@ workers, on what was drawn before, or on the model. A run goes on exactly by sta
 two runs that differ in their attention or loss see the same images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from semidavil.data.transforms import cutmix_box, strong_view, weak_view
 
 STREAMS = ("source", "labelled", "unlabelled")
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
-CACHE_BYTES = 2 * 2**30  # decoded images kept in memory, per process
+CACHE_BYTES = 2 * 2**30  # decoded images kept in memory by one TrainBatches, per process
 
 
 def cache_dir(config: Config) -> Path:
@@ -84,28 +84,45 @@ def image_paths(config: Config) -> list[Path]:
 
 
 class Images:
-    """Decodes, resizes and maps labels; keeps what it has decoded, up to `CACHE_BYTES`."""
+    """Decodes, resizes and maps labels; keeps what it has decoded, up to `limit` bytes."""
 
-    def __init__(self, reader: Reader, lookup: np.ndarray, size: tuple[int, int]) -> None:
-        self.reader, self.lookup, self.size = reader, lookup, size
-        self._kept: dict[Path, tuple[Tensor, Tensor]] = {}
+    def __init__(
+        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int = CACHE_BYTES
+    ) -> None:
+        self.reader, self.lookup, self.size, self.limit = reader, lookup, size, limit
+        self.blank = torch.zeros(
+            size, dtype=torch.uint8
+        )  # stands for the label of an unlabelled image
+        self._kept: dict[Path, Tensor] = {}
         self._bytes = 0
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
-        if sample.image in self._kept:
-            return self._kept[sample.image]
-        height, width = self.size
+        return self.image(sample), self._recall(sample.label, lambda: self._resized_label(sample))
+
+    def image(self, sample: Sample) -> Tensor:
+        """The image (3, H, W) uint8 alone; its label is not read."""
+        return self._recall(sample.image, lambda: self._resized_image(sample))
+
+    def _resized_image(self, sample: Sample) -> Tensor:
         image = resize_image(self.reader.read_image(sample), self.size)
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+    def _resized_label(self, sample: Sample) -> Tensor:
         label = self.label(sample)
         if label.shape != self.size:
+            height, width = self.size
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        pair = torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(label)
-        size = pair[0].nbytes + pair[1].nbytes
-        if self._bytes + size <= CACHE_BYTES:
-            self._bytes += size
-            self._kept[sample.image] = pair
-        return pair
+        return torch.from_numpy(label)
+
+    def _recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
+        if path in self._kept:
+            return self._kept[path]
+        made = make()
+        if self._bytes + made.nbytes <= self.limit:
+            self._bytes += made.nbytes
+            self._kept[path] = made
+        return made
 
     def label(self, sample: Sample) -> np.ndarray:
         """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
@@ -154,10 +171,12 @@ class TrainBatches(Dataset):
         wanted = frozenset(streams)
         self.samples = {n: s for n, s in train_samples(config).items() if n in wanted}
         benchmark = BENCHMARKS[config.data.benchmark]
+        share = CACHE_BYTES // len(benchmark.datasets)
         target = Images(
             open_reader(config, benchmark.target),
             benchmark.lookup(benchmark.target),
             config.data.target_size,
+            share,
         )
         self.images = {"labelled": target, "unlabelled": target}
         if benchmark.source:
@@ -165,6 +184,7 @@ class TrainBatches(Dataset):
                 open_reader(config, benchmark.source),
                 benchmark.lookup(benchmark.source),
                 config.data.source_size,
+                share,
             )
 
     def __len__(self) -> int:
@@ -175,7 +195,9 @@ class TrainBatches(Dataset):
         with torch.random.fork_rng(devices=[]):
             for name in STREAMS:
                 if name in self.samples:
-                    torch.manual_seed(_seed(self.config.seed, step, STREAMS.index(name)))
+                    # torch.manual_seed would seed the GPU's generator too, which no fork restores.
+                    seed = _seed(self.config.seed, step, STREAMS.index(name))
+                    torch.default_generator.manual_seed(seed)
                     make = self._unlabelled if name == "unlabelled" else self._labelled
                     batch[name] = make(name, self._draw(name, step))
         return batch
@@ -195,7 +217,12 @@ class TrainBatches(Dataset):
     ) -> tuple[list[Tensor], Tensor, list[str]]:
         images, labels, captions = [], [], []
         for sample in samples:
-            view = weak_view(*self.images[stream](sample), self.config.data.crop, PADDING)
+            source = self.images[stream]
+            # Of an unlabelled image, only what the crop pads is asked for: a blank label shows it.
+            pair = (
+                (source.image(sample), source.blank) if stream == "unlabelled" else source(sample)
+            )
+            view = weak_view(*pair, self.config.data.crop, PADDING)
             images.append(view.image)
             labels.append(view.label)
             caption = self.captions[sample.image]
@@ -208,7 +235,6 @@ class TrainBatches(Dataset):
         return {"image": _to_float(torch.stack(images)), "label": labels, "caption": captions}
 
     def _unlabelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        # Labels only ride along to tell image from padding; the batch does not hold them.
         images, labels, captions = self._weak(stream, samples)
         training, crop = self.config.training, self.config.data.crop
         strong = [torch.stack([strong_view(x) for x in images]) for _ in range(self.strong_views)]

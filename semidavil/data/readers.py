@@ -5,7 +5,7 @@ A folder per data set, as it is unpacked:
     cityscapes/leftImg8bit/<split>/<city>/*_leftImg8bit.png  gtFine/<split>/<city>/*_gtFine_labelIds.png
     gta5/images/*.png                                        labels/*.png (paletted)
     synthia/RGB/*.png                                        GT/LABELS/*.png (16-bit, RAND-CITYSCAPES)
-    camvid/<split>/*.png|jpg                                 <split>annot/*.png
+    camvid/<split>/*.png|jpg, <split>.txt                    <split>annot/*.png
     idda/<split>/images/*.jpg                                <split>/labels/*.png
 """
 
@@ -166,11 +166,34 @@ class Synthia(Reader):
 
 class CamVid(Reader):
     name = "camvid"
-    splits = ("train", "val")
-    layout = "train/, trainannot/, val/, valannot/ (SegNet's split)"
+    splits = ("train", "val", "test")
+    layout = (
+        "train/, trainannot/, val/, valannot/ (SegNet's split; test/ and testannot/ if you like)"
+    )
 
     def folders(self, split: str) -> tuple[Path, Path]:
         return self.root / split, self.root / f"{split}annot"
+
+    def samples(self, split: str) -> list[Sample]:
+        """As for every reader; where `<split>.txt` is there, each image that it lists must be too.
+
+        The original list has lines such as `/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png`,
+        others the bare name; both are understood.
+        """
+        samples = super().samples(split)
+        listing = self.root / f"{split}.txt"
+        if listing.is_file():
+            present = {text for s in samples for text in (s.name, s.image.name)}
+            lines = listing.read_text().splitlines()
+            listed = [Path(line.split()[0]) for line in lines if line.strip()]
+            # An image may have been saved with another ending than the list has (.png as .jpg).
+            missing = [p.name for p in listed if not present & {p.name, p.stem}]
+            if missing:
+                raise DataError(
+                    f"camvid: {listing} lists {len(missing)} images that {self.root / split} lacks, "
+                    f"the first is {missing[0]}: unpack the data set again"
+                )
+        return samples
 
 
 class IDDA(Reader):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from semidavil.config import Config, preset
+from semidavil.data.benchmarks import LABEL_IDS
 from semidavil.data.checks import check_data, scan
 from semidavil.data.loading import train_samples
 from semidavil.data.readers import READERS, DataError
@@ -102,6 +103,27 @@ def test_a_budget_larger_than_the_set_is_found(write_dataset: Write) -> None:
         check_data(make_config(write_both(write_dataset), budget=4))
 
 
+def test_what_a_listing_shows_is_found_before_any_image_is_read(
+    write_dataset: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("an image was read first"))
+    with pytest.raises(DataError, match="gta5: the folder"):
+        check_data(make_config(write_dataset("cityscapes")))
+    with pytest.raises(DataError, match="budget of 4"):
+        check_data(make_config(write_both(write_dataset), budget=4))
+
+
+def test_a_changed_label_table_is_checked_anew(
+    write_dataset: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(write_both(write_dataset))
+    check_data(config)
+    table = {raw: name for raw, name in LABEL_IDS["gta5"].items() if raw != 7}
+    monkeypatch.setitem(LABEL_IDS, "gta5", table)
+    with pytest.raises(DataError, match=r"unknown ids \[7\]"):
+        check_data(config)
+
+
 def test_a_scan_counts_pixels_and_images(write_dataset: Write, tmp_path: Path) -> None:
     label = np.zeros((16, 24), np.uint8)
     label[:4] = 11
@@ -127,6 +149,10 @@ def test_the_check_command(write_dataset: Write, tmp_path: Path) -> None:
     assert "idda, train: 3 images" in good.stdout
     assert "16x24 (3)" in good.stdout
     assert "100.000" in good.stdout
+    mapped = run("--data-root", str(root), "--dataset", "idda", "--benchmark", "idda-camvid")
+    assert mapped.returncode == 0, mapped.stdout
+    assert run("--data-root", str(root), "--benchmark", "idda-camvid").returncode == 1  # no camvid
+    assert "choose from gta5-cityscapes" in run("--benchmark", "nothing").stdout
     (root / "idda" / "val" / "labels" / "f0_T01.png").write_bytes(b"broken")
     bad = run("--data-root", str(root))
     assert bad.returncode == 1

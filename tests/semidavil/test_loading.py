@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from semidavil.config import Config, preset
+from semidavil.data import loading
 from semidavil.data.benchmarks import IGNORE_INDEX
 from semidavil.data.loading import EvalSet, TrainBatches, image_paths, train_samples
 from semidavil.data.readers import DataError, Sample
@@ -122,6 +123,47 @@ def test_global_random_states_are_left_alone(config: Config) -> None:
     before = states()
     batches[0]
     assert states() == before
+
+
+def test_the_random_state_of_a_gpu_is_left_alone(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = make_batches(config)
+    for name in ("manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: pytest.fail("a GPU was seeded"))
+    batches[0]
+
+
+def test_memory_for_decoded_images_is_bounded(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = make_batches(config)[3]
+    limit = 4 * 64 * 128 * 4  # four images of three colours with their labels
+    monkeypatch.setattr(loading, "CACHE_BYTES", limit)
+    batches = make_batches(config)
+    for step in range(4):
+        last = batches[step]
+    for images in batches.images.values():  # half of the memory for each data set
+        kept = sum(tensor.nbytes for tensor in images._kept.values())
+        assert limit / 4 < kept <= limit / 2
+    assert equal(last, expected)
+
+
+def test_labels_of_unlabelled_images_are_never_read(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, expected = make_batches(config), make_batches(config)[1]["unlabelled"]
+    read, unlabelled = [], {s.label for s in batches.samples["unlabelled"]}
+    for reader in {images.reader for images in batches.images.values()}:
+        original = reader.read_label
+        monkeypatch.setattr(
+            reader, "read_label", lambda s, f=original: (read.append(s.label), f(s))[1]
+        )
+    for step in range(4):
+        batches[step]
+    assert read
+    assert not unlabelled & set(read)
+    assert equal(batches[1]["unlabelled"], expected)
 
 
 def test_every_image_is_drawn_once_before_any_is_drawn_twice(config: Config) -> None:

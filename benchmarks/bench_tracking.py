@@ -1,0 +1,74 @@
+"""What tracking costs a toy run: creating it, logging 30 reports and two evaluations, artifacts.
+
+    python benchmarks/bench_tracking.py
+
+Prints seconds per run, and their share of a run of 20 s. Reports come at the pace of such a run, so
+that batching works as it does there; only the time inside tracking calls is counted.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from semidavil.config import preset
+from semidavil.data.benchmarks import CITYSCAPES_19
+from sweeps.tracking import RunLog, Store
+
+RUN_SECONDS = 20.0
+REPORTS = 30
+RUNS = 3
+
+T = TypeVar("T")
+
+
+class Stopwatch:
+    """Adds up the time spent in calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def track_one_run(store: Store, folder: Path, watch: Stopwatch) -> None:
+    config = preset("toy")
+    experiment = store.experiment_id("attention")
+    run_id = watch(lambda: store.open_run(experiment, "cell", config, {"commit": "c0ffee"}))
+    log = RunLog(store.uri, run_id, folder)
+    watch(lambda: log.flush({"device": "cpu"}))
+    training = {f"train/{n}": 0.5 for n in ("loss", "loss_sup", "loss_con", "lr", "a", "b", "c")}
+    evaluation = {f"val/iou/{name}": 50.0 for name in CITYSCAPES_19}
+    for report in range(1, REPORTS + 1):
+        time.sleep(RUN_SECONDS / REPORTS)
+        values = training | (evaluation if report % (REPORTS // 2) == 0 else {})
+        watch(lambda step=report, values=values: log.metrics(step, values))
+    artifacts = folder / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "segmenter.safetensors").write_bytes(bytes(2_400_000))
+    watch(lambda: log.finish({"final/miou": 50.0, **evaluation}, artifacts))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+        start = time.perf_counter()
+        store.experiment_id("attention")
+        print(f"new database: {time.perf_counter() - start:.1f} s, once")
+        for number in range(RUNS):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            watch = Stopwatch()
+            track_one_run(store, folder, watch)
+            share = 100 * watch.seconds / RUN_SECONDS
+            print(f"run {number + 1}: {watch.seconds:.2f} s, {share:.1f}% of {RUN_SECONDS:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Stands in for `semidavil.train` in the sweeps' tests: the same contract, no network to train.
+
+What it does to a cell follows from the Config: the test chooses cells by learning rate, and where a
+cell should die or wait, by files in the folder that `FAKE_TRAINING` names.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from semidavil.config import Config
+
+STEPS = 10
+CHECKPOINT_EVERY = 2
+NON_FINITE, BROKEN, KILLED = 0.111, 0.222, 0.333  # learning rates that end a cell that way
+
+
+class NonFiniteLossError(RuntimeError):
+    pass
+
+
+@dataclass(frozen=True)
+class Report:
+    step: int
+    total_steps: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Result:
+    metrics: dict[str, float]
+    confusion: np.ndarray
+    steps: int
+    weights: Path
+    examples: Path | None = None
+
+
+def prepare(config: Config) -> None:
+    _log("prepare", config)
+
+
+def _log(event: str, config: Config) -> None:
+    folder = Path(os.environ["FAKE_TRAINING"])
+    with (folder / "events.txt").open("a") as file:
+        file.write(f"{event} {config.model.fusion} {config.data.budget} {os.getpid()}\n")
+
+
+def train(
+    config: Config,
+    report: Callable[[Report], None],
+    checkpoint_dir: Path,
+) -> Result:
+    # Globals that trials share in a reused worker: a real training sets its own, as this one does.
+    generator = np.random.default_rng(config.seed)
+    checkpoint = checkpoint_dir / "last.pt"
+    first = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    draws = generator.random(STEPS)
+    _log(f"train-from-{first}", config)
+    for step in range(first + 1, STEPS + 1):
+        time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
+        report(Report(step, STEPS, {"train/loss": float(draws[step - 1]), "train/lr": 0.1}))
+        if step % CHECKPOINT_EVERY == 0:
+            checkpoint.write_text(str(step))
+        if step == 5 and config.training.lr == NON_FINITE:
+            raise NonFiniteLossError("the loss is not finite at step 5")
+        if step == 5 and config.training.lr == BROKEN and config.model.fusion == "vlga":
+            raise ValueError("a broken image")
+        if step == 5 and config.training.lr == KILLED and first == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    weights = checkpoint_dir / "segmenter.safetensors"
+    weights.write_bytes(b"weights")
+    miou = 30 + 10 * float(draws.mean()) + config.data.budget / 1000
+    return Result({"miou": miou, "iou/road": 90.0}, np.eye(2, dtype=np.int64), STEPS, weights)

@@ -1,0 +1,219 @@
+"""The command itself, as a process of its own, with a stand-in for the training."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_training import BROKEN, KILLED, NON_FINITE
+
+from sweeps.run import main, parser
+from sweeps.tracking import Store
+
+RUN = Path(__file__).parents[2] / "sweeps" / "run.py"
+FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")
+
+
+class Sweeps:
+    """Starts the command against a store of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.folder = store.folder
+        self.environment = os.environ | {
+            "MLFLOW_TRACKING_URI": store.uri,
+            "SEMIDAVIL_TRAIN": "fake_training:train",
+            "FAKE_TRAINING": str(store.folder),
+            "PYTHONPATH": str(Path(__file__).parent),
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self, *arguments: str, step_seconds: float = 0.01) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(RUN), *arguments],
+            cwd=self.folder,
+            env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=180)
+        return process.returncode, output
+
+    def states(self) -> Counter[str]:
+        return Counter(run.status for run in self.store.runs())
+
+    def keys(self) -> Counter[str]:
+        return Counter(run.key for run in self.store.runs())
+
+    def events(self) -> list[str]:
+        path = self.folder / "events.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def trainings(self) -> list[str]:
+        return [event for event in self.events() if event.startswith("train-from")]
+
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < deadline, f"not reached; events: {self.events()}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def sweeps(store: Store) -> Sweeps:
+    return Sweeps(store)
+
+
+@pytest.mark.slow
+def test_a_sweep_finishes_its_cells_and_its_repetition_does_nothing(sweeps: Sweeps) -> None:
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    assert sweeps.states() == {"FINISHED": 4}
+    assert len(re.findall(r"mIoU +3\d\.\d\d", output)) == 4
+    assert "WARNING" not in output
+    assert "INFO" not in output
+    assert len({event.split()[-1] for event in sweeps.trainings()}) == 2, "workers are not reused"
+    assert sum(event.startswith("prepare") for event in sweeps.events()) == 1
+
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    assert "nothing to run" in output
+    assert len(sweeps.trainings()) == 4
+
+    # A cell that another grid shares is taken from here: DLG at budget 100 is semidavil's.
+    code, output = sweeps.run("--grid", "baselines", "--budgets", "100", "--seeds", "0", "--list")
+    assert re.search(r"semidavil/100/s0.*done.*by attention", output), output
+    assert sum("to do" in line for line in output.splitlines() if "│" in line) == 3
+
+
+@pytest.mark.slow
+def test_one_broken_cell_leaves_the_others_and_the_command_fails(sweeps: Sweeps) -> None:
+    arguments = (*FOUR, "--set", f"training.lr={BROKEN}")
+    code, output = sweeps.run(*arguments)
+    assert code == 1
+    assert sweeps.states() == {"FINISHED": 3, "FAILED": 1}
+    assert "a broken image" in output
+    (log,) = re.findall(r"\S+train\.log", output)
+    assert "Traceback" in Path(log).read_text()
+
+    code, _ = sweeps.run(*arguments)  # broken still: one more attempt, no second run
+    assert code == 1
+    assert sweeps.states() == {"FINISHED": 3, "FAILED": 1}
+    assert len(sweeps.trainings()) == 5
+
+
+@pytest.mark.slow
+def test_a_non_finite_loss_is_tried_again_only_when_asked(sweeps: Sweeps) -> None:
+    arguments = (*FOUR, "--set", f"training.lr={NON_FINITE}")
+    assert sweeps.run(*arguments)[0] == 1
+    assert sweeps.states() == {"FAILED": 4}
+    code, output = sweeps.run(*arguments)
+    assert len(sweeps.trainings()) == 4
+    assert code == 1, output
+    assert sweeps.run(*arguments, "--retry-failed")[0] == 1
+    assert len(sweeps.trainings()) == 8
+    assert max(sweeps.keys().values()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_from_its_checkpoint(sweeps: Sweeps) -> None:
+    code, output = sweeps.run(*FOUR[:-1], "1", "--set", f"training.lr={KILLED}")
+    assert code == 0, output
+    assert sweeps.states() == {"FINISHED": 4}
+    starts = Counter(event.split()[0] for event in sweeps.trainings())
+    assert starts == {"train-from-0": 4, "train-from-4": 4}
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_the_repetition_completes(sweeps: Sweeps) -> None:
+    process = sweeps.start(*FOUR, step_seconds=0.3)
+    sweeps.wait_until(lambda: len(sweeps.trainings()) >= 3)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    states = sweeps.states()
+    assert states["FINISHED"] >= 1
+    assert states["KILLED"] >= 1
+    assert states["RUNNING"] == 0
+
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    assert sweeps.states() == {"FINISHED": 4}
+
+
+@pytest.mark.slow
+def test_after_a_kill_of_the_driver_nothing_is_doubled_or_left_running(sweeps: Sweeps) -> None:
+    process = sweeps.start(*FOUR, step_seconds=0.3)
+    sweeps.wait_until(lambda: len(sweeps.trainings()) >= 3)
+    process.kill()
+    process.communicate(timeout=60)
+    assert sweeps.states()["RUNNING"] >= 1
+
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    assert "left open" in output
+    assert sweeps.states() == {"FINISHED": 4}
+    assert max(sweeps.keys().values()) == 1
+    for run in sweeps.store.runs():
+        history = sweeps.store.client.get_metric_history(run.run_id, "train/loss")
+        assert [point.step for point in history] == list(range(1, 11))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--grid", "atention"], "did you mean attention"),
+        (["--grid", "attention", "--benchmark", "gta5-citiscapes"], "did you mean gta5-cityscapes"),
+        (["--grid", "attention", "--preset", "huge"], "toy"),
+        (["--grid", "attention", "--set", "training.rl=1"], "training.lr"),
+        (["--grid", "attention", "--set", "seed=3"], "--seeds"),
+        (["--grid", "attention", "--set", "model.fusion=vlga"], "varies it"),
+        (["--grid", "attention", "--set", "training.lr"], "NAME=VALUE"),
+        ([], "--grid is missing"),
+    ],
+)
+def test_a_wrong_command_is_refused_with_the_remedy(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_lists_of_numbers_need_no_commas() -> None:
+    options = parser().parse_args(
+        ["--grid", "attention", "--budgets", "0", "100", "--seeds", "0", "1", "--list"]
+    )
+    assert options.budgets == [0, 100]
+    assert options.seeds == [0, 1]
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--grid", "attention", "--budgets", "-5"])
+
+
+def test_list_starts_nothing_and_creates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["--grid", "attention", "--list", "--budgets", "0", "100"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("to do") == 9  # eight cells and the summary
+    assert output.count("(baseline)") == 2
+    assert "fusion=cross_attention" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_without_a_grid_shows_the_grids(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    assert "attention" in capsys.readouterr().out

@@ -1,0 +1,59 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_training import BROKEN, NON_FINITE, STEPS
+
+from semidavil.config import Config, preset
+from sweeps.tracking import Store, TrackedRun
+from sweeps.trial import Task, run_trial
+
+
+@pytest.fixture(autouse=True)
+def _events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_TRAINING", str(tmp_path))
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+
+
+def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, list[dict[str, Any]], Path]:
+    config: Config = preset("toy", changes)
+    run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
+    folder = store.checkpoints / config.key()
+    task = Task(
+        "cell", config.to_params(), run_id, store.uri, str(folder), train="fake_training:train"
+    )
+    heard: list[dict[str, Any]] = []
+    run_trial(Task.from_json(task.to_json()), heard.append)
+    return next(run for run in store.runs() if run.run_id == run_id), heard, folder
+
+
+def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(store: Store) -> None:
+    finished, heard, folder = run(store, {})
+    assert finished.status == "FINISHED"
+    assert heard[-1]["state"] == "done"
+    assert finished.metrics["final/miou"] == heard[-1]["miou"]
+    assert finished.metrics["final/steps"] == STEPS
+    kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
+    assert kept == {"config.json", "confusion.json", "segmenter.safetensors", "train.log"}
+    assert not folder.exists()
+    assert [x["step"] for x in heard[:-1]] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "retry"),
+    [
+        ({"training.lr": NON_FINITE}, "NonFiniteLossError: the loss is not finite", "false"),
+        ({"training.lr": BROKEN, "model.fusion": "vlga"}, "ValueError: a broken image", "true"),
+    ],
+)
+def test_a_failed_trial_says_why_and_keeps_its_checkpoint(
+    store: Store, changes: dict[str, Any], reason: str, retry: str
+) -> None:
+    failed, heard, folder = run(store, changes)
+    assert failed.status == "FAILED"
+    assert failed.tags["reason"].startswith(reason)
+    assert failed.tags["retry"] == retry
+    assert heard[-1]["state"] == "failed"
+    assert (folder / "last.pt").exists()
+    assert "Traceback" in (folder / "train.log").read_text()
+    assert [x.path for x in store.client.list_artifacts(failed.run_id)] == ["train.log"]
