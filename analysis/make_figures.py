@@ -1,134 +1,127 @@
-"""The command line of the analysis.
+"""Draws every figure from the tracked runs.
 
-    python analysis/make_figures.py                       # all that there are runs for
-    python analysis/make_figures.py --only attention --format pdf --out figures
+    python analysis/make_figures.py
+    python analysis/make_figures.py --only attention --format pdf --out DIR
 
-Reads the tracked runs and writes each figure as PDF, PNG and CSV with its caption, each table as
-Markdown, LaTeX and CSV. The same runs give the same bytes.
+Each figure comes as PDF and PNG with the numbers in it as CSV, beside the published ones.
 """
 
-import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+import typer
+from rich.console import Console
 
-from analysis.figures import FIGURES
-from analysis.output import FORMATS, figure_files, table_files, write
-from analysis.runs import AnalysisError, NoRunsError, load_runs
-from analysis.tables import TABLES
+from analysis.figures import FIGURES, Drawn
+from analysis.runs import ROOT, AnalysisError, load_runs
 
-FIRST_COMMAND = "python sweeps/run.py --grid attention"
-
-
-def parser() -> argparse.ArgumentParser:
-    names = list(dict.fromkeys([*FIGURES, *TABLES]))
-    command = argparse.ArgumentParser(
-        prog="python analysis/make_figures.py",
-        description="Draws figures and tables from the tracked runs, beside the published numbers.",
-        epilog=f"figures: {', '.join(FIGURES)}\ntables:  {', '.join(TABLES)}\n\n"
-        f"The runs come from, for example: {FIRST_COMMAND}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument(
-        "--only",
-        metavar="NAME",
-        nargs="+",
-        action="extend",
-        choices=names,
-        help="figures and tables of this name [default: all that there are runs for]",
-    )
-    command.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("figures"), help="[default: figures]"
-    )
-    command.add_argument(
-        "--format",
-        metavar="KIND",
-        nargs="+",
-        action="extend",
-        choices=FORMATS,
-        help=f"of the pictures: {', '.join(FORMATS)} [default: both]",
-    )
-    command.add_argument(
-        "--experiment",
-        metavar="NAME",
-        nargs="+",
-        action="extend",
-        help="only runs of these MLflow experiments [default: all]",
-    )
-    command.add_argument(
-        "--tracking-uri",
-        metavar="URI",
-        help="the store [default: $MLFLOW_TRACKING_URI, else mlflow.db in this checkout]",
-    )
-    return command
+console = Console()
+FORMATS = ("pdf", "png")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit code: 0, or 1 if nothing, or not all of --only, was made."""
-    options = parser().parse_args(arguments)
-    # A server that is not there is told of in seconds, not after minutes of repeated attempts.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(FIGURES)}. [default: all]")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = ROOT / "figures",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="pdf or png. [default: both]")
+    ] = None,
+    experiment: Annotated[
+        list[str] | None, typer.Option(help="Only runs of this grid. [default: all]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Only runs of this many steps. [default: the longest]")
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
+    ] = None,
+) -> None:
+    """Reads the tracked runs and draws the figures that they allow."""
+    matplotlib.use("Agg")
     try:
-        runs = load_runs(options.experiment, options.tracking_uri)
-        if runs.empty:
-            raise NoRunsError("no finished runs")
-    except NoRunsError as error:
-        return _refuse(f"{error}; make some with: {FIRST_COMMAND}")
+        for name in only or ():
+            if name not in FIGURES:
+                raise AnalysisError(f"unknown figure {name!r}: choose from {', '.join(FIGURES)}")
+        for name in formats or ():
+            if name not in FORMATS:
+                raise AnalysisError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
+        runs = load_runs(tracking_uri, experiment or ())
+        if steps is not None:
+            runs = runs[runs["steps"] == steps]
+            if runs.empty:
+                raise AnalysisError(f"no finished run has {steps} steps")
+        drawn = draw_all(one_scale(runs), only or list(FIGURES), required=bool(only))
     except AnalysisError as error:
-        return _refuse(str(error))
-    try:
-        return _make_all(runs, options.only, tuple(options.format or FORMATS), options.out)
-    except OSError as error:
-        return _refuse(f"cannot write: {error}")
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+    out.mkdir(parents=True, exist_ok=True)
+    for name, one in drawn.items():
+        files = save(one, out / name, formats or FORMATS)
+        console.print(f"{name}: {', '.join(map(str, files))}", soft_wrap=True, highlight=False)
+        for line in one.missing:
+            console.print(f"  [yellow]not run yet:[/] {line}", highlight=False)
 
 
-def _make_all(
-    runs: pd.DataFrame, only: Sequence[str] | None, formats: tuple[str, ...], out: Path
-) -> int:
-    print(f"{len(runs)} finished runs")
-    lacking: dict[str, list[str]] = {}  # reason -> what was not made
-    made = 0
-    missing: dict[str, None] = {}
-    for name in only or dict.fromkeys([*FIGURES, *TABLES]):
-        for make in _makers(name, runs, formats):
+def one_scale(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of one scale per benchmark: runs of other lengths or on other data do not mix.
+
+    Real data before generated, then the longest training; what is left out is said.
+    """
+    kept = []
+    for benchmark, here in runs.groupby("benchmark"):
+        scales = here.groupby(["toy", "steps"]).size()
+        toy, steps = min(scales.index, key=lambda scale: (scale[0], -scale[1]))
+        chosen = here[(here["toy"] == toy) & (here["steps"] == steps)]
+        if len(chosen) < len(here):
+            console.print(
+                f"[yellow]{benchmark}: {len(here) - len(chosen)} runs of another scale are left "
+                f"out[/] (drawn: {steps} steps, {'toy' if toy else 'real'} data)"
+            )
+        kept.append(chosen)
+    return pd.concat(kept, ignore_index=True)
+
+
+def draw_all(runs: pd.DataFrame, names: Sequence[str], *, required: bool) -> dict[str, Drawn]:
+    """Every named figure; one without runs is an error if it was asked for, else it is named."""
+    drawn = {}
+    with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
+        for name in names:
             try:
-                files, gaps = make()
-            except NoRunsError as error:
-                lacking.setdefault(str(error), []).append(name)
-                continue
-            missing |= dict.fromkeys(gaps)
-            for path in write(out, files):
-                print(f"  {path}")
-            made += 1
-    for gap in missing:
-        print(f"missing: {gap}")
-    for reason, names in lacking.items():
-        print(f"not made: {', '.join(dict.fromkeys(names))}: {reason}", file=sys.stderr)
-    return 1 if not made or (only and lacking) else 0
+                drawn[name] = FIGURES[name](runs)
+            except AnalysisError as error:
+                if required:
+                    raise
+                console.print(f"[yellow]{name} is left out:[/] {error}", soft_wrap=True)
+    return drawn
 
 
-Made = tuple[dict[str, bytes], tuple[str, ...]]  # files by name; what is missing in them
-
-
-def _makers(name: str, runs: pd.DataFrame, formats: tuple[str, ...]) -> list[Callable[[], Made]]:
-    def figure() -> Made:
-        drawing = FIGURES[name](runs)
-        return figure_files(name, drawing, formats), drawing.missing
-
-    def table() -> Made:
-        made = TABLES[name](runs)
-        return table_files(name, made), made.missing
-
-    return [make for make, known in ((figure, FIGURES), (table, TABLES)) if name in known]
-
-
-def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 1
+def save(drawn: Drawn, stem: Path, formats: Sequence[str]) -> list[Path]:
+    """Writes the figure and its numbers; a file is replaced only by a whole one."""
+    files = []
+    # No dates inside: the same runs give the same bytes.
+    metadata: dict[str, dict[str, str | None]] = {
+        "pdf": {"CreationDate": None},
+        "png": {"Software": None},
+    }
+    with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
+        for kind in formats:
+            target = stem.with_suffix(f".{kind}")
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            drawn.figure.savefig(temporary, format=kind, metadata=metadata[kind])
+            temporary.replace(target)
+            files.append(target)
+    target = stem.with_suffix(".csv")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    drawn.table.to_csv(temporary, index=False, float_format="%.4f")
+    temporary.replace(target)
+    return [*files, target]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

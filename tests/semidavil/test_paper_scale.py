@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from semidavil.config import preset
 from semidavil.train import Report, train
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+
 from semidavil.toy_clip import pretrain
 
 FOLDER = Path(pretrain.__file__).parent
