@@ -22,6 +22,8 @@ from analysis.runs import ROOT, AnalysisError, load_runs
 
 console = Console()
 FORMATS = ("pdf", "png")
+# What figures compare; runs that differ in any other setting are not drawn together.
+AXES = ("data.benchmark", "data.budget", "model.fusion", "loss.name", "training.method")
 
 
 def main(
@@ -69,19 +71,21 @@ def main(
 
 
 def one_scale(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of one scale per benchmark: runs of other lengths or on other data do not mix.
+    """The runs of one setting per benchmark: runs that differ in anything else do not mix.
 
-    Real data before generated, then the longest training; what is left out is said.
+    Real data before generated, then the longest training, then the most runs; what is left out is
+    said.
     """
+    settings = [c for c in runs.columns if "." in c and c not in AXES]
     kept = []
     for benchmark, here in runs.groupby("benchmark"):
-        scales = here.groupby(["toy", "steps"]).size()
-        toy, steps = min(scales.index, key=lambda scale: (scale[0], -scale[1]))
-        chosen = here[(here["toy"] == toy) & (here["steps"] == steps)]
+        groups = [group for _, group in here.groupby(settings, dropna=False)]
+        chosen = min(groups, key=lambda g: (g["toy"].iloc[0], -g["steps"].iloc[0], -len(g)))
         if len(chosen) < len(here):
+            data = "toy" if chosen["toy"].iloc[0] else "real"
             console.print(
-                f"[yellow]{benchmark}: {len(here) - len(chosen)} runs of another scale are left "
-                f"out[/] (drawn: {steps} steps, {'toy' if toy else 'real'} data)"
+                f"[yellow]{benchmark}: {len(here) - len(chosen)} runs with other settings are left "
+                f"out[/] (drawn: {chosen['steps'].iloc[0]} steps, {data} data)"
             )
         kept.append(chosen)
     return pd.concat(kept, ignore_index=True)

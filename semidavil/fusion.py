@@ -120,7 +120,16 @@ class ASPP(nn.Module):
         self.fuse = nn.Conv2d(dim * len(rates), dim, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.fuse(F.relu(torch.cat([branch(maps) for branch in self.branches], dim=1)))
+        branches = [_dilated(maps, branch) for branch in self.branches]
+        return self.fuse(F.relu(torch.cat(branches, dim=1)))
+
+
+def _dilated(maps: Tensor, convolution: nn.Module) -> Tensor:
+    """The convolution; where its dilation leaves the map, only the centre of the kernel counts."""
+    assert isinstance(convolution, nn.Conv2d)
+    if convolution.dilation[0] < max(maps.shape[-2:]):
+        return convolution(maps)
+    return F.conv2d(maps, convolution.weight[:, :, 1:2, 1:2], convolution.bias)
 
 
 class SemanticReasoning(nn.Module):

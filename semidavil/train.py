@@ -245,7 +245,13 @@ def finish(
         about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
         save_file(network.state_dict(), weights, metadata=about)
         save_examples(
-            network, validation, method.encode, benchmark.palette, config.data.crop, device, examples
+            network,
+            validation,
+            method.encode,
+            benchmark.palette,
+            config.data.crop,
+            device,
+            examples,
         )
     return Result(
         metrics=metrics,

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.paper import Published
 from analysis.stats import over_seeds
+from semidavil.data.benchmarks import BENCHMARKS
 
 COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
 # Okabe and Ito's palette, with a marker and a dash for readers who see no colour.
@@ -74,7 +75,7 @@ def budget_curves(
             curve = here[here["variant"] == variant].sort_values("budget")
             _line(below, curve, budgets, label, style, horizontal=variant in constant)
             if variant not in constant:
-                absent = sorted(set(budgets) - set(curve["budget"]))
+                absent = sorted(set(BENCHMARKS[benchmark].budgets) - set(curve["budget"]))
                 missing += [f"{benchmark}, {variant}, budget {b}" for b in absent]
             if shown:
                 points = [p for p in known if p.variant == variant]
@@ -123,9 +124,10 @@ def _line(
     if horizontal:
         axes.axhline(float(curve["mean"].iloc[0]), color=colour, linestyle=dash, label=label)
         return
-    where = [budgets.index(b) for b in curve["budget"]]
+    # A budget without a run breaks the line; a cell with one seed has no error bar.
+    curve = curve.set_index("budget").reindex(budgets)
     axes.errorbar(
-        where, curve["mean"], yerr=curve["std"].fillna(0) if (curve["n"] > 1).any() else None,
+        list(range(len(budgets))), curve["mean"], yerr=curve["std"] if (curve["n"] > 1).any() else None,
         color=colour, marker=marker, linestyle=dash, label=label, capsize=2, elinewidth=0.8,
     )  # fmt: skip
 

@@ -143,7 +143,7 @@ def test_the_command_writes_the_same_bytes_twice(uri: str, tmp_path: Path) -> No
     for folder in ("a", "b"):
         done = run("--tracking-uri", uri, "--out", str(tmp_path / folder))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "not run yet: gta5-cityscapes, wpct" not in done.stdout
+        assert "not run yet: gta5-cityscapes, vlga, budget 0" in done.stdout
         assert "baselines is left out" in done.stdout
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == ["attention.csv", "attention.pdf", "attention.png"]

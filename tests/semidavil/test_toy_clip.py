@@ -30,8 +30,11 @@ def test_open_clip_loads_it_by_itself() -> None:
 def test_every_word_of_prompts_and_captions_is_known() -> None:
     tokenizer = pretrain.build_tokenizer()
     words = " ".join(
-        [*pretrain.CITYSCAPES_19, *(t.format("car") for t in pretrain.TEMPLATES)]
-        + ["a street scene with road at the bottom, building on the left and right, in the centre"]
+        [
+            *pretrain.CITYSCAPES_19,
+            *(template.format("car") for template in pretrain.TEMPLATES),
+            "a street scene with road at the bottom, building on the left and right, in the centre",
+        ]
     )
     assert tokenizer.unk_token_id not in tokenizer(words)["input_ids"]
     assert tokenizer.eos_token_id == len(tokenizer) - 1  # where CLIP pools

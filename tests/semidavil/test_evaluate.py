@@ -1,0 +1,69 @@
+"""Sliding windows and confusion matrices against direct computations."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from semidavil.evaluate import _starts, evaluate, sliding_window
+from semidavil.vlm import Language
+
+
+class Pixels(nn.Module):
+    """Logits that depend on each pixel alone, so windows must not change them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, ...]] = []
+
+    def forward(self, images: Tensor, language: Language) -> Tensor:
+        self.sizes.append(tuple(images.shape[-2:]))
+        return torch.cat([images, 1 - images], dim=1)
+
+
+def encode(captions: list[str]) -> Language:
+    count = len(captions)
+    return Language(torch.zeros(count, 1, 2), torch.ones(count, 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("window", [(8, 8), (16, 5), (20, 30), (7, 30)])
+def test_windows_change_nothing_for_a_pixelwise_network(window: tuple[int, int]) -> None:
+    images, network = torch.rand(2, 3, 16, 30), Pixels()
+    logits = sliding_window(network, images, encode(["a", "b"]), window)
+    torch.testing.assert_close(logits, torch.cat([images, 1 - images], dim=1))
+    limit = (min(window[0], 16), min(window[1], 30))
+    assert set(network.sizes) == {limit}
+
+
+@pytest.mark.parametrize(("size", "window"), [(128, 64), (64, 64), (30, 64), (100, 33), (65, 64)])
+def test_windows_cover_the_axis_and_overlap(size: int, window: int) -> None:
+    starts = _starts(size, window)
+    covered = np.zeros(max(size, window), bool)
+    for start in starts:
+        covered[start : start + window] = True
+    assert covered[:size].all()
+    assert starts[-1] + window == max(size, window)
+    assert all(b - a <= window * 2 // 3 + 1 for a, b in pairwise(starts))
+
+
+def test_confusion_is_counted_at_the_labels_own_sizes() -> None:
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> dict:
+            label = torch.full((4 + index, 6), index)
+            label[0] = 255
+            image = torch.zeros(3, 4, 6)
+            image[index] = 1.0
+            return {"image": image, "label": label, "caption": "x", "name": str(index)}
+
+    found = evaluate(
+        {"net": Pixels()}, Items(), encode, 6, (4, 6), torch.device("cpu"), batch_size=2
+    )
+    expected = np.zeros((6, 6), int)
+    for index in range(3):  # the brightest channel is the class; the complement ties below it
+        expected[index, index] = (3 + index) * 6
+    assert np.array_equal(found["net"], expected)
