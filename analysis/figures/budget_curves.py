@@ -95,6 +95,8 @@ def budget_curves(
         )  # fmt: skip
     for row in range(rows):
         axes[row, 0].set_ylabel("mIoU (%)")
+        for each in axes[row]:
+            each.margins(0.06, 0.12)  # no marker is cut by the frame
     handles, labels = axes[-1, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels))
@@ -125,7 +127,7 @@ def _line(
         axes.axhline(float(curve["mean"].iloc[0]), color=colour, linestyle=dash, label=label)
         return
     # A budget without a run breaks the line; a cell with one seed has no error bar.
-    curve = curve.set_index("budget").reindex(budgets)
+    curve = curve.set_index("budget").reindex(list(budgets))
     axes.errorbar(
         list(range(len(budgets))), curve["mean"], yerr=curve["std"] if (curve["n"] > 1).any() else None,
         color=colour, marker=marker, linestyle=dash, label=label, capsize=2, elinewidth=0.8,
