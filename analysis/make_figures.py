@@ -107,24 +107,22 @@ def draw_all(runs: pd.DataFrame, names: Sequence[str], *, required: bool) -> dic
 
 def save(drawn: Drawn, stem: Path, formats: Sequence[str]) -> list[Path]:
     """Writes the figure and its numbers; a file is replaced only by a whole one."""
-    files = []
     # No dates inside: the same runs give the same bytes.
     metadata: dict[str, dict[str, str | None]] = {
         "pdf": {"CreationDate": None},
         "png": {"Software": None},
     }
-    with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
-        for kind in formats:
-            target = stem.with_suffix(f".{kind}")
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            drawn.figure.savefig(temporary, format=kind, metadata=metadata[kind])
-            temporary.replace(target)
-            files.append(target)
-    target = stem.with_suffix(".csv")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    drawn.table.to_csv(temporary, index=False, float_format="%.4f")
-    temporary.replace(target)
-    return [*files, target]
+    files = [stem.with_suffix(f".{kind}") for kind in (*formats, "csv")]
+    for target in files:
+        kind = target.suffix.removeprefix(".")
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        if kind == "csv":
+            drawn.table.to_csv(temporary, index=False, float_format="%.4f")
+        else:
+            with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
+                drawn.figure.savefig(temporary, format=kind, metadata=metadata[kind])
+        temporary.replace(target)
+    return files
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Evaluation on the target validation set, and a picture to look at."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def save_examples(
 
 def _row(panels: Sequence[np.ndarray], caption: str, width: int = 320, gap: int = 6) -> Image.Image:
     height = round(width * panels[0].shape[0] / panels[0].shape[1])
-    lines = _wrap(caption or "(no caption)", 150)
+    lines = textwrap.wrap(caption or "(no caption)", 150)[:3]
     row = Image.new("RGB", (3 * width + 2 * gap, height + 14 * len(lines) + 2 * gap), "white")
     for column, panel in enumerate(panels):
         # Nearest keeps label borders and small images crisp.
@@ -137,9 +138,3 @@ def _row(panels: Sequence[np.ndarray], caption: str, width: int = 320, gap: int 
     for number, line in enumerate(lines):
         draw.text((2, height + 3 + 14 * number), line, fill="black")
     return row
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width)[:3]

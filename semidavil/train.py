@@ -60,9 +60,8 @@ class Report:
 class Result:
     """A finished run. Files are None when there was no `checkpoint_dir` to put them in."""
 
-    metrics: dict[
-        str, float
-    ]  # `miou`, `pixel_accuracy`, `iou/<class>`, ... of the reported network
+    # `miou`, `pixel_accuracy`, `iou/<class>`, ... of the reported network; `<network>_miou` of each
+    metrics: dict[str, float]
     confusion: np.ndarray = field(repr=False)  # (C, C), rows = truth
     absent: list[str]  # classes with neither ground truth nor prediction
     steps: int
@@ -130,7 +129,6 @@ def train(
         sampler=range(first_step, settings.steps),
         num_workers=setup.num_workers,
         pin_memory=device.type == "cuda",
-        persistent_workers=False,
     )
     meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
     confusions: dict[str, np.ndarray] = {}

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from semidavil.commandline import default_preset, parse_settings
 from semidavil.config import PRESETS, Config, ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.grids import GRIDS, SHARED_AXES
@@ -129,13 +130,10 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     Raises:
         ConfigError: an unknown name, or a setting that the grid itself varies.
     """
-    name = options.preset or ("small" if options.data_root else "toy")
+    name = options.preset or default_preset(options.data_root)
     _one_of(name, PRESETS, "preset")
     changes: dict[str, str] = {}
-    for setting in options.settings:
-        path, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting!r} cannot be read: write NAME=VALUE")
+    for path, value in parse_settings(options.settings).items():
         if path in SHARED_AXES:
             raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
         if path in GRIDS[options.grid].baseline:

@@ -75,12 +75,13 @@ def train_samples(config: Config) -> dict[str, list[Sample]]:
 
 def image_paths(config: Config) -> list[Path]:
     """Every image that a run of `config`'s benchmark may look at, whatever its budget."""
+    from semidavil.data.checks import usable_samples
+
     benchmark = BENCHMARKS[config.data.benchmark]
-    streams = train_samples(config.replace({"data.budget": 0, "training.method": "semidavil"})
-                            if benchmark.source else config)  # fmt: skip
-    samples = [sample for part in streams.values() for sample in part]
+    readers = [open_reader(config, dataset) for dataset in benchmark.datasets]
+    samples = [s for r in readers for s in usable_samples(r, "train", cache_dir(config))]
     samples += open_reader(config, benchmark.target).samples("val")
-    return list(dict.fromkeys(sample.image for sample in samples))
+    return [sample.image for sample in samples]
 
 
 class Images:
@@ -90,9 +91,8 @@ class Images:
         self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int = CACHE_BYTES
     ) -> None:
         self.reader, self.lookup, self.size, self.limit = reader, lookup, size, limit
-        self.blank = torch.zeros(
-            size, dtype=torch.uint8
-        )  # stands for the label of an unlabelled image
+        # Stands for the label of an unlabelled image.
+        self.blank = torch.zeros(size, dtype=torch.uint8)
         self._kept: dict[Path, Tensor] = {}
         self._bytes = 0
 

@@ -8,6 +8,7 @@ of the target, 2,000 images of each source.
 """
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -192,8 +193,6 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _paletted_png(label: np.ndarray) -> bytes:
-    import io
-
     image = Image.fromarray(label, mode="P")
     image.putpalette(_GTA5_PALETTE)
     buffer = io.BytesIO()
