@@ -272,3 +272,9 @@ def test_masked_softmax_sums_to_one_over_the_mask() -> None:
     weights = masked_softmax(scores, torch.tensor([[True, True, False]]), dim=1)
     expected = torch.tensor([[1.0, math.e, 0.0]]) / (1 + math.e)
     torch.testing.assert_close(weights, expected)
+
+
+def test_masked_softmax_of_nothing_is_zero() -> None:
+    assert (
+        masked_softmax(torch.randn(2, 3), torch.zeros(2, 3, dtype=torch.bool), dim=1) == 0
+    ).all()
