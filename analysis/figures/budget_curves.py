@@ -97,10 +97,17 @@ def budget_curves(
         axes[row, 0].set_ylabel("mIoU (%)")
         for each in axes[row]:
             each.margins(0.06, 0.12)  # no marker is cut by the frame
-    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    # A partial sweep may have a variant in one panel alone.
+    entries = {
+        label: handle
+        for panel in axes[-1]
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    labels = [label for label in variants.values() if label in entries]
     figure.legend(
-        handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels))
-    )
+        [entries[label] for label in labels], labels,
+        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels)),
+    )  # fmt: skip
     values = pd.DataFrame(
         [{"benchmark": p.benchmark, "variant": p.variant, "budget": p.budget, "published": p.miou,
           "kind": p.kind, "source": p.source} for p in published if p.benchmark in benchmarks],

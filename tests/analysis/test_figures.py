@@ -98,6 +98,14 @@ def test_the_numbers_drawn(uri: str) -> None:
     assert "gta5-cityscapes, vlga, budget 0" in drawn.missing
 
 
+def test_a_variant_of_one_panel_alone_is_in_the_legend(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    write_runs(uri, [("dlg", 0, 0, 1.0)])
+    write_runs(uri, [("vlga", 0, 0, 2.0)], **{"data.benchmark": "synthia-cityscapes"})
+    (legend,) = FIGURES["attention"](load_runs(uri)).figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["DLG (ours)", "VLGA"]
+
+
 def test_runs_of_another_scale_do_not_mix(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     write_runs(uri, [("dlg", 0, 0, 1.0)])
