@@ -89,8 +89,13 @@ def budget_curves(
         below.set_title(
             f"{scale}, n = {seeds} seed{'s' if here['n'].max() > 1 else ''}", loc="left"
         )
+        if shown and not known:
+            axes[0, column].set_axis_off()
+        of_paper = (
+            "published (paper, real images)" if known else "nothing published at these budgets"
+        )
         axes[0, column].set_title(
-            f"{benchmark}\npublished (paper, real images)" if shown
+            f"{benchmark}\n{of_paper}" if shown
             else f"{benchmark}\n{below.get_title(loc='left')}", loc="left",
         )  # fmt: skip
     for row in range(rows):
@@ -106,7 +111,8 @@ def budget_curves(
     labels = [label for label in variants.values() if label in entries]
     figure.legend(
         [entries[label] for label in labels], labels,
-        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(4, len(labels)),
+        loc="upper center", ncols=min(4, len(labels)),
+        bbox_to_anchor=(0.5, -0.15 / figure.get_figheight()),  # inches below the axis labels
     )  # fmt: skip
     values = pd.DataFrame(
         [{"benchmark": p.benchmark, "variant": p.variant, "budget": p.budget, "published": p.miou,

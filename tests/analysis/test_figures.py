@@ -98,11 +98,19 @@ def test_the_numbers_drawn(uri: str) -> None:
     assert "gta5-cityscapes, vlga, budget 0" in drawn.missing
 
 
-def test_a_variant_of_one_panel_alone_is_in_the_legend(tmp_path: Path) -> None:
+def test_panels_that_differ_share_a_legend_and_none_is_empty(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     write_runs(uri, [("dlg", 0, 0, 1.0)])
     write_runs(uri, [("vlga", 0, 0, 2.0)], **{"data.benchmark": "synthia-cityscapes"})
-    (legend,) = FIGURES["attention"](load_runs(uri)).figure.legends
+    write_runs(uri, [("dlg", 50, 0, 3.0)], **{"data.benchmark": "idda-camvid"})
+    figure = FIGURES["attention"](load_runs(uri)).figure
+    above = {axes.get_title(loc="left"): axes.axison for axes in figure.axes[:3]}
+    assert above == {
+        "gta5-cityscapes\npublished (paper, real images)": True,
+        "idda-camvid\nnothing published at these budgets": False,
+        "synthia-cityscapes\npublished (paper, real images)": True,
+    }
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["DLG (ours)", "VLGA"]
 
 
