@@ -105,7 +105,8 @@ def _run(
         console.print("stopped; the same command goes on from the last checkpoint")
         raise typer.Exit(130) from None
     _print_result(console, config, result.metrics, result.absent, result.seconds)
-    console.print(f"weights {result.weights}\npictures {result.examples}")
+    for name, path in result.artifacts.items():
+        console.print(f"{name} {path}")
 
 
 def _print_result(

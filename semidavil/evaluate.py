@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semidavil.data.loading import EvalSet
-from semidavil.metrics import Confusion
+from semidavil.metrics import Evaluation, Evaluator
 from semidavil.segmenter import Segmenter
 from semidavil.vlm import Language
 
@@ -29,23 +29,30 @@ def evaluate(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-) -> dict[str, np.ndarray]:
-    """Confusion matrix (C, C) int64 of each network over the whole set, at the labels' own size."""
-    totals = {name: Confusion(num_classes, device) for name in networks}
+    threshold: float = 0.95,
+) -> dict[str, Evaluation]:
+    """Evaluates each network on the whole set, at the labels' own size.
+
+    Args:
+        window: (height, width) of `sliding_window`.
+        threshold: the confidence from which a prediction would be a pseudo-label.
+    """
+    found = {name: Evaluator(num_classes, threshold) for name in networks}
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
     for items in loader:
         images = torch.stack([item["image"] for item in items]).to(device)
         language = encode([item["caption"] for item in items])
         labels = [item["label"].to(device) for item in items]
+        names = [item["name"] for item in items]
         same_size = len({label.shape for label in labels}) == 1
         for name, network in networks.items():
             logits = sliding_window(network.eval(), images, language, window)
             if same_size:
-                totals[name].add(_predict(logits, labels[0].shape), torch.stack(labels))
+                found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
             else:
-                for one, label in zip(logits, labels, strict=True):
-                    totals[name].add(_predict(one[None], label.shape)[0], label)
-    return {name: total.numpy() for name, total in totals.items()}
+                for one, label, image in zip(logits, labels, names, strict=True):
+                    found[name].add(_at_size(one[None], label.shape), label[None], [image])
+    return {name: evaluator.result() for name, evaluator in found.items()}
 
 
 def sliding_window(
@@ -83,11 +90,11 @@ def _starts(size: int, window: int) -> list[int]:
     return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
-def _predict(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Class indices (B, *size) from logits (B, C, h, w)."""
-    if tuple(logits.shape[-2:]) != tuple(size):
-        logits = F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
-    return logits.argmax(1)
+def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, h, w) at another (height, width)."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
 
 
 @torch.inference_mode()
@@ -111,7 +118,7 @@ def save_examples(
         item = data[int(index)]
         image = item["image"][None].to(device)
         logits = sliding_window(network.eval(), image, encode([item["caption"]]), window)
-        prediction = _predict(logits, item["label"].shape)[0].cpu().numpy()
+        prediction = _at_size(logits, item["label"].shape)[0].argmax(0).cpu().numpy()
         image = (item["image"] * 255).round().byte().permute(1, 2, 0).numpy()
         panels = [image, palette[prediction], palette[item["label"].numpy()]]
         rows.append(_row(panels, item["caption"]))

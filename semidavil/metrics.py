@@ -1,21 +1,13 @@
 """Segmentation metrics from one confusion matrix over the whole set (rows = truth)."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def confusion_matrix(predictions: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    """Counts (C, C) int64 over valid pixels: `[truth, prediction]`.
-
-    Args:
-        predictions, targets: class indices of one shape; a target >= num_classes is ignored.
-    """
-    valid = targets < num_classes
-    pairs = targets[valid] * num_classes + predictions[valid]
-    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
@@ -63,15 +55,71 @@ def absent_classes(confusion: np.ndarray, classes: Sequence[str]) -> list[str]:
     return [name for name, value in zip(classes, iou(confusion), strict=True) if np.isnan(value)]
 
 
-class Confusion:
-    """Adds up a confusion matrix on the device, image by image."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What one network does on a set of images; everything reported follows from it.
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.num_classes = num_classes
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    Attributes:
+        names: the images.
+        per_image: a confusion matrix of each, (N, C, C) int64, rows = truth.
+        confident: the same over all images, of the pixels whose largest probability reaches the
+            pseudo-label threshold: what a teacher of this skill would teach, (C, C) int64.
+    """
 
-    def add(self, predictions: Tensor, targets: Tensor) -> None:
-        self.counts += confusion_matrix(predictions, targets, self.num_classes)
+    names: list[str]
+    per_image: np.ndarray
+    confident: np.ndarray
 
-    def numpy(self) -> np.ndarray:
-        return self.counts.cpu().numpy()
+    @property
+    def confusion(self) -> np.ndarray:
+        """(C, C) int64 over the whole set."""
+        return self.per_image.sum(0)
+
+    def pseudo_labels(self) -> dict[str, float]:
+        """`coverage` (confident pixels) and `accuracy` (of those) of pseudo-labels, per cent.
+
+        The accuracy is missing where no pixel is confident.
+        """
+        total, kept = self.per_image.sum(), self.confident.sum()
+        found = {"coverage": 100 * kept / total} if total else {}
+        if kept:
+            found["accuracy"] = 100 * np.diag(self.confident).sum() / kept
+        return {name: float(value) for name, value in found.items()}
+
+    def save(self, path: Path) -> None:
+        """A compressed .npz with `names`, `per_image` and `confident`."""
+        np.savez_compressed(
+            path,
+            names=np.array(self.names),
+            per_image=self.per_image.astype(np.int32),
+            confident=self.confident,
+        )
+
+
+class Evaluator:
+    """Collects an Evaluation batch by batch, on the device."""
+
+    def __init__(self, num_classes: int, threshold: float) -> None:
+        self.num_classes, self.threshold = num_classes, threshold
+        self._names: list[str] = []
+        self._counts: list[Tensor] = []
+        self._confident: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
+        confidence, predictions = logits.float().softmax(1).max(1)
+        # One count over all images at once: the image's number is the leading digit.
+        offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
+        valid = targets < self.num_classes
+        pairs = offsets[:, None, None] + targets * self.num_classes + predictions
+        shape = (len(targets), self.num_classes, self.num_classes)
+        for mask, kept in (
+            (valid, self._counts),
+            (valid & (confidence >= self.threshold), self._confident),
+        ):
+            kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
+        self._names += names
+
+    def result(self) -> Evaluation:
+        confident = torch.cat(self._confident).sum(0).cpu().numpy()
+        return Evaluation(self._names, torch.cat(self._counts).cpu().numpy(), confident)

@@ -10,28 +10,39 @@ from semidavil.vlm import VLM, Language, VisionEncoder
 
 
 class Decoder(nn.Module):
-    """A convolution block and two learned 2x up-samplings; the paper fixes none, all fusions share it.
+    """Fused features and fine detail of the image to logits at half its resolution.
 
-    (B, c_v, h, w) features -> (B, C, 4h, 4w) logits.
+    (B, c_v, h, w) features and (B, 3, H, W) images -> (B, C, H/2, W/2) logits.
+
+    The paper fixes no decoder; all fusions and methods share this one. A plain ViT has one scale, of
+    8 to 16 pixels, so thin things would be lost: two convolutions on the image bring edges and
+    colours back, as in ViTMatte (Yao et al., Information Fusion 2024).
     """
 
     def __init__(self, in_dim: int, dim: int, num_classes: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv2d(in_dim, dim, 3, padding=1, bias=False),
-            nn.GroupNorm(_groups(dim), dim),
-            nn.GELU(),
-        )
-        self.up = nn.Sequential(*_up(dim, dim // 2), *_up(dim // 2, dim // 2))
-        self.classify = nn.Conv2d(dim // 2, num_classes, 1)
+        half, quarter = dim // 2, dim // 4
+        self.detail2 = _block(3, quarter, stride=2)
+        self.detail4 = _block(quarter, half, stride=2)
+        self.block = _block(in_dim, dim)
+        self.merge4 = _block(dim + half, half)
+        self.merge2 = _block(half + quarter, half)
+        self.classify = nn.Conv2d(half, num_classes, 1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.classify(self.up(self.block(features)))
+    def forward(self, features: Tensor, images: Tensor) -> Tensor:
+        fine = self.detail2(images - 0.5)
+        medium = self.detail4(fine)
+        merged = self.merge4(torch.cat([_resize(self.block(features), medium), medium], 1))
+        return self.classify(self.merge2(torch.cat([_resize(merged, fine), fine], 1)))
 
 
-def _up(in_dim: int, out_dim: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.ConvTranspose2d(in_dim, out_dim, 2, stride=2, bias=False),
+def _resize(features: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _block(in_dim: int, out_dim: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False),
         nn.GroupNorm(_groups(out_dim), out_dim),
         nn.GELU(),
     )
@@ -59,7 +70,7 @@ class Segmenter(nn.Module):
         if pad_h or pad_w:
             images = F.pad(images, (0, pad_w, 0, pad_h), mode="replicate")
         features = self.fusion(self.vision(images), language.tokens, language.mask)
-        logits = self.decoder(features)
+        logits = self.decoder(features, images)
         logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 

@@ -37,7 +37,7 @@ from semidavil.evaluate import evaluate, save_examples
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.methods.base import Method
-from semidavil.metrics import absent_classes, summarise
+from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.runtime import Meter, choose_device, make_deterministic, to_device, use_bfloat16
 from semidavil.segmenter import build_segmenter, parameter_groups
 from semidavil.vlm import VLM, load_vlm
@@ -58,16 +58,20 @@ class Report:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. Files are None when there was no `checkpoint_dir` to put them in."""
+    """A finished run."""
 
     # `miou`, `pixel_accuracy`, `iou/<class>`, ... of the reported network; `<network>_miou` of each
     metrics: dict[str, float]
-    confusion: np.ndarray = field(repr=False)  # (C, C), rows = truth
+    evaluation: Evaluation = field(repr=False)  # of the reported network
     absent: list[str]  # classes with neither ground truth nor prediction
     steps: int
     seconds: float  # of this call: a resumed run does not count what it did before
-    weights: Path | None
-    examples: Path | None
+    artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(C, C), rows = truth."""
+        return self.evaluation.confusion
 
 
 Reporter = Callable[[Report], None]
@@ -115,11 +119,11 @@ def train(
         device.type, torch.bfloat16, enabled=use_bfloat16(settings.amp, device)
     )
 
-    def score() -> dict[str, np.ndarray]:
+    def score() -> dict[str, Evaluation]:
         with autocast:
             return evaluate(
                 method.networks(), validation, method.encode, num_classes, config.data.crop,
-                device, setup.eval_batch_size, setup.num_workers,
+                device, setup.eval_batch_size, setup.num_workers, settings.confidence,
             )  # fmt: skip
 
     first_step = resume(checkpoint_dir, config, method, optimizer, device)
@@ -131,7 +135,7 @@ def train(
         pin_memory=device.type == "cuda",
     )
     meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
-    confusions: dict[str, np.ndarray] = {}
+    evaluations: dict[str, Evaluation] = {}
     method.train()
     for step, batch in enumerate(loader, start=first_step):
         for group in optimizer.param_groups:
@@ -154,8 +158,8 @@ def train(
             metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
         if done == settings.steps or (setup.eval_every and done % setup.eval_every == 0):
             paused = time.perf_counter()
-            confusions = score()
-            metrics |= evaluation_metrics(confusions, config)
+            evaluations = score()
+            metrics |= evaluation_metrics(evaluations, config)
             method.train()
             meter.skip(time.perf_counter() - paused)
         if metrics:
@@ -166,9 +170,9 @@ def train(
         ):
             save_checkpoint(checkpoint_dir, done, config, method, optimizer)
 
-    if not confusions:  # the checkpoint was of the last step: only the evaluation was missing
-        confusions = score()
-    return finish(config, method, confusions, validation, checkpoint_dir, device, started)
+    if not evaluations:  # the checkpoint was of the last step: only the evaluation was missing
+        evaluations = score()
+    return finish(config, method, evaluations, validation, checkpoint_dir, device, started)
 
 
 def require_finite(losses: dict[str, Tensor], step: int) -> None:
@@ -208,14 +212,15 @@ def schedule(step: int, settings: Training) -> float:
     return warm_up * (1 - step / settings.steps) ** settings.poly_power
 
 
-def evaluation_metrics(confusions: dict[str, np.ndarray], config: Config) -> dict[str, float]:
+def evaluation_metrics(evaluations: dict[str, Evaluation], config: Config) -> dict[str, float]:
     """`val/*` of the reported (first) network and `val_<name>/*` of every network."""
     benchmark = BENCHMARKS[config.data.benchmark]
     metrics: dict[str, float] = {}
-    for position, (name, confusion) in enumerate(confusions.items()):
-        summary = summarise(confusion, benchmark.classes, benchmark.subsets)
+    for position, (name, evaluation) in enumerate(evaluations.items()):
+        summary = summarise(evaluation.confusion, benchmark.classes, benchmark.subsets)
         if position == 0:
-            metrics |= {f"val/{key}": value for key, value in summary.items()}
+            pseudo = {f"pseudo/{key}": v for key, v in evaluation.pseudo_labels().items()}
+            metrics |= {f"val/{key}": value for key, value in (summary | pseudo).items()}
         metrics[f"val_{name}/miou"] = summary["miou"]
         metrics[f"val_{name}/pixel_accuracy"] = summary["pixel_accuracy"]
     return metrics
@@ -224,7 +229,7 @@ def evaluation_metrics(confusions: dict[str, np.ndarray], config: Config) -> dic
 def finish(
     config: Config,
     method: Method,
-    confusions: dict[str, np.ndarray],
+    evaluations: dict[str, Evaluation],
     validation: EvalSet,
     folder: Path | None,
     device: torch.device,
@@ -233,15 +238,20 @@ def finish(
     """The Result, with weights and example pictures written into `folder`."""
     benchmark = BENCHMARKS[config.data.benchmark]
     name, network = next(iter(method.networks().items()))
-    metrics = summarise(confusions[name], benchmark.classes, benchmark.subsets)
-    for other, confusion in confusions.items():
-        metrics[f"{other}_miou"] = summarise(confusion, benchmark.classes)["miou"]
-    weights = examples = None
+    metrics = summarise(evaluations[name].confusion, benchmark.classes, benchmark.subsets)
+    for other, evaluation in evaluations.items():
+        metrics[f"{other}_miou"] = summarise(evaluation.confusion, benchmark.classes)["miou"]
+    artifacts: dict[str, Path] = {}
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        weights, examples = folder / "segmenter.safetensors", folder / "examples.png"
+        artifacts = {
+            "weights": folder / "segmenter.safetensors",
+            "examples": folder / "examples.png",
+            "evaluation": folder / "evaluation.npz",
+        }
         about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
-        save_file(network.state_dict(), weights, metadata=about)
+        save_file(network.state_dict(), artifacts["weights"], metadata=about)
+        evaluations[name].save(artifacts["evaluation"])
         save_examples(
             network,
             validation,
@@ -249,16 +259,15 @@ def finish(
             benchmark.palette,
             config.data.crop,
             device,
-            examples,
+            artifacts["examples"],
         )
     return Result(
         metrics=metrics,
-        confusion=confusions[name],
-        absent=absent_classes(confusions[name], benchmark.classes),
+        evaluation=evaluations[name],
+        absent=absent_classes(evaluations[name].confusion, benchmark.classes),
         steps=config.training.steps,
         seconds=time.perf_counter() - started,
-        weights=weights,
-        examples=examples,
+        artifacts=artifacts,
     )
 
 

@@ -113,11 +113,8 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
     """Everything worth keeping of a finished run, in one folder."""
     params = config.to_params()
     (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
-    confusion = {"rows": "truth", "columns": "prediction", "pixels": result.confusion.tolist()}
-    (target / "confusion.json").write_text(json.dumps(confusion) + "\n")
-    for path in (result.weights, result.examples, folder / LOG_NAME):
-        if path is not None and Path(path).exists():
-            shutil.copyfile(path, target / Path(path).name)
+    for path in (*result.artifacts.values(), folder / LOG_NAME):
+        shutil.copyfile(path, target / Path(path).name)
 
 
 def _worth_repeating(error: Exception) -> bool:

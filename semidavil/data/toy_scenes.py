@@ -51,48 +51,48 @@ class Style:
 STYLES: dict[Look, Style] = {
     "gta5": Style(
         palette={
-            ROAD: (92, 94, 104), SIDEWALK: (160, 152, 138), BUILDING: (176, 148, 112),
-            WALL: (132, 124, 118), FENCE: (112, 92, 66), POLE: (78, 80, 84), LIGHT: (44, 48, 40),
-            SIGN: (202, 178, 62), VEGETATION: (66, 128, 44), TERRAIN: (138, 152, 70),
-            SKY: (126, 176, 236), PERSON: (150, 84, 82), RIDER: (92, 96, 160),
-            TRUCK: (190, 186, 180), BUS: (186, 90, 48), TRAIN: (126, 136, 150),
-            MOTORCYCLE: (58, 52, 60), BICYCLE: (96, 66, 54), EGO: (24, 26, 30),
+            ROAD: (92, 94, 104), SIDEWALK: (168, 158, 140), BUILDING: (184, 150, 106),
+            WALL: (138, 118, 128), FENCE: (116, 84, 50), POLE: (70, 74, 82), LIGHT: (36, 46, 30),
+            SIGN: (214, 184, 50), VEGETATION: (62, 130, 40), TERRAIN: (146, 158, 62),
+            SKY: (120, 174, 240), PERSON: (168, 74, 76), RIDER: (84, 84, 176),
+            TRUCK: (204, 200, 192), BUS: (204, 86, 36), TRAIN: (106, 128, 162),
+            MOTORCYCLE: (52, 40, 62), BICYCLE: (108, 60, 44), EGO: (24, 26, 30),
         },
-        scene_jitter=9, instance_jitter=16, texture=3, stripes=9,
-        horizon=(0.36, 0.46), camera_height=(1.6, 2.1),
-        rates={"car": 3.2, "truck": 0.5, "bus": 0.22, "train": 0.07, "person": 1.6, "cycle": 0.5,
-               "motorcycle": 0.35, "tree": 2.6, "pole": 2.2, "wall": 0.35, "fence": 0.35,
+        scene_jitter=12, instance_jitter=12, texture=3, stripes=9,
+        horizon=(0.36, 0.46), camera_height=(2.0, 2.6),
+        rates={"car": 2.6, "truck": 0.45, "bus": 0.22, "train": 0.1, "person": 1.6, "cycle": 0.6,
+               "motorcycle": 0.35, "tree": 2.0, "pole": 2.2, "wall": 0.3, "fence": 0.3,
                "terrain": 0.35, "green": 0.22},
         plates=True,
     ),
     "synthia": Style(
         palette={
-            ROAD: (70, 72, 72), SIDEWALK: (178, 120, 108), BUILDING: (158, 164, 176),
-            WALL: (172, 152, 128), FENCE: (74, 98, 118), POLE: (126, 128, 132), LIGHT: (66, 58, 36),
-            SIGN: (72, 98, 190), VEGETATION: (42, 104, 62), TERRAIN: (116, 160, 92),
-            SKY: (176, 206, 234), PERSON: (112, 104, 132), RIDER: (166, 112, 62),
-            TRUCK: (160, 66, 60), BUS: (66, 128, 142), TRAIN: (184, 176, 96),
-            MOTORCYCLE: (44, 60, 84), BICYCLE: (132, 58, 62), EGO: (30, 26, 26),
+            ROAD: (70, 72, 72), SIDEWALK: (186, 116, 104), BUILDING: (154, 162, 178),
+            WALL: (182, 154, 120), FENCE: (66, 98, 126), POLE: (126, 128, 132), LIGHT: (70, 58, 26),
+            SIGN: (60, 92, 204), VEGETATION: (36, 106, 62), TERRAIN: (114, 170, 88),
+            SKY: (176, 206, 234), PERSON: (116, 98, 148), RIDER: (182, 112, 48),
+            TRUCK: (172, 58, 54), BUS: (54, 132, 150), TRAIN: (196, 186, 82),
+            MOTORCYCLE: (36, 58, 92), BICYCLE: (146, 48, 58), EGO: (30, 26, 26),
         },
-        scene_jitter=12, instance_jitter=18, texture=2, stripes=12,
-        horizon=(0.3, 0.52), camera_height=(1.4, 3.4),
-        rates={"car": 2.2, "truck": 0.3, "bus": 0.35, "train": 0.05, "person": 3.2, "cycle": 0.6,
-               "motorcycle": 0.45, "tree": 2.0, "pole": 2.6, "wall": 0.25, "fence": 0.3,
+        scene_jitter=12, instance_jitter=12, texture=2, stripes=12,
+        horizon=(0.3, 0.52), camera_height=(1.8, 3.4),
+        rates={"car": 2.0, "truck": 0.3, "bus": 0.3, "train": 0.08, "person": 2.6, "cycle": 0.7,
+               "motorcycle": 0.45, "tree": 1.8, "pole": 2.4, "wall": 0.25, "fence": 0.3,
                "terrain": 0.25, "green": 0.15},
     ),
     "camera": Style(
         palette={
-            ROAD: (112, 106, 104), SIDEWALK: (122, 112, 112), BUILDING: (116, 108, 100),
-            WALL: (108, 100, 92), FENCE: (88, 92, 90), POLE: (94, 90, 86), LIGHT: (40, 42, 48),
-            SIGN: (146, 142, 150), VEGETATION: (70, 80, 58), TERRAIN: (112, 114, 84),
-            SKY: (198, 200, 198), PERSON: (74, 68, 72), RIDER: (86, 76, 70),
-            TRUCK: (132, 136, 142), BUS: (158, 136, 84), TRAIN: (138, 96, 88),
-            MOTORCYCLE: (54, 54, 56), BICYCLE: (76, 72, 68), EGO: (48, 46, 44),
+            ROAD: (111, 102, 102), SIDEWALK: (157, 154, 157), BUILDING: (164, 115, 89),
+            WALL: (167, 147, 138), FENCE: (81, 84, 70), POLE: (86, 92, 88), LIGHT: (31, 39, 42),
+            SIGN: (209, 197, 153), VEGETATION: (69, 107, 40), TERRAIN: (147, 147, 75),
+            SKY: (178, 198, 218), PERSON: (104, 61, 86), RIDER: (110, 60, 108),
+            TRUCK: (139, 159, 173), BUS: (205, 138, 64), TRAIN: (148, 88, 104),
+            MOTORCYCLE: (53, 46, 46), BICYCLE: (78, 82, 55), EGO: (38, 38, 38),
         },
-        scene_jitter=14, instance_jitter=22, texture=9, stripes=0,
-        horizon=(0.4, 0.5), camera_height=(1.2, 1.6),
-        rates={"car": 3.0, "truck": 0.22, "bus": 0.16, "train": 0.06, "person": 2.6, "cycle": 1.1,
-               "motorcycle": 0.3, "tree": 3.2, "pole": 3.0, "wall": 0.25, "fence": 0.35,
+        scene_jitter=16, instance_jitter=12, texture=6, stripes=0,
+        horizon=(0.4, 0.5), camera_height=(1.8, 2.3),
+        rates={"car": 2.4, "truck": 0.25, "bus": 0.18, "train": 0.1, "person": 2.2, "cycle": 1.0,
+               "motorcycle": 0.35, "tree": 2.4, "pole": 2.6, "wall": 0.25, "fence": 0.35,
                "terrain": 0.4, "green": 0.3},
     ),
 }  # fmt: skip
@@ -208,8 +208,8 @@ class _Painter:
 
     def paint(self) -> None:
         rng = self.rng
-        self.road = rng.uniform(4.0, 6.5)  # half the road's width
-        self.kerb = self.road + rng.uniform(2.0, 4.0)  # where the sidewalk ends
+        self.road = rng.uniform(3.2, 4.8)  # half the road's width
+        self.kerb = self.road + rng.uniform(2.4, 4.5)  # where the sidewalk ends
         self.verge = {  # metres of grass between sidewalk and buildings
             side: rng.uniform(2, 7) if self.chance("terrain") else 0.0 for side in (-1, 1)
         }
@@ -333,11 +333,11 @@ class _Painter:
     def traffic(self) -> list:
         things = []
         for _ in range(self.count("car")):
-            things.append(self.car(self.lane(), self.somewhere(6.5, 45)))
+            things.append(self.car(self.lane(), self.somewhere(6.0, 32)))
         for _ in range(self.count("truck")):
-            things.append(self.truck(self.lane(), self.somewhere(9, 40)))
+            things.append(self.truck(self.lane(), self.somewhere(8, 28)))
         for _ in range(self.count("bus")):
-            things.append(self.bus(self.lane(), self.somewhere(9, 40)))
+            things.append(self.bus(self.lane(), self.somewhere(8, 28)))
         for _ in range(self.count("train")):
             things.append(self.train(self.rng.choice((-1, 1)), self.somewhere(8, 20)))
         return things
@@ -434,20 +434,20 @@ class _Painter:
             return float(rng.choice((-1, 1)) * rng.uniform(self.road + margin, self.kerb))
 
         for _ in range(self.count("tree")):
-            things.append(self.tree(pavement(0.8), self.somewhere(7, 50)))
+            things.append(self.tree(pavement(0.8), self.somewhere(7, 40)))
         for _ in range(self.count("pole")):
-            things.append(self.pole(pavement(), self.somewhere(6, 40)))
+            things.append(self.pole(pavement(), self.somewhere(5.5, 22)))
         for _ in range(self.count("person")):
             x = pavement() if rng.random() < 0.85 else rng.uniform(-self.road, self.road)
-            things.append(self.person(x, self.somewhere(6.5, 28)))
+            things.append(self.person(x, self.somewhere(5, 17)))
         for _ in range(self.count("cycle")):
             ridden = rng.random() < 0.6
             x = rng.uniform(-self.road, self.road) if ridden else pavement()
-            things.append(self.two_wheeler(x, self.somewhere(6, 22), BICYCLE, ridden))
+            things.append(self.two_wheeler(x, self.somewhere(5, 15), BICYCLE, ridden))
         for _ in range(self.count("motorcycle")):
             ridden = rng.random() < 0.6
             x = rng.uniform(-self.road, self.road) if ridden else pavement()
-            things.append(self.two_wheeler(x, self.somewhere(6, 22), MOTORCYCLE, ridden))
+            things.append(self.two_wheeler(x, self.somewhere(5, 15), MOTORCYCLE, ridden))
         return things
 
     def tree(self, x: float, z: float) -> tuple:
@@ -470,18 +470,18 @@ class _Painter:
         rng, colour, tall = self.rng, self.shade(POLE), self.rng.uniform(2.8, 6.5)
         kind = rng.choice(("bare", "sign", "light"), p=(0.34, 0.38, 0.28))
         plate, box = self.shade(SIGN), self.shade(LIGHT, 0.8)
-        plate_size = rng.uniform(0.6, 1.1)
+        plate_size = rng.uniform(0.9, 1.5)
         lamp = np.array([(230.0, 50, 40), (60, 220, 110), (240, 180, 50)][rng.integers(3)])
 
         def draw() -> None:
-            self.board(x, z, (0, tall), 0.2, POLE, colour)
+            self.board(x, z, (0, tall), 0.3, POLE, colour)
             if kind == "sign":
                 self.board(x, z - 0.05, (tall - plate_size, tall), plate_size, SIGN, plate)
                 rim = np.clip(plate * 1.3 + 20, 0, 255)
                 self.board(x, z, (tall - 0.7 * plate_size, tall - 0.3 * plate_size),
                            0.5 * plate_size, None, rim)  # fmt: skip
             elif kind == "light":
-                self.board(x, z - 0.05, (tall - 1.3, tall), 0.55, LIGHT, box)
+                self.board(x, z - 0.05, (tall - 1.6, tall), 0.8, LIGHT, box)
                 at = tall - 0.3 - 0.35 * (int(lamp[0]) % 3)
                 self.board(x, z, (at - 0.2, at + 0.1), 0.3, None, lamp)
 
@@ -569,15 +569,15 @@ def _photograph(rng: np.random.Generator, image: np.ndarray, depth: np.ndarray) 
     height, width = depth.shape
     shadow = 1 - rng.uniform(0, 0.4) * (_noise(rng, (height, width), 24) > rng.uniform(-0.2, 1.2))
     shadow = np.where(depth < FAR, cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 1.2), 1)
-    haze = 1 - np.exp(-depth * rng.uniform(0.002, 0.02))
+    haze = 1 - np.exp(-depth * rng.uniform(0.001, 0.012))
     air = rng.uniform(150, 215) + rng.normal(0, 7, 3)
     image = image * shadow[..., None]
     image = image * (1 - haze[..., None]) + air * haze[..., None]
-    cast = np.array([1.0, 1.0, 1.0]) + rng.normal(0, 0.06, 3)
-    image = 255 * (np.clip(image * cast, 0, 255) / 255) ** rng.uniform(0.75, 1.4)
-    image = image * rng.uniform(0.72, 1.18)
+    cast = np.array([1.0, 1.0, 1.0]) + rng.normal(0, 0.04, 3)
+    image = 255 * (np.clip(image * cast, 0, 255) / 255) ** rng.uniform(0.8, 1.25)
+    image = image * rng.uniform(0.8, 1.15)
     rows = np.linspace(-1, 1, height)[:, None] ** 2 + np.linspace(-1, 1, width)[None] ** 2
     image = image * (1 - rng.uniform(0, 0.14) * rows)[..., None]
-    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), rng.uniform(0.3, 0.75))
-    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 8)
+    image = cv2.GaussianBlur(image.astype(np.float32), (0, 0), rng.uniform(0.3, 0.6))
+    noise = rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(2, 6)
     return np.clip(image + noise, 0, 255).round().astype(np.uint8)

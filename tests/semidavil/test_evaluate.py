@@ -66,4 +66,6 @@ def test_confusion_is_counted_at_the_labels_own_sizes() -> None:
     expected = np.zeros((6, 6), int)
     for index in range(3):  # the brightest channel is the class; the complement ties below it
         expected[index, index] = (3 + index) * 6
-    assert np.array_equal(found["net"], expected)
+    assert np.array_equal(found["net"].confusion, expected)
+    assert found["net"].names == ["0", "1", "2"]
+    assert [int(image.sum()) for image in found["net"].per_image] == [18, 24, 30]

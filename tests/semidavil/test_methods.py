@@ -219,10 +219,6 @@ def test_logits_have_the_images_size_whatever_it_is(size: tuple[int, int]) -> No
 
 def test_padding_to_whole_patches_leaves_the_rest_as_it_was() -> None:
     model = make_segmenter(fusion="none")
-    model.decoder.up = (
-        nn.Identity()
-    )  # without normalisation over the image, patches are independent
-    model.decoder.block = nn.Conv2d(8, 4, 1)
     images = torch.rand(1, 3, 16, 20)
     cut = model(images, encode(["a"]))
     padded = model(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,25 +7,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from semidavil.metrics import Confusion, absent_classes, confusion_matrix, iou, summarise
+from semidavil.metrics import Evaluation, Evaluator, absent_classes, iou, summarise
 
 CLASSES = ("road", "car", "person", "train")
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 1000), ignored=st.floats(0, 1))
-def test_confusion_agrees_with_torchmetrics(seed: int, ignored: float) -> None:
+@given(seed=st.integers(0, 1000), ignored=st.floats(0, 1), threshold=st.floats(0, 1))
+def test_confusions_agree_with_torchmetrics(seed: int, ignored: float, threshold: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    predictions = torch.randint(0, 4, (2, 8, 9), generator=generator)
+    logits = 3 * torch.randn(2, 4, 8, 9, generator=generator)
     targets = torch.randint(0, 4, (2, 8, 9), generator=generator)
     targets[torch.rand(targets.shape, generator=generator) < ignored] = 255
-    ours = confusion_matrix(predictions, targets, 4)
-    theirs = multiclass_confusion_matrix(predictions, targets, 4, ignore_index=255)
-    assert torch.equal(ours, theirs)
-    total = Confusion(4, torch.device("cpu"))
-    for one, label in zip(predictions, targets, strict=True):
-        total.add(one, label)
-    assert np.array_equal(total.numpy(), ours.numpy())
+    evaluator = Evaluator(4, threshold)
+    for one, label, name in zip(logits, targets, "ab", strict=True):
+        evaluator.add(one[None], label[None], [name])
+    found = evaluator.result()
+    expected = [
+        multiclass_confusion_matrix(one.argmax(0)[None], label[None], 4, ignore_index=255)
+        for one, label in zip(logits, targets, strict=True)
+    ]
+    assert np.array_equal(found.per_image, torch.stack(expected))
+    # Pixels below the threshold are as good as ignored.
+    kept = torch.where(logits.softmax(1).amax(1) >= threshold, targets, 255)
+    confident = multiclass_confusion_matrix(logits.argmax(1), kept, 4, ignore_index=255)
+    assert np.array_equal(found.confident, confident)
+    both = Evaluator(4, threshold)
+    both.add(logits, targets, "ab")
+    assert np.array_equal(both.result().per_image, found.per_image)
+
+
+def test_pseudo_labels_by_hand_and_on_disk(tmp_path: Path) -> None:
+    per_image = np.array([[[3, 1], [0, 2]], [[1, 1], [1, 1]]])  # 10 pixels
+    found = Evaluation(["a", "b"], per_image, np.array([[3, 0], [1, 1]]))
+    assert found.pseudo_labels() == {"coverage": 50.0, "accuracy": 80.0}
+    found.save(tmp_path / "evaluation.npz")
+    with np.load(tmp_path / "evaluation.npz") as kept:
+        assert kept["names"].tolist() == ["a", "b"]
+        assert np.array_equal(kept["per_image"], per_image)
+        assert np.array_equal(kept["confident"], found.confident)
+    nothing = Evaluation(["a"], per_image[:1], np.zeros((2, 2), int))
+    assert nothing.pseudo_labels() == {"coverage": 0.0}
 
 
 def test_iou_by_hand() -> None:

@@ -68,8 +68,8 @@ def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: P
         if name in ("train/images_per_second", "train/peak_memory_mb")
     )
     assert result.confusion.sum() > 0
-    assert result.examples.stat().st_size > 1000
-    with safe_open(result.weights, "pt") as file:
+    assert result.artifacts["examples"].stat().st_size > 1000
+    with safe_open(result.artifacts["weights"], "pt") as file:
         about = file.metadata()
         assert Config.from_params(json.loads(about["config"])) == config
         assert about["key"] == config.key()
@@ -100,7 +100,8 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
     assert resumed.metrics == whole.metrics
     first_again = (stop_at - 1) // 2 * 2  # the step of the last checkpoint before the stop
     assert losses(rest) == losses(reports)[first_again:]
-    with safe_open(whole.weights, "pt") as a, safe_open(resumed.weights, "pt") as b:
+    mine, theirs = whole.artifacts["weights"], resumed.artifacts["weights"]
+    with safe_open(mine, "pt") as a, safe_open(theirs, "pt") as b:
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
 
 

@@ -34,7 +34,7 @@ def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(stor
     assert finished.metrics["final/miou"] == heard[-1]["miou"]
     assert finished.metrics["final/steps"] == STEPS
     kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
-    assert kept == {"config.json", "confusion.json", "segmenter.safetensors", "train.log"}
+    assert kept == {"config.json", "segmenter.safetensors", "train.log"}
     assert not folder.exists()
     assert [x["step"] for x in heard[:-1]] == list(range(1, STEPS + 1))
 
