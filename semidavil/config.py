@@ -92,6 +92,13 @@ class Loss(Section):
     name: str = "dyce"
     hard_fraction: Fraction = 0.2  # DyCE's h
     omega: Probability = 0.5  # DyCE's w
+    focal_gamma: NonNegative = 2.0
+    dce_alpha: Positive = 1.0
+    dce_beta: NonNegative = 1.0
+    dfl_alpha: NonNegative = 1.0
+    dfl_beta: NonNegative = 1.0
+    dfl_gamma: NonNegative = 1.0
+    dfl_rho: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
     @field_validator("name")
     @classmethod

@@ -9,7 +9,9 @@ that still has a gradient graph. Losses are computed in float32 whatever the log
 
 import inspect
 import math
+from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +30,123 @@ class CrossEntropy(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses, labels = valid_pixels(logits, targets, self.ignore_index)
         return losses.mean() if labels.numel() else losses.sum()
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy weighted by inverse class frequency (Aurelio et al., Neural Processing Letters 2019).
+
+        L = sum_i w_{y_i} (-log p_{y_i}) / sum_i w_{y_i},    w_c = n / (C n_c) clipped to [0.1, 10]
+
+    with n_c the pixels of class c among n training pixels (the clipping is our reading). Without
+    counts all weights are 1.
+
+    Args:
+        class_pixels: pixels of each class in the training labels, (C,).
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = IGNORE_INDEX,
+        class_pixels: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        counts = torch.ones(num_classes) if class_pixels is None else torch.tensor(class_pixels)
+        counts = counts.double()
+        # A class that never occurs divides by one pixel rather than by none; it is clipped anyway.
+        weights = counts.sum() / (num_classes * counts.clamp(min=1))
+        self.register_buffer("weights", weights.clamp(0.1, 10).float(), persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses, labels = valid_pixels(logits, targets, self.ignore_index)
+        weights = self.weights[labels]
+        return (weights * losses).sum() / weights.sum() if labels.numel() else losses.sum()
+
+
+class Focal(nn.Module):
+    """Multi-class focal loss (Lin et al., ICCV 2017): the mean of -(1 - p_y)^gamma log p_y."""
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = IGNORE_INDEX, gamma: float = 2.0
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index, self.gamma = num_classes, ignore_index, gamma
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses, labels = valid_pixels(logits, targets, self.ignore_index)
+        if not labels.numel():
+            return losses.sum()
+        # 1 - p_y without the cancellation that would make its gradient infinite near p_y = 1.
+        misses = -torch.expm1(-losses)
+        return (misses.clamp(min=torch.finfo(misses.dtype).tiny).pow(self.gamma) * losses).mean()
+
+
+class DualCrossEntropy(nn.Module):
+    """Dual cross-entropy (Li et al., IEEE Access 2019): wrong classes are pushed down as well.
+
+    The mean over pixels of -log p_y + beta sum_{c != y} log(alpha + p_c). The paper tunes alpha and
+    beta; 1 for both is our reading.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = IGNORE_INDEX,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.alpha, self.beta = alpha, beta
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses, labels, wrong = wrong_probabilities(logits, targets, self.ignore_index)
+        if not labels.numel():
+            return losses.sum()
+        # log(alpha + 0) for the true class's own entry is taken out again.
+        penalties = (wrong + self.alpha).log().sum(1) - math.log(self.alpha)
+        return (losses + self.beta * penalties).mean()
+
+
+class DualFocal(nn.Module):
+    """Dual focal loss (Hossain, Betts and Paplinski, Neurocomputing 2021).
+
+    The mean over pixels of
+
+        -log p_y + alpha sum_c |y_c - p_c|^gamma - beta sum_{c != y} log(rho - p_c)
+
+    The focal factor is added instead of multiplied, so that it cannot make the gradient vanish, and
+    the last term holds wrong classes down as dual cross-entropy does. Our reading: the paper's text
+    is not public; two public implementations have these terms and signs (a third subtracts the
+    focal term), with 1 for all four parameters. log(rho - p_c) is kept finite by 1e-6.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int = IGNORE_INDEX,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        rho: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.alpha, self.beta, self.gamma, self.rho = alpha, beta, gamma, rho
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        losses, labels, wrong = wrong_probabilities(logits, targets, self.ignore_index)
+        if not labels.numel():
+            return losses.sum()
+        # sum_{c != y} p_c is 1 - p_y: with gamma = 1 both halves of the focal sum are the same.
+        missed = wrong.sum(1).clamp(min=torch.finfo(wrong.dtype).tiny)
+        spread = wrong.clamp(min=torch.finfo(wrong.dtype).tiny).pow(self.gamma).sum(1)
+        repelled = (self.rho - wrong + 1e-6).log().sum(1) - math.log(self.rho + 1e-6)
+        focal = missed.pow(self.gamma) + spread
+        return (losses + self.alpha * focal - self.beta * repelled).mean()
 
 
 class DyCE(nn.Module):
@@ -73,6 +192,16 @@ def valid_pixels(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Te
     return losses[valid], targets[valid]
 
 
+def wrong_probabilities(
+    logits: Tensor, targets: Tensor, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy (n,), label (n,) and probabilities (n, C) of the n valid pixels, p_y set to 0."""
+    losses, labels = valid_pixels(logits, targets, ignore_index)
+    valid = targets != ignore_index
+    probabilities = logits.float().softmax(1).movedim(1, -1)[valid]
+    return losses, labels, probabilities.scatter(1, labels[:, None], 0.0)
+
+
 def consistency_loss(
     logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, valid: Tensor
 ) -> Tensor:
@@ -93,12 +222,28 @@ def consistency_loss(
 
 LOSSES: dict[str, type[nn.Module]] = {
     "ce": CrossEntropy,
+    "wce": WeightedCrossEntropy,
+    "focal": Focal,
+    "dce": DualCrossEntropy,
+    "dfl": DualFocal,
     "dyce": DyCE,
 }
 
 
-def build_loss(config: Loss, num_classes: int) -> nn.Module:
-    """The configured loss; a field of `Config.loss` that its class names as a parameter is passed."""
+def build_loss(
+    config: Loss, num_classes: int, class_pixels: Sequence[int] | None = None
+) -> nn.Module:
+    """The configured loss; its parameter `x` takes `Config.loss.x`, or `Config.loss.<name>_x`.
+
+    Args:
+        class_pixels: pixels of each class in the training labels, for losses that ask for them.
+    """
     loss = LOSSES[config.name]
-    accepted = inspect.signature(loss).parameters
-    return loss(num_classes, **{k: v for k, v in config.model_dump().items() if k in accepted})
+    known = {**config.model_dump(), "class_pixels": class_pixels}
+    chosen = {
+        parameter: known[field]
+        for parameter in inspect.signature(loss).parameters
+        for field in (parameter, f"{config.name}_{parameter}")
+        if field in known
+    }
+    return loss(num_classes, **chosen)

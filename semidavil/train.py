@@ -31,7 +31,7 @@ from semidavil.captions import caption_images
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.data.checks import check_data
+from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.loading import EvalSet, TrainBatches, cache_dir, image_paths
 from semidavil.evaluate import evaluate, save_examples
 from semidavil.losses import build_loss
@@ -189,7 +189,8 @@ def require_finite(losses: dict[str, Tensor], step: int) -> None:
 def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     """The configured method around a fresh student."""
     student = build_segmenter(config.model, vlm, num_classes)
-    loss = build_loss(config.loss, num_classes)
+    counts = class_pixels(config) if config.loss.name == "wce" else None
+    loss = build_loss(config.loss, num_classes, counts)
     # The bound method, not the module: the frozen text tower has no place in checkpoints.
     return METHODS[config.training.method](student, vlm.text.forward, loss, config)
 

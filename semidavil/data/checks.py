@@ -67,6 +67,36 @@ def usable_samples(reader: Reader, split: str, cache_dir: Path) -> list[Sample]:
     return [sample for sample in samples if str(sample.image) not in left_out]
 
 
+def class_pixels(config: Config) -> list[int]:
+    """Pixels of each class in the labels that a run learns from: its source and labelled target.
+
+    From the scans, so that every set of labels is read once. Labels of unlabelled images are not
+    looked at.
+    """
+    from semidavil.data.loading import cache_dir, open_reader
+    from semidavil.data.splits import split_target
+    from semidavil.methods import METHODS
+
+    benchmark, cache = BENCHMARKS[config.data.benchmark], cache_dir(config)
+    streams, found = METHODS[config.training.method].streams, []
+    if benchmark.source and "source" in streams:
+        reader = open_reader(config, benchmark.source)
+        found.append((benchmark.source, scan(reader, "train", cache)[1]))
+    if config.data.budget and "labelled" in streams:
+        reader = open_reader(config, benchmark.target)
+        samples = usable_samples(reader, "train", cache)
+        labelled, _ = split_target(samples, config.data.budget, config.seed)
+        part = f"labelled-{len(labelled)}"
+        scanned = _scan_or_recall(reader, part, labelled, cache, progress=False)
+        found.append((benchmark.target, scanned))
+    totals = np.zeros(256, np.int64)
+    for dataset, scanned in found:
+        lookup = benchmark.lookup(dataset)
+        for raw, pixels in scanned.pixels.items():
+            totals[lookup[raw]] += pixels
+    return totals[: len(benchmark.classes)].tolist()
+
+
 def check_data(config: Config, progress: bool = False) -> None:
     """Everything about a run's data that can be wrong, found before it starts.
 

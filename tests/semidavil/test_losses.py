@@ -1,13 +1,14 @@
 """Losses against their formulas, computed here in float64 with loops over pixels."""
 
 import math
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from semidavil.config import Loss
 from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss
@@ -80,6 +81,94 @@ def test_ce_is_the_mean_over_valid_pixels_and_dyce_at_its_neutral_setting() -> N
     assert LOSSES["ce"](CLASSES)(logits, targets).item() == pytest.approx(expected, rel=1e-6)
     neutral = DyCE(CLASSES, hard_fraction=1.0, omega=1.0)(logits, targets)
     assert neutral.item() == pytest.approx(expected, rel=1e-6)
+
+
+PIXELS = (50, 30, 1, 0, 919)  # of each class in some training set
+
+
+def expected_wce(logits: Tensor, targets: Tensor) -> Tensor:
+    weights = [min(10.0, max(0.1, 1000 / (CLASSES * max(n, 1)))) for n in PIXELS]
+    found = pixels(logits, targets)
+    total = sum(weights[label] * -log_p[label] for log_p, label in found)
+    return total / sum(weights[label] for _, label in found)
+
+
+def expected_focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    terms = [
+        -((1 - log_p[label].exp()) ** gamma) * log_p[label]
+        for log_p, label in pixels(logits, targets)
+    ]
+    return torch.stack(terms).mean()
+
+
+def expected_dce(logits: Tensor, targets: Tensor, alpha: float, beta: float) -> Tensor:
+    terms = []
+    for log_p, label in pixels(logits, targets):
+        wrong = [log_p[c].exp() for c in range(CLASSES) if c != label]
+        terms.append(-log_p[label] + beta * sum((alpha + p).log() for p in wrong))
+    return torch.stack(terms).mean()
+
+
+def expected_dfl(
+    logits: Tensor, targets: Tensor, alpha: float, beta: float, gamma: float, rho: float
+) -> Tensor:
+    terms = []
+    for log_p, label in pixels(logits, targets):
+        p = log_p.exp()
+        truth = torch.eye(CLASSES, dtype=torch.float64)[label]
+        focal = ((truth - p).abs() ** gamma).sum()
+        repelled = sum((rho - p[c] + 1e-6).log() for c in range(CLASSES) if c != label)
+        terms.append(-log_p[label] + alpha * focal - beta * repelled)
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (LOSSES["wce"](CLASSES, class_pixels=PIXELS), expected_wce),
+        (LOSSES["focal"](CLASSES), lambda x, y: expected_focal(x, y, 2.0)),
+        (LOSSES["focal"](CLASSES, gamma=0.7), lambda x, y: expected_focal(x, y, 0.7)),
+        (LOSSES["dce"](CLASSES), lambda x, y: expected_dce(x, y, 1.0, 1.0)),
+        (LOSSES["dce"](CLASSES, alpha=0.3, beta=2), lambda x, y: expected_dce(x, y, 0.3, 2.0)),
+        (LOSSES["dfl"](CLASSES), lambda x, y: expected_dfl(x, y, 1.0, 1.0, 1.0, 1.0)),
+        (
+            LOSSES["dfl"](CLASSES, alpha=0.4, beta=0.7, gamma=2, rho=1.5),
+            lambda x, y: expected_dfl(x, y, 0.4, 0.7, 2.0, 1.5),
+        ),
+    ],
+    ids=["wce", "focal", "focal 0.7", "dce", "dce 0.3 2", "dfl", "dfl all"],
+)
+def test_losses_agree_with_their_formulas(
+    seed: int, loss: torch.nn.Module, expected: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    logits, targets = make_case(seed)
+    ours, theirs = loss(logits, targets), expected(logits, targets)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_focal_agrees_with_torchvision_on_two_classes() -> None:
+    """A softmax over (z, 0) is a sigmoid of z, for which torchvision has the loss."""
+    z, truth = torch.randn(40), torch.randint(0, 2, (40,))
+    logits = torch.stack([torch.zeros(40), z], 1)[..., None, None]
+    ours = LOSSES["focal"](2, gamma=2.0)(logits, truth[:, None, None])
+    theirs = sigmoid_focal_loss(z, truth.float(), alpha=-1, gamma=2, reduction="mean")
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_neutral_settings_are_cross_entropy() -> None:
+    logits, targets = make_case(8)
+    expected = expected_ce(logits, targets).item()
+    for name, neutral in (
+        ("wce", {}),
+        ("focal", {"gamma": 0}),
+        ("dce", {"beta": 0}),
+        ("dfl", {"alpha": 0, "beta": 0}),
+    ):
+        value = LOSSES[name](CLASSES, **neutral)(logits, targets).item()
+        assert value == pytest.approx(expected, rel=1e-6), name
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -180,4 +269,8 @@ def test_build_loss_passes_the_settings_that_the_loss_takes() -> None:
     loss = build_loss(Loss(name="dyce", hard_fraction=0.4, omega=0.1), CLASSES)
     assert (loss.hard_fraction, loss.omega, loss.num_classes) == (0.4, 0.1, CLASSES)
     assert build_loss(Loss(name="ce"), CLASSES).num_classes == CLASSES
-    assert np.isfinite(build_loss(Loss(name="ce"), CLASSES)(*make_case(0)).item())
+    dual = build_loss(Loss(name="dfl", dfl_gamma=3, dce_alpha=9, focal_gamma=8), CLASSES)
+    assert (dual.alpha, dual.beta, dual.gamma, dual.rho) == (1, 1, 3, 1)
+    assert build_loss(Loss(name="focal"), CLASSES).gamma == 2
+    weighted = build_loss(Loss(name="wce"), 2, class_pixels=[300, 100])
+    assert weighted.weights.tolist() == pytest.approx([2 / 3, 2.0])
