@@ -71,9 +71,8 @@ class Positions:
         self.vlm, self.classes = vlm, list(classes)
         self.size: Size | None = _whole_patches(size or _default_size(vlm), vlm.vision.stride)
         self.identity = f"positions {self.VERSION} {self.size} {self.classes} {vlm.fingerprint()}"
-        prompts = [template.format(name) for name in classes for template in self.TEMPLATES]
-        text = vlm.text.embed(prompts).unflatten(0, (len(self.classes), len(self.TEMPLATES)))
-        self.text = F.normalize(text.mean(1), dim=-1)  # (C, e)
+        prompts = [[template.format(name) for template in self.TEMPLATES] for name in classes]
+        self.text = class_embeddings(vlm, prompts)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:
@@ -87,34 +86,51 @@ class Positions:
         masks = F.one_hot(found, len(self.classes)).float()  # (B, h, w, C)
         rows = thirds(masks.mean(2)).cpu().numpy()  # (B, 3, C): shares of the image's area
         columns = thirds(masks.mean(1)).cpu().numpy()
-        return self._fit([self._phrases(*shares) for shares in zip(rows, columns, strict=True)])
-
-    def _phrases(self, rows: np.ndarray, columns: np.ndarray) -> list[str]:
-        """Classes with their places, the largest first; arguments (3, C) area by third."""
-        shares = rows.sum(0)
-        order = sorted(range(len(shares)), key=lambda index: (-shares[index], index))
-        return [
-            f"{self.classes[index]} {describe_place(rows[:, index], columns[:, index])}"
-            for index in order
-            if shares[index] >= self.MIN_SHARE
+        described = [
+            phrases(self.classes, *shares, self.MIN_SHARE)
+            for shares in zip(rows, columns, strict=True)
         ]
+        return self._fit(described)
 
     def _fit(self, captions: list[list[str]]) -> list[str]:
         """Sentences, each short enough for the text encoder."""
-        texts = [sentence(phrases) for phrases in captions]
+        texts = [sentence(parts) for parts in captions]
         limit = self.vlm.text.max_tokens
         for index, count in enumerate(self.vlm.text.count_tokens(texts)):
-            phrases = captions[index]
-            while count > limit and phrases:
-                phrases = phrases[:-1]
-                texts[index] = sentence(phrases)
+            parts = captions[index]
+            while count > limit and parts:
+                parts = parts[:-1]
+                texts[index] = sentence(parts)
                 (count,) = self.vlm.text.count_tokens([texts[index]])
         return texts
 
 
-def sentence(phrases: Sequence[str]) -> str:
+def class_embeddings(vlm: VLM, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """(C, e): the L2-normalised mean of each class's L2-normalised prompt embeddings."""
+    return torch.stack([F.normalize(vlm.text.embed(texts).mean(0), dim=-1) for texts in prompts])
+
+
+def sentence(parts: Sequence[str]) -> str:
     """The caption of phrases such as "road at the bottom", the most important first."""
-    return f"a street scene with {', '.join(phrases)}" if phrases else "a street scene"
+    return f"a street scene with {', '.join(parts)}" if parts else "a street scene"
+
+
+def phrases(
+    classes: Sequence[str], rows: np.ndarray, columns: np.ndarray, min_share: float
+) -> list[str]:
+    """Classes with their places, the largest first.
+
+    Args:
+        rows, columns: (3, C) shares of the image's area by third.
+        min_share: classes of a smaller area are left out.
+    """
+    shares = rows.sum(0)
+    order = sorted(range(len(shares)), key=lambda index: (-shares[index], index))
+    return [
+        f"{classes[index]} {describe_place(rows[:, index], columns[:, index])}"
+        for index in order
+        if shares[index] >= min_share
+    ]
 
 
 def thirds(shares: Tensor) -> Tensor:
@@ -292,6 +308,8 @@ CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
     "blip2": lambda name, setting: Pretrained("blip2", name, setting.device, setting.memo),
     "hf": lambda name, setting: Pretrained("hf", name, setting.device, setting.memo),
 }
+# Not captioners: they take captions from other images or from labels (`caption_ablation`).
+ABLATIONS = ("shuffled", "oracle")
 
 
 def build_captioner(name: str, setting: Setting) -> Captioner:

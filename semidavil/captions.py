@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -58,19 +59,48 @@ def caption_images(
     describe = build_captioner(captioner, Setting(vlm, classes, size, device, memo))
     if isinstance(describe, Constant):
         return dict.fromkeys(paths, describe.text)
-    hashes = hash_files(paths, memo)
+    kind, working_size = captioner.partition(":")[0], describe.size
+    return describe_files(
+        paths, describe, kind, lambda path: read_image(path, working_size), cache_dir,
+        batch_size=batch_size, progress=progress,
+    )  # fmt: skip
+
+
+class Describer(Protocol):
+    """What was read from files to captions; equal identities give equal captions."""
+
+    identity: str
+
+    def __call__(self, items: Sequence[Any], /) -> list[str]: ...
+
+
+def describe_files(
+    paths: Sequence[Path],
+    describe: Describer,
+    kind: str,
+    read: Callable[[Path], Any],
+    cache_dir: Path,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> dict[Path, str]:
+    """The caption of every file; only those that `cache_dir` does not hold are computed.
+
+    Args:
+        kind: the name of the table in `cache_dir`.
+        read: a file to what `describe` takes a list of.
+    """
+    hashes = hash_files(paths, cache_dir / "hashes.jsonl")
     name = hashlib.blake2b(describe.identity.encode(), digest_size=8).hexdigest()
-    store = cache_dir / f"{captioner.partition(':')[0]}-{name}.jsonl"
+    store = cache_dir / f"{kind}-{name}.jsonl"
     known: dict[str, str] = {row["image"]: row["caption"] for row in read_rows(store)}
     missing = {hashes[path]: path for path in reversed(paths) if hashes[path] not in known}
     todo = list(reversed(missing.items()))
     with _bar("captions", len(todo), progress) as advance, ThreadPoolExecutor(4) as pool:
         batches = [todo[start : start + batch_size] for start in range(0, len(todo), batch_size)]
-        loads = (
-            pool.map(lambda item: read_image(item[1], describe.size), batch) for batch in batches
-        )
-        for batch, images in zip(batches, _ahead(loads), strict=True):
-            texts = describe(list(images))
+        loads = (pool.map(read, [path for _, path in batch]) for batch in batches)
+        for batch, items in zip(batches, _ahead(loads), strict=True):
+            texts = describe(list(items))
             rows = [
                 {"image": key, "caption": text} for (key, _), text in zip(batch, texts, strict=True)
             ]
@@ -80,7 +110,7 @@ def caption_images(
     return {path: known[hashes[path]] for path in paths}
 
 
-def _ahead(loads: Iterator[Iterator[Image.Image]]) -> Iterator[Iterator[Image.Image]]:
+def _ahead(loads: Iterator[Iterator[Any]]) -> Iterator[Iterator[Any]]:
     """Starts reading the next batch while one is being captioned."""
     pending = list(islice(loads, 2))
     while pending:

@@ -73,12 +73,14 @@ def main(
 def _run(
     preset_name: str | None, changes: Mapping[str, Any], settings: Sequence[str], out: Path | None
 ) -> None:
+    from semidavil.caption_ablation import refuse_oracle
     from semidavil.train import Report, prepare, train
 
     console = Console()
     try:
         name = preset_name or default_preset(changes.get("runtime.data_root", ""))
         config = preset(name, {**changes, **parse_settings(settings)})
+        refuse_oracle(config)
         folder = out or Path("checkpoints") / config.key()
         console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
         prepare(config)

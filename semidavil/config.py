@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -51,6 +51,8 @@ class Data(Section):
     source_size: Size = (760, 1280)
     target_size: Size = (512, 1024)
     crop: Size = (512, 512)
+    selection: Literal["random", "depth"] = "random"  # which target images are labelled
+    depth: str = "disparity"  # where depth comes from: Cityscapes' folder, or hf:NAME
 
     @field_validator("benchmark")
     @classmethod
@@ -65,6 +67,7 @@ class Model(Section):
 
     vlm: str = "ViT-B-16"  # an open_clip architecture, or "toy" for the bundled one
     weights: str = "openai"  # an open_clip tag or a local file; the toy CLIP brings its own
+    vision_init: Literal["vlm", "random"] = "vlm"  # what the vision encoder starts from
     fusion: str = "dlg"
     fusion_dim: Count = 256  # c in eq. 2-3
     decoder_dim: Count = 256
@@ -73,9 +76,9 @@ class Model(Section):
     @field_validator("captions")
     @classmethod
     def _known_captioner(cls, value: str) -> str:
-        from semidavil.captioners import CAPTIONERS
+        from semidavil.captioners import ABLATIONS, CAPTIONERS
 
-        _one_of(value.partition(":")[0], CAPTIONERS, "captioner")
+        _one_of(value.partition(":")[0], {**CAPTIONERS, **dict.fromkeys(ABLATIONS)}, "captioner")
         return value
 
     @field_validator("fusion")
@@ -135,6 +138,17 @@ class Training(Section):
         return _one_of(value, METHODS, "method")
 
 
+class Rivals(Section):
+    """Settings of single rival methods, named after them; the defaults are their papers'."""
+
+    unimatch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # channels of perturbed features
+    semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
+    semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
+    sdepth_weight: NonNegative = 1.0  # of the depth head's loss
+    sdepth_margin: NonNegative = 0.03  # DepthMix: how much nearer wins, in units of mean disparity
+    sdepth_confidence: Probability = 0.968  # the share of pixels above it weighs pseudo-labels
+
+
 class Runtime(Section):
     """Where and how a run executes. Nothing here changes its result, so none of it is in the key."""
 
@@ -155,6 +169,7 @@ class Config(Section):
     model: Model = Field(default_factory=Model)
     loss: Loss = Field(default_factory=Loss)
     training: Training = Field(default_factory=Training)
+    rivals: Rivals = Field(default_factory=Rivals)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

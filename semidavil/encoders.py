@@ -27,6 +27,10 @@ class Language:
     def __getitem__(self, captions: slice) -> "Language":
         return Language(self.tokens[captions], self.mask[captions])
 
+    def repeat(self, count: int) -> "Language":
+        """One caption's tokens (1, N, c_l) for each of `count` images."""
+        return Language(self.tokens.expand(count, -1, -1), self.mask.expand(count, -1))
+
     def to(self, device: torch.device | str) -> "Language":
         return Language(self.tokens.to(device), self.mask.to(device))
 

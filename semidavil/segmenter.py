@@ -1,5 +1,7 @@
 """The segmentation network: CLIP vision encoder, language fusion, decoder."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,8 +13,6 @@ from semidavil.vlm import VLM, Language, VisionEncoder
 
 class Decoder(nn.Module):
     """Fused features and fine detail of the image to logits at half its resolution.
-
-    (B, c_v, h, w) features and (B, 3, H, W) images -> (B, C, H/2, W/2) logits.
 
     The paper fixes no decoder; all fusions and methods share this one. A plain ViT has one scale, of
     8 to 16 pixels, so thin things would be lost: two convolutions on the image bring edges and
@@ -29,9 +29,14 @@ class Decoder(nn.Module):
         self.merge2 = _block(half + quarter, half)
         self.classify = nn.Conv2d(half, num_classes, 1)
 
-    def forward(self, features: Tensor, images: Tensor) -> Tensor:
+    def details(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at half and at a quarter of the resolution of images (B, 3, H, W)."""
         fine = self.detail2(images - 0.5)
-        medium = self.detail4(fine)
+        return fine, self.detail4(fine)
+
+    def forward(self, features: Tensor, details: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, c_v, h, w) features and the images' `details` -> (B, C, H/2, W/2) logits."""
+        fine, medium = details
         merged = self.merge4(torch.cat([_resize(self.block(features), medium), medium], 1))
         return self.classify(self.merge2(torch.cat([_resize(merged, fine), fine], 1)))
 
@@ -52,6 +57,30 @@ def _groups(dim: int) -> int:
     return next(groups for groups in (32, 16, 8, 4, 2, 1) if dim % groups == 0 and dim > groups)
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the encoder sees in images: input of `Segmenter.decode`.
+
+    Attributes:
+        vision: the vision encoder's output (B, c_v, h, w).
+        details: the decoder's, at half and a quarter of the padded images.
+        size: (height, width) of the images.
+    """
+
+    vision: Tensor
+    details: tuple[Tensor, Tensor]
+    size: tuple[int, int]
+
+    def __getitem__(self, images: slice) -> "Features":
+        fine, medium = self.details
+        return Features(self.vision[images], (fine[images], medium[images]), self.size)
+
+    def drop_channels(self, share: float) -> "Features":
+        """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up."""
+        fine, medium = (F.dropout2d(part, share) for part in self.details)
+        return Features(F.dropout2d(self.vision, share), (fine, medium), self.size)
+
+
 class Segmenter(nn.Module):
     """Images and captions to per-pixel class logits."""
 
@@ -60,19 +89,25 @@ class Segmenter(nn.Module):
         self.vision, self.fusion, self.decoder = vision, fusion, decoder
 
     def forward(self, images: Tensor, language: Language) -> Tensor:
-        """Logits (B, C, H, W) for images (B, 3, H, W) in [0, 1] and their captions' tokens.
+        """Logits (B, C, H, W) for images (B, 3, H, W) in [0, 1] and their captions' tokens."""
+        return self.decode(self.encode(images), language)
 
-        H and W may be any size: images are padded to whole patches and the logits cut back.
-        """
+    def encode(self, images: Tensor) -> Features:
+        """Features of images (B, 3, H, W) in [0, 1] of any size, padded to whole patches."""
         height, width = images.shape[-2:]
         stride = self.vision.stride
         pad_h, pad_w = -height % stride, -width % stride
         if pad_h or pad_w:
             images = F.pad(images, (0, pad_w, 0, pad_h), mode="replicate")
-        features = self.fusion(self.vision(images), language.tokens, language.mask)
-        logits = self.decoder(features, images)
-        logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[..., :height, :width]
+        return Features(self.vision(images), self.decoder.details(images), (height, width))
+
+    def decode(self, features: Features, language: Language) -> Tensor:
+        """Logits (B, C, H, W) at the images' size, from their features and captions' tokens."""
+        fused = self.fusion(features.vision, language.tokens, language.mask)
+        logits = self.decoder(fused, features.details)
+        padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        return logits[..., : features.size[0], : features.size[1]]
 
 
 def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:

@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from semidavil.caption_ablation import (
+    ORACLE,
+    SHUFFLED,
+    inner_captioner,
+    oracle_captions,
+    shuffle_captions,
+)
 from semidavil.captions import caption_images
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.data.checks import check_data, class_pixels
-from semidavil.data.loading import EvalSet, TrainBatches, cache_dir, image_paths
+from semidavil.data.loading import (
+    EvalSet,
+    TrainBatches,
+    all_samples,
+    cache_dir,
+    disparities,
+    open_reader,
+)
 from semidavil.evaluate import evaluate, save_examples
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
@@ -79,7 +93,10 @@ Reporter = Callable[[Report], None]
 
 def prepare(config: Config, progress: bool = True) -> None:
     """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little."""
+    target = BENCHMARKS[config.data.benchmark].target
     check_data(config, progress)
+    if METHODS[config.training.method].disparity or config.data.selection == "depth":
+        disparities(config, open_reader(config, target).samples("train"), progress)
     if config.model.fusion != "none":
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
@@ -110,7 +127,9 @@ def train(
     num_classes = len(benchmark.classes)
     method = build_method(config, vlm, num_classes).to(device)
     method_type = METHODS[settings.method]
-    batches = TrainBatches(config, captions, method_type.streams, method_type.strong_views)
+    batches = TrainBatches(
+        config, captions, method_type.streams, method_type.strong_views, method_type.disparity
+    )
     validation = EvalSet(config, captions)
     groups = parameter_groups(method.student, settings.lr, settings.backbone_lr_factor)
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
@@ -142,7 +161,7 @@ def train(
             group["lr"] = settings.lr * group["scale"] * schedule(step, settings)
         batch = to_device(batch, device)
         with autocast:
-            losses = method.losses(batch)
+            losses = method.losses(batch, step)
         require_finite(losses, step)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -188,23 +207,35 @@ def require_finite(losses: dict[str, Tensor], step: int) -> None:
 
 def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     """The configured method around a fresh student."""
-    student = build_segmenter(config.model, vlm, num_classes)
+    start = vlm
+    if config.model.vision_init == "random":  # captions and language stay those of the VLM
+        fresh = load_vlm(config.model.vlm, "none", seed=config.seed).vision.to(vlm.device)
+        start = replace(vlm, vision=fresh)
+    student = build_segmenter(config.model, start, num_classes)
     counts = class_pixels(config) if config.loss.name == "wce" else None
     loss = build_loss(config.loss, num_classes, counts)
     # The bound method, not the module: the frozen text tower has no place in checkpoints.
-    return METHODS[config.training.method](student, vlm.text.forward, loss, config)
+    method = METHODS[config.training.method](student, vlm.text.forward, loss, config)
+    method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)
+    return method
 
 
 def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, str]:
     """The caption of every image that the run may draw, from the cache where it is there."""
-    return caption_images(
-        image_paths(config),
-        config.model.captions if config.model.fusion != "none" else "none",
+    name = config.model.captions if config.model.fusion != "none" else "none"
+    folder, groups = cache_dir(config) / "captions", all_samples(config)
+    if name == ORACLE:
+        return oracle_captions(config, groups, folder, progress)
+    paths = [[sample.image for sample in samples] for samples in groups.values()]
+    captions = caption_images(
+        [path for group in paths for path in group],
+        inner_captioner(name),
         vlm,
         BENCHMARKS[config.data.benchmark].classes,
-        cache_dir(config) / "captions",
+        folder,
         progress=progress,
     )
+    return shuffle_captions(captions, paths) if name.startswith(SHUFFLED) else captions
 
 
 def schedule(step: int, settings: Training) -> float:

@@ -15,22 +15,29 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from semidavil.caption_ablation import refuse_oracle
 from semidavil.commandline import default_preset, parse_settings
 from semidavil.config import PRESETS, Config, ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
-from sweeps.grids import GRIDS, SHARED_AXES
+from sweeps.grids import ALL, GRIDS, SHARED_AXES, union
+
+if TYPE_CHECKING:
+    from sweeps.engine import Resources
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 
 def parser() -> argparse.ArgumentParser:
-    grids = "\n".join(f"  {name:<12}{grid.about.splitlines()[0]}" for name, grid in GRIDS.items())
+    about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
+    about[ALL] = "all of these; a cell that several share is run once"
+    grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
     command = argparse.ArgumentParser(
         prog="python sweeps/run.py",
         description="Runs a grid of training runs and tracks them in MLflow. The same command "
@@ -39,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = command.add_argument_group("what to run")
-    what.add_argument("--grid", metavar="NAME", help="one of the grids below")
+    what.add_argument("--grid", metavar="NAME", help="one of the grids below, or all of them")
     what.add_argument(
         "--benchmark",
         metavar="NAME",
@@ -133,18 +140,31 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     name = options.preset or default_preset(options.data_root)
     _one_of(name, PRESETS, "preset")
     changes: dict[str, str] = {}
+    varied = {axis: grid for grid in chosen_grids(options) for axis in GRIDS[grid].baseline}
     for path, value in parse_settings(options.settings).items():
         if path in SHARED_AXES:
             raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
-        if path in GRIDS[options.grid].baseline:
-            raise ConfigError(f"--set {path}: the grid {options.grid} varies it")
+        if path in varied:
+            raise ConfigError(f"--set {path}: the grid {varied[path]} varies it")
         changes[path] = value
     data_root = changes.pop("runtime.data_root", options.data_root)
     cache_dir = changes.pop("runtime.cache_dir", str(ROOT / "data"))
     # Workers may run in another folder, or on another machine.
     changes["runtime.data_root"] = str(Path(data_root).expanduser().resolve()) if data_root else ""
     changes["runtime.cache_dir"] = str(Path(cache_dir).expanduser().resolve())
-    return name, preset(name, changes)
+    base = preset(name, changes)
+    if base.data.toy and options.data_root:
+        raise ConfigError(
+            f"the {name} preset draws generated scenes and would leave --data-root "
+            f"{options.data_root} alone: use --preset small or paper, or no --data-root"
+        )
+    refuse_oracle(base)
+    return name, base
+
+
+def chosen_grids(options: argparse.Namespace) -> list[str]:
+    """The grid asked for, or every one."""
+    return list(GRIDS) if options.grid == ALL else [options.grid]
 
 
 def _one_of(name: str, table: Mapping[str, object], what: str) -> None:
@@ -159,15 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console()
     try:
-        if options.grid is None:
-            if not options.list:
-                raise ConfigError(f"--grid is missing: choose from {', '.join(GRIDS)}")
-            _print_grids(console)
-            return 0
-        _one_of(options.grid, GRIDS, "grid")
+        if options.grid is None and not options.list:
+            raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
+        if options.grid is not None:
+            _one_of(options.grid, {**GRIDS, ALL: None}, "grid")
         for benchmark in options.benchmark:
             _one_of(benchmark, BENCHMARKS, "benchmark")
-        return _sweep(options, console)
+        if options.list and options.grid in (None, ALL):
+            options.grid = ALL
+            return _overview(options, console)
+        return max(_sweep(options, name, console) for name in chosen_grids(options))
     except KeyboardInterrupt:
         console.print(
             "[yellow]stopped.[/] What has finished is kept; the same command goes on from there:"
@@ -180,13 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def _sweep(options: argparse.Namespace, console: Console) -> int:
+def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     preset_name, base = base_config(options)
-    grid = GRIDS[options.grid]
+    grid = GRIDS[name].around(base)
     configs = grid.cells(base, options.benchmark, options.budgets, options.seeds)
 
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
-    from sweeps.engine import choose_resources
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
     from sweeps.sweep import distinct_preparations, run_sweep
@@ -194,17 +214,10 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
     from sweeps.tracking import Store, tracking_uri
     from sweeps.trial import TRAIN
 
-    store = Store(ROOT, tracking_uri())
-    resources = choose_resources(
-        base.runtime.device,
-        options.concurrency,
-        options.cpus_per_trial,
-        options.gpus_per_trial,
-        options.address,
-    )
+    store, resources = Store(ROOT, tracking_uri()), _resources(options, base)
 
     def plan_now() -> Plan:
-        return make_plan(options.grid, grid, configs, store.runs(), options.retry_failed)
+        return make_plan(name, grid, configs, store.runs(), options.retry_failed)
 
     if options.list:
         print_plan(console, plan_now(), resources.concurrency)
@@ -223,7 +236,7 @@ def _sweep(options: argparse.Namespace, console: Console) -> int:
         plan = plan_now()
     else:
         for run in plan.foreign():
-            store.add_to_grid(run, options.grid)
+            store.add_to_grid(run, name)
     print_results(console, plan)
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
     if failed:
@@ -248,11 +261,39 @@ def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
     return prepare
 
 
-def _print_grids(console: Console) -> None:
-    table = Table("grid", "about", title="grids", title_justify="left", show_lines=True)
+def _resources(options: argparse.Namespace, base: Config) -> "Resources":
+    from sweeps.engine import choose_resources
+
+    return choose_resources(
+        base.runtime.device,
+        options.concurrency,
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.address,
+    )
+
+
+def _overview(options: argparse.Namespace, console: Console) -> int:
+    """Every grid: what it is for, its runs and what is left of them, and how long that takes."""
+    from sweeps.plan import make_plan
+    from sweeps.tables import summary
+    from sweeps.tracking import Store, tracking_uri
+
+    _, base = base_config(options)
+    concurrency = _resources(options, base).concurrency
+    runs = Store(ROOT, tracking_uri()).runs()
+    table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
+    every = []
     for name, grid in GRIDS.items():
-        table.add_row(name, escape(grid.about))
+        cells = grid.cells(base, options.benchmark, options.budgets, options.seeds)
+        every += cells
+        plan = make_plan(name, grid.around(base), cells, runs)
+        table.add_row(name, escape(grid.about), escape(summary(plan, concurrency)))
     console.print(table)
+    plan = make_plan(ALL, GRIDS["attention"], union(every), runs)
+    text = f"--grid {ALL}: {summary(plan, concurrency)}"
+    console.print(text, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _command() -> str:

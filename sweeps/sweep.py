@@ -152,13 +152,16 @@ def run_sweep(
 
 def distinct_preparations(cells: list[Cell]) -> list[Config]:
     """One Config for each kind of data and captions among the cells, with its largest budget."""
+    from semidavil.methods import METHODS
+
     largest: dict[tuple[str, ...], Config] = {}
     for cell in cells:
         config = cell.config
         data = config.data.model_dump_json(exclude={"budget"})
         model = config.model
         captions = "none" if model.fusion == "none" else model.captions
-        kind = (data, captions, model.vlm, model.weights)
+        depth = str(METHODS[config.training.method].disparity)
+        kind = (data, captions, model.vlm, model.weights, depth)
         if kind not in largest or config.data.budget > largest[kind].data.budget:
             largest[kind] = config
     return list(largest.values())

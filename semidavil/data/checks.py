@@ -73,8 +73,7 @@ def class_pixels(config: Config) -> list[int]:
     From the scans, so that every set of labels is read once. Labels of unlabelled images are not
     looked at.
     """
-    from semidavil.data.loading import cache_dir, open_reader
-    from semidavil.data.splits import split_target
+    from semidavil.data.loading import cache_dir, open_reader, train_samples
     from semidavil.methods import METHODS
 
     benchmark, cache = BENCHMARKS[config.data.benchmark], cache_dir(config)
@@ -84,8 +83,7 @@ def class_pixels(config: Config) -> list[int]:
         found.append((benchmark.source, scan(reader, "train", cache)[1]))
     if config.data.budget and "labelled" in streams:
         reader = open_reader(config, benchmark.target)
-        samples = usable_samples(reader, "train", cache)
-        labelled, _ = split_target(samples, config.data.budget, config.seed)
+        labelled = train_samples(config)["labelled"]
         part = f"labelled-{len(labelled)}"
         scanned = _scan_or_recall(reader, part, labelled, cache, progress=False)
         found.append((benchmark.target, scanned))

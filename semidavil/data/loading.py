@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from semidavil.captions import flip_caption
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN
+from semidavil.data.depth import Disparities, disparity_source
 from semidavil.data.readers import READERS, DataError, Reader, Sample
 from semidavil.data.splits import split_target
 from semidavil.data.toy import ensure_toy_data
-from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
 
 STREAMS = ("source", "labelled", "unlabelled")
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
@@ -65,7 +66,8 @@ def train_samples(config: Config) -> dict[str, list[Sample]]:
 
     benchmark = BENCHMARKS[config.data.benchmark]
     target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
-    labelled, unlabelled = split_target(target, config.data.budget, config.seed)
+    near = disparities(config, target) if config.data.selection == "depth" else None
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed, near)
     streams = {"labelled": labelled, "unlabelled": unlabelled}
     if benchmark.source:
         source = open_reader(config, benchmark.source)
@@ -73,15 +75,27 @@ def train_samples(config: Config) -> dict[str, list[Sample]]:
     return {name: samples for name, samples in streams.items() if samples}
 
 
-def image_paths(config: Config) -> list[Path]:
-    """Every image that a run of `config`'s benchmark may look at, whatever its budget."""
+def disparities(config: Config, samples: Sequence[Sample], progress: bool = False) -> Disparities:
+    """The disparities of target images, from where `data.depth` says."""
+    target = BENCHMARKS[config.data.benchmark].target
+    return disparity_source(config.data.depth, target, samples, cache_dir(config), progress)
+
+
+def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
+    """Every sample that a run of `config`'s benchmark may look at, by data set and split."""
     from semidavil.data.checks import usable_samples
 
-    benchmark = BENCHMARKS[config.data.benchmark]
-    readers = [open_reader(config, dataset) for dataset in benchmark.datasets]
-    samples = [s for r in readers for s in usable_samples(r, "train", cache_dir(config))]
-    samples += open_reader(config, benchmark.target).samples("val")
-    return [sample.image for sample in samples]
+    benchmark, found = BENCHMARKS[config.data.benchmark], {}
+    for dataset in benchmark.datasets:
+        reader = open_reader(config, dataset)
+        found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
+    found[benchmark.target, "val"] = open_reader(config, benchmark.target).samples("val")
+    return found
+
+
+def image_paths(config: Config) -> list[Path]:
+    """The images of `all_samples`."""
+    return [sample.image for samples in all_samples(config).values() for sample in samples]
 
 
 class Images:
@@ -93,6 +107,7 @@ class Images:
         self.reader, self.lookup, self.size, self.limit = reader, lookup, size, limit
         # Stands for the label of an unlabelled image.
         self.blank = torch.zeros(size, dtype=torch.uint8)
+        self.near: Disparities | None = None
         self._kept: dict[Path, Tensor] = {}
         self._bytes = 0
 
@@ -103,6 +118,15 @@ class Images:
     def image(self, sample: Sample) -> Tensor:
         """The image (3, H, W) uint8 alone; its label is not read."""
         return self._recall(sample.image, lambda: self._resized_image(sample))
+
+    def disparity(self, sample: Sample) -> Tensor:
+        """The disparity (H, W) float32 at the working size, in the stored map's unit."""
+        assert self.near is not None
+        near, (height, width) = self.near(sample), self.size
+        # The nearest value: an average would invent surfaces between near and far, and known ones
+        # where nothing is known.
+        near = cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(near)
 
     def _resized_image(self, sample: Sample) -> Tensor:
         image = resize_image(self.reader.read_image(sample), self.size)
@@ -152,12 +176,14 @@ class TrainBatches(Dataset):
     `batches[t]` maps the streams in use to
         source, labelled: image (B, 3, h, w) float in [0, 1], label (B, h, w) int64, caption [B];
         unlabelled: image (the weak view), strong (V, B, 3, h, w), valid (B, h, w) bool,
-            cutmix (V, B, h, w) bool, True where the next image of the batch is pasted, caption [B].
+            cutmix (V, B, h, w) bool, True where the next image of the batch is pasted, caption [B],
+            and disparity (B, h, w) float, 0 where unknown, if it is asked for.
 
     Args:
         captions: the caption of every image.
         streams: of "source", "labelled", "unlabelled": those that the method draws from.
         strong_views: V.
+        disparity: whether unlabelled images come with theirs.
     """
 
     def __init__(
@@ -166,6 +192,7 @@ class TrainBatches(Dataset):
         captions: Mapping[Path, str],
         streams: Iterable[str],
         strong_views: int = 1,
+        disparity: bool = False,
     ) -> None:
         self.config, self.captions, self.strong_views = config, captions, strong_views
         wanted = frozenset(streams)
@@ -178,6 +205,8 @@ class TrainBatches(Dataset):
             config.data.target_size,
             share,
         )
+        if disparity:
+            target.near = disparities(config, self.samples["unlabelled"])
         self.images = {"labelled": target, "unlabelled": target}
         if benchmark.source:
             self.images["source"] = Images(
@@ -212,43 +241,46 @@ class TrainBatches(Dataset):
             drawn.append(samples[order[offset]])
         return drawn
 
-    def _weak(
-        self, stream: str, samples: Sequence[Sample]
-    ) -> tuple[list[Tensor], Tensor, list[str]]:
-        images, labels, captions = [], [], []
+    def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Weak], list[str]]:
+        views, captions = [], []
         for sample in samples:
             source = self.images[stream]
             # Of an unlabelled image, only what the crop pads is asked for: a blank label shows it.
             pair = (
                 (source.image(sample), source.blank) if stream == "unlabelled" else source(sample)
             )
-            view = weak_view(*pair, self.config.data.crop, PADDING)
-            images.append(view.image)
-            labels.append(view.label)
+            near = source.disparity(sample) if stream == "unlabelled" and source.near else None
+            view = weak_view(*pair, self.config.data.crop, PADDING, near)
+            views.append(view)
             caption = self.captions[sample.image]
             captions.append(flip_caption(caption) if view.flipped else caption)
-        return images, torch.stack(labels), captions
+        return views, captions
 
     def _labelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        images, labels, captions = self._weak(stream, samples)
+        views, captions = self._weak(stream, samples)
+        labels = torch.stack([view.label for view in views])
         labels = torch.where(labels == PADDING, IGNORE_INDEX, labels.long())
-        return {"image": _to_float(torch.stack(images)), "label": labels, "caption": captions}
+        images = torch.stack([view.image for view in views])
+        return {"image": _to_float(images), "label": labels, "caption": captions}
 
     def _unlabelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        images, labels, captions = self._weak(stream, samples)
+        views, captions = self._weak(stream, samples)
+        images = [view.image for view in views]
         training, crop = self.config.training, self.config.data.crop
         strong = [torch.stack([strong_view(x) for x in images]) for _ in range(self.strong_views)]
         boxes = [
             torch.stack([cutmix_box(crop, training.cutmix) for _ in images])
             for _ in range(self.strong_views)
         ]
-        return {
+        batch = {
             "image": _to_float(torch.stack(images)),
             "strong": _to_float(torch.stack(strong)),
-            "valid": labels != PADDING,
+            "valid": torch.stack([view.label for view in views]) != PADDING,
             "cutmix": torch.stack(boxes),
             "caption": captions,
         }
+        near = [view.disparity for view in views if view.disparity is not None]
+        return {**batch, "disparity": torch.stack(near)} if near else batch
 
 
 class EvalSet(Dataset):

@@ -24,14 +24,22 @@ class Weak:
     image: Tensor  # (3, h, w) uint8
     label: Tensor  # (h, w) uint8; the padding value where there is no image
     flipped: bool
+    disparity: Tensor | None = None  # (h, w) float; 0 where there is no image
 
 
-def weak_view(image: Tensor, label: Tensor, crop: tuple[int, int], fill: int) -> Weak:
+def weak_view(
+    image: Tensor,
+    label: Tensor,
+    crop: tuple[int, int],
+    fill: int,
+    disparity: Tensor | None = None,
+) -> Weak:
     """A random scale in `SCALES`, a random crop (h, w) and a flip with probability 1/2.
 
     Args:
         image, label: (3, H, W) and (H, W) uint8.
         fill: the label where the crop is larger than the scaled image.
+        disparity: (H, W) float, cut and mirrored with them; its values stay as they are.
     """
     height, width = image.shape[-2:]
     scale = math.exp(_uniform(math.log(SCALES[0]), math.log(SCALES[1])))
@@ -41,20 +49,24 @@ def weak_view(image: Tensor, label: Tensor, crop: tuple[int, int], fill: int) ->
     top = int(_uniform(0, max(height - window_h, 0) + 1))
     left = int(_uniform(0, max(width - window_w, 0) + 1))
     flipped = bool(torch.rand(()) < 0.5)
-    pair = tv_tensors.Image(image), tv_tensors.Mask(label)
+    fills = [0, fill, 0]
+    parts = [tv_tensors.Image(image), tv_tensors.Mask(label)]
+    if disparity is not None:
+        parts.append(tv_tensors.Mask(disparity))
     if window_h > height or window_w > width:
         pad = [0, 0, max(window_w - width, 0), max(window_h - height, 0)]
-        pair = TF.pad(pair[0], pad), TF.pad(pair[1], pad, fill=fill)
-    image, label = (
+        parts = [TF.pad(part, pad, fill=value) for part, value in zip(parts, fills, strict=False)]
+    parts = [
         TF.resized_crop(
-            x, top, left, window_h, window_w, list(crop), antialias=True,
-            interpolation=InterpolationMode.BILINEAR,  # masks take the nearest label by themselves
+            part, top, left, window_h, window_w, list(crop), antialias=True,
+            interpolation=InterpolationMode.BILINEAR,  # masks take the nearest by themselves
         )
-        for x in pair
-    )  # fmt: skip
+        for part in parts
+    ]  # fmt: skip
     if flipped:
-        image, label = TF.horizontal_flip(image), TF.horizontal_flip(label)
-    return Weak(image.as_subclass(Tensor), label.as_subclass(Tensor), flipped)
+        parts = [TF.horizontal_flip(part) for part in parts]
+    image, label, *near = (part.as_subclass(Tensor) for part in parts)
+    return Weak(image, label, flipped, near[0] if near else None)
 
 
 _jitter = v2.ColorJitter(0.5, 0.5, 0.5, 0.25)

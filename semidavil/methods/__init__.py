@@ -6,12 +6,18 @@ schedule, evaluation, checkpoints.
 """
 
 from semidavil.methods.base import Method
+from semidavil.methods.sdepth import SDepth
 from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
+from semidavil.methods.unimatch import UniMatch
 
 METHODS: dict[str, type[Method]] = {
     "source_only": SourceOnly,
     "target_only": TargetOnly,
     "supervised": Supervised,
     "semidavil": SemiDAViL,
+    "unimatch": UniMatch,
+    "semivl": SemiVL,
+    "sdepth": SDepth,
 }

@@ -1,17 +1,27 @@
 """What every method offers to the training loop."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
-from semidavil.segmenter import Segmenter
-from semidavil.vlm import Language
+from semidavil.segmenter import Features, Segmenter
+from semidavil.vlm import VLM, Language
 
 Batch = dict[str, dict[str, Any]]
 Losses = dict[str, Tensor]  # "loss" is minimised; the others are logged under their names
+
+
+@dataclass(frozen=True)
+class Part:
+    """One group of images in a joint forward pass: what it was decoded from, and to."""
+
+    features: Features
+    language: Language
+    logits: Tensor
 
 
 class Method(nn.Module):
@@ -26,6 +36,7 @@ class Method(nn.Module):
 
     streams: ClassVar[frozenset[str]] = frozenset()  # of "source", "labelled", "unlabelled"
     strong_views: ClassVar[int] = 0  # strong views of each unlabelled image
+    disparity: ClassVar[bool] = False  # whether target images come with their disparity
 
     def __init__(
         self,
@@ -40,8 +51,11 @@ class Method(nn.Module):
         self.supervised_loss = supervised_loss
         self.config = config
 
-    def losses(self, batch: Batch) -> Losses:
-        """The losses of one step; `["loss"]` is the one to minimise."""
+    def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
+        """Called once, before training, with the VLM that the student has just started from."""
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """The losses of step number `step`, counted from 0; `["loss"]` is the one to minimise."""
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
@@ -53,18 +67,41 @@ class Method(nn.Module):
 
     def supervised(
         self, batch: Batch, extra: Sequence[tuple[Tensor, list[str]]] = ()
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The supervised loss, and logits of `extra` (images, captions) from the same forward pass.
+    ) -> tuple[Tensor, list[Part]]:
+        """The supervised loss, and what the student makes of `extra` (images, captions).
 
         One pass over all streams is one large batch instead of several small ones. Each labelled
         stream is mined and normalised by itself, then they are averaged, so that source and target
         weigh the same (our reading: the paper names both and no weights).
         """
         labelled = [batch[name] for name in ("source", "labelled") if name in batch]
-        images = [part["image"] for part in labelled] + [images for images, _ in extra]
-        captions = [text for part in labelled for text in part["caption"]]
-        captions += [text for _, texts in extra for text in texts]
-        logits = self.student(torch.cat(images), self.encode(captions))
-        parts = list(logits.split([len(x) for x in images]))
-        terms = [self.supervised_loss(parts[i], part["label"]) for i, part in enumerate(labelled)]
+        groups = [(part["image"], part["caption"]) for part in labelled] + list(extra)
+        parts = forward_groups(self.student, self.encode, groups)
+        terms = [
+            self.supervised_loss(mine.logits, part["label"])
+            for mine, part in zip(parts[: len(labelled)], labelled, strict=True)
+        ]
         return torch.stack(terms).mean(), parts[len(labelled) :]
+
+
+def forward_groups(
+    network: Segmenter,
+    encode: Callable[[Sequence[str]], Language],
+    groups: Sequence[tuple[Tensor, list[str]]],
+) -> list[Part]:
+    """All groups (images, captions) through the network as one batch, then taken apart again."""
+    features = network.encode(torch.cat([images for images, _ in groups]))
+    language = encode([text for _, captions in groups for text in captions])
+    logits = network.decode(features, language)
+    parts, start = [], 0
+    for images, _ in groups:
+        rows = slice(start, start + len(images))
+        parts.append(Part(features[rows], language[rows], logits[rows]))
+        start = rows.stop
+    return parts
+
+
+def paste(values: Tensor, box: Tensor) -> Tensor:
+    """CutMix: inside `box` (B, H, W) the values (B, [C,] H, W) of the batch's next image."""
+    mask = box if values.dim() == box.dim() else box.unsqueeze(1)
+    return torch.where(mask, values.roll(-1, dims=0), values)

@@ -10,7 +10,7 @@ class Supervised(Method):
 
     streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled"})
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Batch, step: int) -> Losses:
         loss, _ = self.supervised(batch)
         return {"loss": loss, "loss_sup": loss}
 

@@ -1,0 +1,45 @@
+"""A student and its exponential moving average."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from semidavil.config import Config
+from semidavil.methods.base import Method
+from semidavil.segmenter import Segmenter, ema_update
+from semidavil.vlm import Language
+
+
+class MeanTeacher(Method):
+    """A Method whose teacher follows the student by EMA, labels images and is reported."""
+
+    def __init__(
+        self,
+        student: Segmenter,
+        encode: Callable[[Sequence[str]], Language],
+        supervised_loss: nn.Module,
+        config: Config,
+    ) -> None:
+        super().__init__(student, encode, supervised_loss, config)
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+
+    def networks(self) -> dict[str, Segmenter]:
+        return {"teacher": self.teacher, "student": self.student}
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def pseudo_labels(self, images: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """The teacher's confidence and label (B, H, W) of each pixel of images (B, 3, H, W)."""
+        logits = self.teacher(images, self.encode(captions))
+        confidence, labels = logits.float().softmax(1).max(1)
+        return confidence, labels
+
+    def after_step(self, step: int) -> None:
+        ema_update(self.teacher, self.student, self.config.training.ema, step)

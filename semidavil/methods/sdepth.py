@@ -1,0 +1,113 @@
+"""S-Depth (Hoyer et al., IJCV 2023): self-supervised depth as a helper of segmentation."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semidavil.config import Config
+from semidavil.losses import consistency_loss
+from semidavil.methods.base import Batch, Losses, Part
+from semidavil.methods.mean_teacher import MeanTeacher
+from semidavil.segmenter import Segmenter
+from semidavil.vlm import Language
+
+
+class SDepth(MeanTeacher):
+    """Multi-task depth, DepthMix and a mean teacher that is weighed by its confidence.
+
+    - A head on the student's encoder learns the disparity of target images (berHu on disparity
+      over its mean, our reading), labelled and unlabelled: L_D.
+    - DepthMix: an unlabelled image is mixed with the batch's next one so that what is nearer wins,
+      M = 1[d_1 > d_2 - margin]; the teacher's labels are mixed in the same way.
+    - The student learns all labels of the mixed images; the loss is weighed by the share of pixels
+      whose confidence exceeds `rivals.sdepth_confidence`: q L_U.
+    - `data.selection=depth` chooses the images to label by depth diversity.
+
+    L = L_sup + lambda q L_U + `rivals.sdepth_weight` L_D. Disparity comes from `data.depth` instead
+    of a network trained on video, which no benchmark here has (our reading).
+    """
+
+    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
+    strong_views: ClassVar[int] = 1
+    disparity: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        student: Segmenter,
+        encode: Callable[[Sequence[str]], Language],
+        supervised_loss: nn.Module,
+        config: Config,
+    ) -> None:
+        super().__init__(student, encode, supervised_loss, config)
+        dim = config.model.decoder_dim
+        self.depth_head = nn.Sequential(
+            nn.Conv2d(student.vision.dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, 1, 1)
+        )
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        training, rivals, unlabelled = self.config.training, self.config.rivals, batch["unlabelled"]
+        near, captions = unlabelled["disparity"], unlabelled["caption"]
+        confidence, labels = self.pseudo_labels(unlabelled["image"], captions)
+        valid = unlabelled["valid"]
+        mask = nearer(near, near.roll(-1, dims=0), rivals.sdepth_margin * mean_known(near))
+        mixed = mix(unlabelled["strong"][0], mask)
+        groups = [(mixed, captions), (unlabelled["image"], captions)]
+        supervised, (student, weak) = self.supervised(batch, extra=groups)
+
+        labels, valid = mix(labels, mask), mix(valid, mask)
+        everywhere = torch.ones_like(confidence)
+        unsupervised = consistency_loss(student.logits, labels, everywhere, 0.0, valid)
+        sure = (confidence > rivals.sdepth_confidence) & unlabelled["valid"]
+        quality = sure.sum() / unlabelled["valid"].sum().clamp(min=1)
+
+        depth = self._depth_loss(weak, near)
+        return {
+            "loss": supervised
+            + training.consistency_weight * quality * unsupervised
+            + rivals.sdepth_weight * depth,
+            "loss_sup": supervised,
+            "loss_con": unsupervised,
+            "loss_depth": depth,
+            "confident": quality,
+        }
+
+    def _depth_loss(self, weak: Part, disparity: Tensor) -> Tensor:
+        found = F.softplus(self.depth_head(weak.features.vision))
+        found = F.interpolate(found, disparity.shape[-2:], mode="bilinear", align_corners=False)
+        return berhu(found[:, 0], disparity / mean_known(disparity), disparity > 0)
+
+
+def mean_known(disparity: Tensor) -> Tensor:
+    """The mean (B, 1, 1) over the known, positive, disparities of each image (B, H, W)."""
+    known = disparity > 0
+    total, count = disparity.sum((1, 2), keepdim=True), known.sum((1, 2), keepdim=True)
+    return (total / count.clamp(min=1)).clamp(min=1e-6)
+
+
+def nearer(ours: Tensor, theirs: Tensor, margin: Tensor) -> Tensor:
+    """DepthMix's mask: True where our image is nearer than theirs, or less than `margin` farther.
+
+    Where a disparity is unknown (0) it counts as infinitely far.
+    """
+    return ours > theirs - margin
+
+
+def mix(values: Tensor, mask: Tensor) -> Tensor:
+    """Values (B, [C,] H, W) where `mask` (B, H, W), those of the batch's next image elsewhere."""
+    inside = mask if values.dim() == mask.dim() else mask.unsqueeze(1)
+    return torch.where(inside, values, values.roll(-1, dims=0))
+
+
+def berhu(found: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """The reversed Huber loss (Laina et al., 3DV 2016), the mean over known pixels.
+
+    |e| where |e| <= c, (e^2 + c^2) / (2 c) beyond, with c = max |e| / 5. No known pixel: 0.
+    """
+    errors = (found.float() - target)[known].abs()
+    if not errors.numel():
+        return (found * 0).sum()
+    limit = (errors.detach().max() / 5).clamp(min=1e-6)
+    return torch.where(errors <= limit, errors, (errors**2 + limit**2) / (2 * limit)).mean()

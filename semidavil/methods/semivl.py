@@ -1,0 +1,110 @@
+"""SemiVL (Hoyer et al., ECCV 2024): UniMatch on a CLIP that is kept close to its pre-training."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semidavil.captioners import class_embeddings
+from semidavil.config import Config
+from semidavil.data.concepts import concepts_of
+from semidavil.losses import consistency_loss
+from semidavil.methods.base import Batch, Losses, paste
+from semidavil.methods.unimatch import UniMatch
+from semidavil.segmenter import Segmenter
+from semidavil.vlm import VLM, Language
+
+
+class SemiVL(UniMatch):
+    """UniMatch's objective with language guidance from fixed class definitions.
+
+    - Spatial fine-tuning: of the vision encoder, only attention blocks and position embeddings are
+      trained (a ResNet has neither outside its unused pooling: it stays frozen).
+    - Language-guided decoder: instead of captions, the text features of every class, each averaged
+      over the concepts of its definition. Its attention is `model.fusion=vlga`.
+    - Guidance: the strong views and the perturbed features also learn what the frozen CLIP says of
+      the weak view (dense as in MaskCLIP), where its confidence reaches
+      `rivals.semivl_confidence`; the mean over all pixels, weighted as UniMatch's terms and by a
+      factor that falls linearly from `rivals.semivl_guidance` to 0. It is added to UniMatch's
+      total (our reading of where the factor 1/2 ends).
+    """
+
+    guide: "Guide"
+
+    def __init__(
+        self,
+        student: Segmenter,
+        encode: Callable[[Sequence[str]], Language],
+        supervised_loss: nn.Module,
+        config: Config,
+    ) -> None:
+        super().__init__(student, encode, supervised_loss, config)
+        for name, parameter in student.vision.named_parameters():
+            spatial = ".attn." in name or name.endswith("positional_embedding")
+            parameter.requires_grad_(parameter.requires_grad and spatial)
+
+    def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
+        definitions = class_definitions(vlm, classes)
+        self.encode = lambda captions: definitions.repeat(len(captions))
+        self.guide = Guide(vlm, classes)
+
+    def refine(
+        self, losses: Losses, batch: Batch, step: int, terms: list[tuple[float, Tensor]]
+    ) -> Losses:
+        rivals, unlabelled = self.config.rivals, batch["unlabelled"]
+        confidence, labels = self.guide(unlabelled["image"])
+        everywhere = torch.ones_like(unlabelled["valid"])
+        boxes = [*unlabelled["cutmix"], torch.zeros_like(unlabelled["valid"])]
+        guidance = torch.stack(
+            [
+                weight
+                * consistency_loss(
+                    logits,
+                    paste(labels, box),
+                    paste(confidence, box) * paste(unlabelled["valid"], box),
+                    rivals.semivl_confidence,
+                    everywhere,
+                )
+                for (weight, logits), box in zip(terms, boxes, strict=True)
+            ]
+        ).sum()
+        factor = rivals.semivl_guidance * (1 - step / self.config.training.steps)
+        return {**losses, "loss": losses["loss"] + factor * guidance, "loss_guidance": guidance}
+
+
+def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
+    """One token per class (1, C, c_l): its concepts' sentence features, averaged."""
+    rows = []
+    for name in classes:
+        language = vlm.text([f"a photo of a {concept}" for concept in concepts_of(name)])
+        # The sentence's feature is its last real token's, where CLIP reads it out.
+        last = language.mask.sum(1) - 1
+        rows.append(language.tokens[torch.arange(len(last)), last].mean(0))
+    tokens = torch.stack(rows)[None]
+    return Language(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+
+
+class Guide:
+    """The frozen CLIP as a dense zero-shot classifier: confidence and label of every pixel.
+
+    Not a module: it is no part of the method's state, as it never changes.
+    """
+
+    def __init__(self, vlm: VLM, classes: Sequence[str]) -> None:
+        self.vision = copy.deepcopy(vlm.vision).requires_grad_(False).eval()
+        prompts = [[f"a photo of a {concept}" for concept in concepts_of(name)] for name in classes]
+        self.text, self.scale = class_embeddings(vlm, prompts), vlm.logit_scale
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W) each, for images (B, 3, H, W) whose sides are whole patches or are padded."""
+        height, width = images.shape[-2:]
+        stride = self.vision.stride
+        padded = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+        embeddings = self.vision.embed(padded).float()
+        scores = self.scale * torch.einsum("behw,ce->bchw", embeddings, self.text)
+        scores = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
+        confidence, labels = scores[..., :height, :width].softmax(1).max(1)
+        return confidence, labels

@@ -1,0 +1,65 @@
+"""UniMatch (Yang et al., CVPR 2023), the "DusPerb" of SemiDAViL's comparison."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from semidavil.losses import consistency_loss
+from semidavil.methods.base import Batch, Losses, Method, Part, paste
+
+IMAGE_WEIGHT, FEATURE_WEIGHT = 0.25, 0.5  # of each strong view's loss, and of the features'
+
+
+class UniMatch(Method):
+    """Weak-to-strong consistency with dual strong views and a feature perturbation; no teacher.
+
+        L = (L_x + 0.25 L_s1 + 0.25 L_s2 + 0.5 L_fp) / 2
+
+    All unsupervised terms learn the student's own labels of the weak view, where its confidence
+    reaches the threshold, divided by the number of valid pixels, as in the official code. L_s1 and
+    L_s2: two strong views, each with a CutMix of its own. L_fp: the weak view, decoded from encoder
+    features of which whole channels are dropped (`rivals.unimatch_dropout`); what the decoder reads
+    from the image itself is perturbed with them. L_x on source and labelled target.
+    """
+
+    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
+    strong_views: ClassVar[int] = 2
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        training, unlabelled = self.config.training, batch["unlabelled"]
+        captions, boxes = unlabelled["caption"], unlabelled["cutmix"]
+        strong = [paste(view, box) for view, box in zip(unlabelled["strong"], boxes, strict=True)]
+        views = [(view, captions) for view in (unlabelled["image"], *strong)]
+        supervised, (weak, *students) = self.supervised(batch, extra=views)
+        confidence, labels = weak.logits.detach().float().softmax(1).max(1)
+        valid = unlabelled["valid"]
+
+        terms = [
+            (IMAGE_WEIGHT, student.logits, [paste(x, box) for x in (labels, confidence, valid)])
+            for student, box in zip(students, boxes, strict=True)
+        ]
+        terms.append((FEATURE_WEIGHT, self._perturbed(weak), [labels, confidence, valid]))
+        values = [
+            weight * consistency_loss(logits, target, sure, training.confidence, inside)
+            for weight, logits, (target, sure, inside) in terms
+        ]
+        unsupervised = torch.stack(values).sum()
+        confident = (valid & (confidence >= training.confidence)).sum() / valid.sum().clamp(min=1)
+        losses = {
+            "loss": (supervised + training.consistency_weight * unsupervised) / 2,
+            "loss_sup": supervised,
+            "loss_con": unsupervised,
+            "confident": confident,
+        }
+        return self.refine(losses, batch, step, [(w, x) for w, x, _ in terms])
+
+    def refine(
+        self, losses: Losses, batch: Batch, step: int, terms: list[tuple[float, Tensor]]
+    ) -> Losses:
+        """For methods that add to UniMatch: `terms` are weight and logits of s1, s2 and fp."""
+        return losses
+
+    def _perturbed(self, weak: Part) -> Tensor:
+        features = weak.features.drop_channels(self.config.rivals.unimatch_dropout)
+        return self.student.decode(features, weak.language)
