@@ -75,10 +75,19 @@ class Features:
         fine, medium = self.details
         return Features(self.vision[images], (fine[images], medium[images]), self.size)
 
-    def drop_channels(self, share: float) -> "Features":
-        """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up."""
-        fine, medium = (F.dropout2d(part, share) for part in self.details)
-        return Features(F.dropout2d(self.vision, share), (fine, medium), self.size)
+    def drop_channels(self, share: float, generator: torch.Generator) -> "Features":
+        """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up.
+
+        Args:
+            generator: on the CPU, so that the same channels are dropped on every device.
+        """
+
+        def drop(part: Tensor) -> Tensor:
+            kept = torch.rand(part.shape[:2], generator=generator) >= share
+            return part * (kept[..., None, None].to(part) / (1 - share))
+
+        fine, medium = (drop(part) for part in self.details)
+        return Features(drop(self.vision), (fine, medium), self.size)
 
 
 class Segmenter(nn.Module):

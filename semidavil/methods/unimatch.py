@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class UniMatch(Method):
             (IMAGE_WEIGHT, student.logits, [paste(x, box) for x in (labels, confidence, valid)])
             for student, box in zip(students, boxes, strict=True)
         ]
-        terms.append((FEATURE_WEIGHT, self._perturbed(weak), [labels, confidence, valid]))
+        terms.append((FEATURE_WEIGHT, self._perturbed(weak, step), [labels, confidence, valid]))
         values = [
             weight * consistency_loss(logits, target, sure, training.confidence, inside)
             for weight, logits, (target, sure, inside) in terms
@@ -60,6 +61,9 @@ class UniMatch(Method):
         """For methods that add to UniMatch: `terms` are weight and logits of s1, s2 and fp."""
         return losses
 
-    def _perturbed(self, weak: Part) -> Tensor:
-        features = weak.features.drop_channels(self.config.rivals.unimatch_dropout)
-        return self.student.decode(features, weak.language)
+    def _perturbed(self, weak: Part, step: int) -> Tensor:
+        # From the seed and the step alone: a resumed run must drop the same channels.
+        seed = np.random.SeedSequence([self.config.seed, step, 0xFEA7]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seed[0] >> 1))
+        share = self.config.rivals.unimatch_dropout
+        return self.student.decode(weak.features.drop_channels(share, generator), weak.language)

@@ -1,0 +1,72 @@
+"""Shuffled and oracle captions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_png
+
+from semidavil.caption_ablation import inner_captioner, oracle_captions, shuffle_captions
+from semidavil.config import Config, ConfigError, preset
+from semidavil.data.loading import all_samples
+from semidavil.train import load_captions
+from semidavil.vlm import load_vlm
+
+
+def test_shuffling_gives_every_image_another_ones_caption_of_its_group() -> None:
+    groups = [[Path(f"{name}{i}") for i in range(9)] for name in "ab"]
+    captions = {path: f"caption of {path}" for group in groups for path in group}
+    shuffled = shuffle_captions(captions, groups)
+    for group in groups:
+        assert sorted(shuffled[path] for path in group) == sorted(captions[path] for path in group)
+        assert all(shuffled[path] != captions[path] for path in group)
+    assert shuffled == shuffle_captions(captions, groups)
+
+
+def test_captioners_inside() -> None:
+    assert inner_captioner("shuffled") == "positions"
+    assert inner_captioner("shuffled:blip:some/model") == "blip:some/model"
+    assert inner_captioner("blip2:some/model") == "blip2:some/model"
+
+
+def test_the_oracle_says_what_the_label_holds(tmp_path: Path) -> None:
+    root = tmp_path / "data" / "cityscapes"
+    label = np.full((40, 60), 7, np.uint8)  # road
+    label[:14] = 23  # sky
+    label[10:30, :15] = 11  # a building on the left
+    label[38:] = 0  # unlabelled
+    for split in ("train", "val"):
+        stem = f"{split}/town/town_000000_000019"
+        write_png(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", np.zeros((40, 60, 3), np.uint8))
+        write_png(root / "gtFine" / f"{stem}_gtFine_labelIds.png", label)
+    config = preset(
+        "small",
+        {"data.benchmark": "cityscapes-cityscapes", "data.budget": 1,
+         "runtime.data_root": str(tmp_path / "data"), "runtime.cache_dir": str(tmp_path / "c")},
+    )  # fmt: skip
+    samples = all_samples(config)
+    texts = oracle_captions(config, samples, tmp_path / "captions")
+    assert set(texts.values()) == {
+        "a street scene with road at the bottom, sky at the top, building on the left"
+    }
+    assert len(texts) == 2
+
+
+def test_training_takes_the_ablations_captions(tiny_toy: dict[str, str]) -> None:
+    vlm = load_vlm("toy", "bundled")
+    config = preset("toy", {**tiny_toy, "data.budget": 4})
+    plain = load_captions(config, vlm)
+    shuffled = load_captions(config.replace({"model.captions": "shuffled"}), vlm)
+    oracle = load_captions(config.replace({"model.captions": "oracle"}), vlm)
+    assert plain.keys() == shuffled.keys() == oracle.keys()
+    assert sorted(plain.values()) == sorted(shuffled.values())
+    assert sum(plain[path] == shuffled[path] for path in plain) < len(plain) / 2
+    assert all("road" in text and "building" in text for text in oracle.values())
+
+
+def test_the_oracle_is_refused_outside_its_grid() -> None:
+    from semidavil.caption_ablation import refuse_oracle
+
+    with pytest.raises(ConfigError, match="--grid captions"):
+        refuse_oracle(Config().replace({"model.captions": "oracle"}))
+    refuse_oracle(Config())
