@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 RESULTS_VERSION = 2
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
+Side = Annotated[int, Field(ge=16, multiple_of=16)]
+Size3 = tuple[Side, Side, Side]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -149,6 +151,24 @@ class Rivals(Section):
     sdepth_confidence: Probability = 0.968  # the share of pixels above it weighs pseudo-labels
 
 
+class Volumes(Section):
+    """CT volumes (`synapse`): network, patches and the settings of UA-MT and URPC.
+
+    The schedule is SGD with momentum 0.9 and polynomial decay, as in both official codes;
+    `training.steps`, `batch_size`, `poly_power`, `ema` and `grad_clip` are shared with the images.
+    """
+
+    patch: Size3 = (96, 96, 96)  # voxels; divisible by 16
+    width: Count = 16  # channels of the first level; they double on every level up to 16 times
+    lr: Positive = 0.01
+    weight_decay: NonNegative = 1e-4
+    weight: NonNegative = 0.1  # of the unsupervised term, once ramped up
+    rampup_epochs: Count = 200  # an epoch has `epoch_steps` steps
+    epoch_steps: Count = 150
+    uamt_passes: Count = 8  # noisy passes of the teacher that its uncertainty comes from
+    uamt_noise: NonNegative = 0.1
+
+
 class Runtime(Section):
     """Where and how a run executes. Nothing here changes its result, so none of it is in the key."""
 
@@ -158,6 +178,7 @@ class Runtime(Section):
     num_workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     eval_batch_size: Count = 8
+    eval_all: bool = True  # the student beside its teacher, or the reported network alone
     eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only
     checkpoint_every: Annotated[int, Field(ge=0)] = 1_000  # steps; 0 keeps the last step only
 
@@ -170,6 +191,7 @@ class Config(Section):
     loss: Loss = Field(default_factory=Loss)
     training: Training = Field(default_factory=Training)
     rivals: Rivals = Field(default_factory=Rivals)
+    volumes: Volumes = Field(default_factory=Volumes)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
@@ -185,8 +207,15 @@ class Config(Section):
         from semidavil.data.benchmarks import BENCHMARKS
         from semidavil.methods import METHODS
 
-        streams = METHODS[self.training.method].streams
-        has_source = "source" in streams and BENCHMARKS[self.data.benchmark].source is not None
+        method, benchmark = METHODS[self.training.method], BENCHMARKS[self.data.benchmark]
+        if method.kind != benchmark.kind:
+            fitting = ", ".join(name for name, m in METHODS.items() if m.kind == benchmark.kind)
+            raise ValueError(
+                f"{self.training.method} trains on {method.kind} and {self.data.benchmark} holds "
+                f"{benchmark.kind}: choose training.method from {fitting}"
+            )
+        streams = method.streams
+        has_source = "source" in streams and benchmark.source is not None
         has_labelled = "labelled" in streams and self.data.budget > 0
         if not (has_source or has_labelled):
             raise ValueError(
@@ -327,9 +356,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.confidence": 0.8,
         "training.grad_clip": 1.0,
         "training.warmup_steps": 10,
+        "volumes.patch": [32, 32, 32],
+        "volumes.width": 8,
+        "volumes.rampup_epochs": 40,
+        "volumes.epoch_steps": 4,
+        "volumes.uamt_passes": 2,
         "runtime.eval_every": 0,  # an evaluation costs as much as thirty steps
         "runtime.checkpoint_every": 50,
         "runtime.eval_batch_size": 50,
+        "runtime.eval_all": False,
         "runtime.threads": 1,
     },
 }

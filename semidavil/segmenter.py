@@ -130,16 +130,18 @@ def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
     return Segmenter(vision, fusion, decoder)
 
 
-def parameter_groups(model: Segmenter, lr: float, backbone_factor: float) -> list[dict]:
-    """AdamW's groups: the vision encoder at lr * factor, the rest at lr; `scale` keeps the ratio.
+def parameter_groups(
+    method: nn.Module, vision: nn.Module, lr: float, backbone_factor: float
+) -> list[dict]:
+    """AdamW's groups: the vision encoder at lr * factor, all else that `method` trains at lr.
 
-    A factor of 0 freezes the vision encoder.
+    `scale` keeps the ratio. A factor of 0 freezes the vision encoder.
     """
     if backbone_factor == 0:
-        model.vision.requires_grad_(False)
-    backbone = [p for p in model.vision.parameters() if p.requires_grad]
-    known = {id(p) for p in model.vision.parameters()}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+        vision.requires_grad_(False)
+    backbone = [p for p in vision.parameters() if p.requires_grad]
+    known = {id(p) for p in vision.parameters()}
+    rest = [p for p in method.parameters() if p.requires_grad and id(p) not in known]
     groups = [{"params": rest, "lr": lr, "scale": 1.0}]
     if backbone:
         groups.append({"params": backbone, "lr": lr * backbone_factor, "scale": backbone_factor})

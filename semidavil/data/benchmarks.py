@@ -9,6 +9,7 @@ splits in several (vehicles, signs, two-wheelers with their riders), and its fen
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,12 @@ CITYSCAPES_13 = tuple(c for c in CITYSCAPES_16 if c not in ("wall", "fence", "po
 CAMVID_11 = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
+)  # fmt: skip
+
+SYNAPSE_13 = (
+    "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
+    "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland",
+    "left adrenal gland",
 )  # fmt: skip
 
 PALETTE = {
@@ -81,6 +88,8 @@ class Benchmark:
     """One source and target with the classes that are trained and scored.
 
     Attributes:
+        kind: street images, or CT volumes, whose background is a class that is not scored.
+        metric: the score that runs are compared by.
         source: a data set's name; None for a benchmark without domain shift.
         budgets: the numbers of labelled target images that its papers compare; the last is all.
         subsets: further means over some classes, by name.
@@ -94,6 +103,8 @@ class Benchmark:
     budgets: tuple[int, ...]
     subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    kind: Literal["images", "volumes"] = "images"
+    metric: str = "miou"
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -139,5 +150,7 @@ BENCHMARKS = {
         Benchmark(
             "synthia-camvid", "synthia", "camvid", CAMVID_11, _CAMVID_BUDGETS, synonyms=_TO_CAMVID
         ),
+        # 20% and 40% of 20 training scans.
+        Benchmark("synapse", None, "synapse", SYNAPSE_13, (4, 8), kind="volumes", metric="dice"),
     )
 }  # fmt: skip

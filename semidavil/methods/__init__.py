@@ -5,14 +5,16 @@ from, and turns a batch into a loss. `semidavil.train` owns everything else: the
 schedule, evaluation, checkpoints.
 """
 
-from semidavil.methods.base import Method
+from typing import Any
+
 from semidavil.methods.sdepth import SDepth
 from semidavil.methods.semidavil import SemiDAViL
 from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
 from semidavil.methods.unimatch import UniMatch
+from semidavil.volumes.methods import UAMT, URPC
 
-METHODS: dict[str, type[Method]] = {
+METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "source_only": SourceOnly,
     "target_only": TargetOnly,
     "supervised": Supervised,
@@ -20,4 +22,6 @@ METHODS: dict[str, type[Method]] = {
     "unimatch": UniMatch,
     "semivl": SemiVL,
     "sdepth": SDepth,
+    "uamt": UAMT,
+    "urpc": URPC,
 }

@@ -34,6 +34,7 @@ class Method(nn.Module):
         config: the run.
     """
 
+    kind: ClassVar[str] = "images"  # what it trains on: "images" or "volumes"
     streams: ClassVar[frozenset[str]] = frozenset()  # of "source", "labelled", "unlabelled"
     strong_views: ClassVar[int] = 0  # strong views of each unlabelled image
     disparity: ClassVar[bool] = False  # whether target images come with their disparity

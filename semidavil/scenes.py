@@ -1,0 +1,141 @@
+"""Street images: what `semidavil.train` trains on, by what, and how it is scored."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from semidavil.caption_ablation import (
+    ORACLE,
+    SHUFFLED,
+    inner_captioner,
+    oracle_captions,
+    shuffle_captions,
+)
+from semidavil.captions import caption_images
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.data.checks import check_data, class_pixels
+from semidavil.data.loading import (
+    EvalSet,
+    TrainBatches,
+    all_samples,
+    cache_dir,
+    disparities,
+    open_reader,
+)
+from semidavil.evaluate import evaluate, save_examples
+from semidavil.losses import build_loss
+from semidavil.methods import METHODS
+from semidavil.methods.base import Method
+from semidavil.metrics import Evaluation, absent_classes, summarise
+from semidavil.runtime import choose_device
+from semidavil.segmenter import build_segmenter, parameter_groups
+from semidavil.vlm import VLM, load_vlm
+
+
+def prepare(config: Config, progress: bool) -> None:
+    """Toy data, data checks, depth and captions."""
+    target = BENCHMARKS[config.data.benchmark].target
+    check_data(config, progress)
+    if METHODS[config.training.method].disparity or config.data.selection == "depth":
+        disparities(config, open_reader(config, target).samples("train"), progress)
+    if config.model.fusion != "none":
+        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
+        load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+
+
+class SceneExperiment:
+    """A `train.Experiment` of street images, scored by mIoU on the target validation set."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.benchmark = BENCHMARKS[config.data.benchmark]
+        check_data(config)
+        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
+        captions = load_captions(config, vlm)
+        self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
+        kind = METHODS[config.training.method]
+        self.batches: Dataset = TrainBatches(
+            config, captions, kind.streams, kind.strong_views, kind.disparity
+        )
+        self.validation = EvalSet(config, captions)
+        settings = config.training
+        self.lr = settings.lr
+        groups = parameter_groups(
+            self.method, self.method.student.vision, settings.lr, settings.backbone_lr_factor
+        )
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, weight_decay=settings.weight_decay
+        )
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        setup = self.config.runtime
+        networks = self.method.networks()
+        if not setup.eval_all:
+            networks = dict(list(networks.items())[:1])
+        return evaluate(
+            networks, self.validation, self.method.encode, len(self.benchmark.classes),
+            self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
+            self.config.training.confidence,
+        )  # fmt: skip
+
+    def summary(self, evaluation: Evaluation) -> dict[str, float]:
+        scores = summarise(evaluation.confusion, self.benchmark.classes, self.benchmark.subsets)
+        pseudo = {f"pseudo/{name}": value for name, value in evaluation.pseudo_labels().items()}
+        return scores | pseudo
+
+    def absent(self, evaluation: Evaluation) -> list[str]:
+        return absent_classes(evaluation.confusion, self.benchmark.classes)
+
+    def save(self, name: str, evaluation: Evaluation, folder: Path) -> dict[str, Path]:
+        files = {
+            "weights": folder / "segmenter.safetensors",
+            "examples": folder / "examples.png",
+            "evaluation": folder / "evaluation.npz",
+        }
+        params, network = json.dumps(self.config.to_params()), self.method.networks()[name]
+        about = {"config": params, "network": name, "key": self.config.key()}
+        save_file(network.state_dict(), files["weights"], metadata=about)
+        evaluation.save(files["evaluation"])
+        save_examples(
+            network, self.validation, self.method.encode, self.benchmark.palette,
+            self.config.data.crop, self.device, files["examples"],
+        )  # fmt: skip
+        return files
+
+
+def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
+    """The configured method around a fresh student."""
+    start = vlm
+    if config.model.vision_init == "random":  # captions and language stay those of the VLM
+        fresh = load_vlm(config.model.vlm, "none", seed=config.seed).vision.to(vlm.device)
+        start = replace(vlm, vision=fresh)
+    student = build_segmenter(config.model, start, num_classes)
+    counts = class_pixels(config) if config.loss.name == "wce" else None
+    loss = build_loss(config.loss, num_classes, counts)
+    # The bound method, not the module: the frozen text tower has no place in checkpoints.
+    method = METHODS[config.training.method](student, vlm.text.forward, loss, config)
+    method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)
+    return method
+
+
+def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, str]:
+    """The caption of every image that the run may draw, from the cache where it is there."""
+    name = config.model.captions if config.model.fusion != "none" else "none"
+    folder, groups = cache_dir(config) / "captions", all_samples(config)
+    if name == ORACLE:
+        return oracle_captions(config, groups, folder, progress)
+    paths = [[sample.image for sample in samples] for samples in groups.values()]
+    captions = caption_images(
+        [path for group in paths for path in group],
+        inner_captioner(name),
+        vlm,
+        BENCHMARKS[config.data.benchmark].classes,
+        folder,
+        progress=progress,
+    )
+    return shuffle_captions(captions, paths) if name.startswith(SHUFFLED) else captions

@@ -1,0 +1,108 @@
+"""Patches of volumes for training; a step's batch depends on seed and step alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from semidavil.config import Config
+from semidavil.data.readers import DataError
+from semidavil.data.synapse import Case, Scan, Synapse
+from semidavil.data.toy_abdomen import ensure_toy_abdomen
+
+
+def open_synapse(config: Config, progress: bool = False) -> Synapse:
+    """The reader below `runtime.data_root`; toy scans are generated on first use."""
+    if config.data.toy:
+        cache = Path(config.runtime.cache_dir or "data").absolute() / "toy"
+        return Synapse(ensure_toy_abdomen(cache, progress) / "synapse")
+    if not config.runtime.data_root:
+        raise DataError(
+            "synapse needs its scans: pass --data-root with the folder that holds synapse/, or use "
+            "the toy preset, which generates its own"
+        )
+    return Synapse(Path(config.runtime.data_root).expanduser().absolute() / "synapse")
+
+
+def split_cases(config: Config, reader: Synapse) -> dict[str, list[Case]]:
+    """Labelled and unlabelled training cases; nested budgets by seed.
+
+    Raises:
+        DataError: a budget of no scan, or of more than there are.
+    """
+    cases = reader.cases("train")
+    if not 0 < config.data.budget <= len(cases):
+        raise DataError(
+            f"a budget of {config.data.budget} labelled scans of {len(cases)} training scans: "
+            f"choose 1 to {len(cases)} (--budgets)"
+        )
+    order = np.random.default_rng([config.seed, 0x5B117]).permutation(len(cases))
+    chosen = sorted(order[: config.data.budget])
+    rest = sorted(order[config.data.budget :]) or chosen
+    return {"labelled": [cases[i] for i in chosen], "unlabelled": [cases[i] for i in rest]}
+
+
+def check_volumes(config: Config, reader: Synapse) -> None:
+    """Reads every scan once: what is wrong is found before training.
+
+    Raises:
+        DataError: see `Synapse.read`; or no test scan.
+    """
+    split_cases(config, reader)
+    for split in ("train", "test"):
+        cases = reader.cases(split)
+        if not cases:
+            raise DataError(f"synapse: there is no scan for {split} in {reader.root}")
+        for case in cases:
+            reader.read(case)
+
+
+class VolumeBatches(Dataset):
+    """`batches[t]`: labelled image (B, 1, d, h, w) and label (B, d, h, w); unlabelled image.
+
+    A random patch, mirrored and turned by quarter turns in its axial plane where that is square, as
+    UA-MT's code does. Volumes smaller than the patch are padded with air.
+    """
+
+    def __init__(self, config: Config, reader: Synapse) -> None:
+        self.config = config
+        self.scans: dict[str, list[Scan]] = {
+            stream: [reader.read(case) for case in cases]
+            for stream, cases in split_cases(config, reader).items()
+        }
+
+    def __len__(self) -> int:
+        return self.config.training.steps
+
+    def __getitem__(self, step: int) -> dict[str, dict[str, Any]]:
+        batch: dict[str, dict[str, Any]] = {}
+        for number, (stream, scans) in enumerate(self.scans.items()):
+            rng = np.random.default_rng([self.config.seed, step, number])
+            size = self.config.training.batch_size
+            parts = [self._patch(scans[i], rng) for i in rng.integers(len(scans), size=size)]
+            images, labels = (torch.stack(column) for column in zip(*parts, strict=True))
+            batch[stream] = {"image": images}
+            if stream == "labelled":
+                batch[stream]["label"] = labels
+        return batch
+
+    def _patch(self, scan: Scan, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        patch = self.config.volumes.patch
+        missing = [max(0, p - n) for p, n in zip(patch, scan.image.shape, strict=True)]
+        pad = [(m // 2, m - m // 2) for m in missing]
+        image, label = np.pad(scan.image, pad), np.pad(scan.label, pad)
+        starts = [rng.integers(n - p + 1) for n, p in zip(image.shape, patch, strict=True)]
+        window = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
+        image, label = image[window], label[window]
+        turns = int(rng.integers(4)) if patch[1] == patch[2] else 2 * int(rng.integers(2))
+        mirrored = bool(rng.random() < 0.5)
+        image, label = (np.rot90(array, turns, (1, 2)) for array in (image, label))
+        if mirrored:
+            image, label = image[:, :, ::-1], label[:, :, ::-1]
+        return (
+            torch.from_numpy(np.ascontiguousarray(image))[None],
+            torch.from_numpy(np.ascontiguousarray(label)).long(),
+        )

@@ -1,0 +1,80 @@
+"""CT volumes: what `semidavil.train` trains on, by what, and how it is scored."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.losses import build_loss
+from semidavil.methods import METHODS
+from semidavil.volumes.data import VolumeBatches, check_volumes, open_synapse
+from semidavil.volumes.evaluation import VolumeEvaluation, evaluate_volumes, save_slices
+from semidavil.volumes.network import PyramidUNet
+
+
+def prepare(config: Config, progress: bool) -> None:
+    """Toy scans and checks."""
+    check_volumes(config, open_synapse(config, progress))
+
+
+class VolumeExperiment:
+    """A `train.Experiment` of CT volumes, scored by Dice on the test scans.
+
+    No choice is made by the score, so that the six test scans serve during training too.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device, settings = config, device, config.volumes
+        self.organs = BENCHMARKS[config.data.benchmark].classes
+        reader = open_synapse(config)
+        batches = VolumeBatches(config, reader)
+        self.batches: Dataset = batches
+        self.scans = {case.name: reader.read(case) for case in reader.cases("test")}
+        num_classes = 1 + len(self.organs)
+        counts = None
+        if config.loss.name == "wce":
+            labels = [scan.label.ravel() for scan in batches.scans["labelled"]]
+            counts = np.bincount(np.concatenate(labels), minlength=num_classes).tolist()
+        loss = build_loss(config.loss, num_classes, counts)
+        student = PyramidUNet(num_classes, settings.width)
+        self.method = METHODS[config.training.method](student, loss, config).to(device)
+        trained = [p for p in self.method.parameters() if p.requires_grad]
+        self.lr = settings.lr
+        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            [{"params": trained, "scale": 1.0}], settings.lr, momentum=0.9,
+            weight_decay=settings.weight_decay,
+        )  # fmt: skip
+
+    def evaluate(self) -> dict[str, VolumeEvaluation]:
+        networks = self.method.networks()
+        if not self.config.runtime.eval_all:
+            networks = dict(list(networks.items())[:1])
+        patch = self.config.volumes.patch
+        return evaluate_volumes(networks, self.scans, len(self.organs), patch, self.device)
+
+    def summary(self, evaluation: VolumeEvaluation) -> dict[str, float]:
+        return evaluation.summary(self.organs)
+
+    def absent(self, evaluation: VolumeEvaluation) -> list[str]:
+        nowhere = np.isnan(evaluation.dice).all(0)
+        return [organ for organ, missing in zip(self.organs, nowhere, strict=True) if missing]
+
+    def save(self, name: str, evaluation: VolumeEvaluation, folder: Path) -> dict[str, Path]:
+        files = {
+            "weights": folder / "network.safetensors",
+            "examples": folder / "examples.png",
+            "evaluation": folder / "evaluation.npz",
+        }
+        network = self.method.networks()[name]
+        params = json.dumps(self.config.to_params())
+        about = {"config": params, "network": name, "key": self.config.key()}
+        save_file(network.state_dict(), files["weights"], metadata=about)
+        evaluation.save(files["evaluation"])
+        patch = self.config.volumes.patch
+        save_slices(network, self.scans, patch, self.device, files["examples"])
+        return files
