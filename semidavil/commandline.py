@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from semidavil.config import Config, ConfigError, preset
+from semidavil.data.benchmarks import BENCHMARKS
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -81,6 +82,7 @@ def _run(
         name = preset_name or default_preset(changes.get("runtime.data_root", ""))
         config = preset(name, {**changes, **parse_settings(settings)})
         refuse_oracle(config)
+        benchmark = BENCHMARKS[config.data.benchmark]
         folder = out or Path("checkpoints") / config.key()
         console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
         prepare(config)
@@ -92,9 +94,8 @@ def _run(
             task = progress.add_task("training", total=config.training.steps, note="")
 
             def show(report: Report) -> None:
-                if "val/miou" in report.metrics:
-                    miou = report.metrics["val/miou"]
-                    progress.console.print(f"step {report.step}: mIoU {miou:.2f}")
+                if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
+                    progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
                 if "train/loss" in report.metrics:
                     progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
                 progress.update(task, completed=report.step)
@@ -118,15 +119,19 @@ def _print_result(
     absent: list[str],
     seconds: float,
 ) -> None:
-    table = Table(title=f"{config.data.benchmark}, budget {config.data.budget}, {seconds:.0f} s")
+    benchmark = BENCHMARKS[config.data.benchmark]
+    table = Table(title=f"{benchmark.name}, budget {config.data.budget}, {seconds:.0f} s")
     table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name, value in metrics.items():
-        if name.startswith("iou/"):
-            table.add_row(name.removeprefix("iou/"), f"{value:.2f}")
+    parts = {"iou": "IoU"} if benchmark.kind == "images" else {"dice": "Dice", "asd": "ASD (mm)"}
+    for label in parts.values():
+        table.add_column(label, justify="right")
+    for name in benchmark.classes:
+        row = [metrics.get(f"{part}/{name}") for part in parts]
+        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in row))
     table.add_section()
-    table.add_row("[bold]mIoU[/]", f"[bold]{metrics['miou']:.2f}[/]")
-    table.add_row("pixel accuracy", f"{metrics['pixel_accuracy']:.2f}")
+    table.add_row(f"[bold]{benchmark.score}[/]", f"[bold]{metrics[benchmark.metric]:.2f}[/]")
+    if "pixel_accuracy" in metrics:
+        table.add_row("pixel accuracy", f"{metrics['pixel_accuracy']:.2f}")
     console.print(table)
     if absent:
         console.print(f"not in the mean, as neither labelled nor predicted: {', '.join(absent)}")

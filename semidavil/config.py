@@ -154,10 +154,11 @@ class Rivals(Section):
 class Volumes(Section):
     """CT volumes (`synapse`): network, patches and the settings of UA-MT and URPC.
 
-    The schedule is SGD with momentum 0.9 and polynomial decay, as in both official codes;
-    `training.steps`, `batch_size`, `poly_power`, `ema` and `grad_clip` are shared with the images.
+    The schedule is SGD with momentum 0.9 and polynomial decay, without clipping, as in both official
+    codes; `training.steps`, `poly_power` and `ema` are shared with the images.
     """
 
+    batch_size: Count = 2  # labelled, and as many unlabelled volumes
     patch: Size3 = (96, 96, 96)  # voxels; divisible by 16
     width: Count = 16  # channels of the first level; they double on every level up to 16 times
     lr: Positive = 0.01
@@ -352,12 +353,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training.steps": 150,
         "training.lr": 3e-3,
         "training.backbone_lr_factor": 0.3,
-        "training.ema": 0.97,
-        "training.confidence": 0.8,
+        "training.ema": 0.95,
+        "training.confidence": 0.6,
+        "training.consistency_weight": 0.5,
+        "loss.hard_fraction": 0.5,
         "training.grad_clip": 1.0,
         "training.warmup_steps": 10,
         "volumes.patch": [32, 32, 32],
         "volumes.width": 8,
+        "volumes.lr": 0.02,
         "volumes.rampup_epochs": 40,
         "volumes.epoch_steps": 4,
         "volumes.uamt_passes": 2,

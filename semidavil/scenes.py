@@ -64,7 +64,7 @@ class SceneExperiment:
         )
         self.validation = EvalSet(config, captions)
         settings = config.training
-        self.lr = settings.lr
+        self.lr, self.grad_clip = settings.lr, settings.grad_clip
         groups = parameter_groups(
             self.method, self.method.student.vision, settings.lr, settings.backbone_lr_factor
         )

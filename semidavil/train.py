@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, Dataset
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.methods.base import Batch, Losses
 from semidavil.runtime import Meter, choose_device, make_deterministic, to_device, use_bfloat16
 
 
@@ -70,28 +69,22 @@ class Result:
 Reporter = Callable[[Report], None]
 
 
-class TrainedMethod(Protocol):
-    """What the loop asks of a method, besides being a module."""
-
-    def losses(self, batch: Batch, step: int) -> Losses: ...
-
-    def after_step(self, step: int) -> None: ...
-
-
 class Experiment(Protocol):
     """Everything that differs between kinds of data.
 
     Attributes:
-        method: the networks and the step.
+        method: a `methods.base.Method` or a `volumes.methods.VolumeMethod`.
         batches: `batches[t]` is the batch of step t.
         optimizer: its groups carry `scale`, the share of the learning rate that is theirs.
         lr: the learning rate before the schedule.
+        grad_clip: the largest gradient norm; 0 switches clipping off.
     """
 
     method: Any
     batches: Dataset
     optimizer: torch.optim.Optimizer
     lr: float
+    grad_clip: float
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluations of each network, the reported one first."""
@@ -183,8 +176,8 @@ def train(
         require_finite(losses, step)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
-        if settings.grad_clip > 0:
-            nn.utils.clip_grad_norm_(parameters, settings.grad_clip)
+        if experiment.grad_clip > 0:
+            nn.utils.clip_grad_norm_(parameters, experiment.grad_clip)
         optimizer.step()
         method.after_step(step)
 

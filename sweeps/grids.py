@@ -306,6 +306,21 @@ def _settings_of(params: Mapping[str, str]) -> str:
     return ",".join(f"{name.rpartition('.')[2]}={params[name]}" for name in SENSITIVITY)
 
 
+def synapse(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: does DyCE help rare organs in other semi-supervised methods?
+
+    Feeds: the Synapse figure, Dice and surface distance per organ.
+    Cost: 2 methods x 2 losses = 4 runs at 20% labelled scans per seed.
+    """
+    variants = [
+        {"training.method": method, "loss.name": loss}
+        for method, loss in itertools.product(("uamt", "urpc"), ("dyce", "ce"))
+    ]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(4,))
+
+
 def baselines(
     base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
 ) -> list[Config]:
@@ -339,6 +354,7 @@ GRIDS: dict[str, Grid] = {
         semivl, _RECIPE, (*_SOURCES, "cityscapes-cityscapes"), shown=("training.method",)
     ),
     "methods": Grid(methods, _RECIPE, _SOURCES, shown=("training.method",)),
+    "synapse": Grid(synapse, {"training.method": "uamt", "loss.name": "ce"}, ("synapse",)),
     "components": Grid(
         components,
         {setting: None for setting, _ in PARTS.values()},

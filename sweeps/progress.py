@@ -75,10 +75,8 @@ class SweepProgress:
         self.bars.update(self.rows[name], completed=step, total=total, note="")
         self._refresh()
 
-    def end(
-        self, name: str, *, miou: float = math.nan, seconds: float = 0.0, error: str = ""
-    ) -> None:
-        """A cell is done, or has failed if there is an `error`."""
+    def end(self, name: str, *, score: str = "", seconds: float = 0.0, error: str = "") -> None:
+        """A cell is done with a `score` such as "mIoU 34.20", or has failed if there is an `error`."""
         if name in self.rows:
             self.bars.remove_task(self.rows.pop(name))
         self.fraction.pop(name, None)
@@ -89,7 +87,7 @@ class SweepProgress:
         else:
             self.done += 1
             self.seconds.append(seconds)
-            outcome = f"mIoU {miou:5.2f}  {duration(seconds)}"
+            outcome = f"{score}  {duration(seconds)}"
         ended = self.done + self.failed
         left = f"  ({duration(self.seconds_left())} left)" if ended < self.total else ""
         width = len(str(self.total))

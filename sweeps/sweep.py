@@ -80,7 +80,7 @@ class _Driver:
         elif task.run_id in self.open and news["state"] == "done":
             del self.open[task.run_id]
             self.outcome.finished += 1
-            self.progress.end(task.name, miou=news["miou"], seconds=news["seconds"])
+            self.progress.end(task.name, score=news["score"], seconds=news["seconds"])
         elif task.run_id in self.open and news["state"] == "failed":
             self._failed(task, news["reason"])
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.plan import Cell, Plan, State
 from sweeps.progress import duration
 
@@ -47,12 +48,18 @@ def _detail(plan: Plan, cell: Cell) -> str:
         return ""
     if cell.state is State.DONE:
         foreign = "" if run.experiment == plan.grid_name else f", by {run.experiment}"
-        return f"mIoU {run.metrics.get('final/miou', math.nan):.2f} (run {run.run_id[:8]}{foreign})"
+        score = BENCHMARKS[cell.config.data.benchmark].score
+        return f"{score} {_score(cell):.2f} (run {run.run_id[:8]}{foreign})"
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
     if cell.state is State.INTERRUPTED:
         return f"after step {run.progress['step']:.0f}"
     return run.tags.get("reason", "")
+
+
+def _score(cell: Cell) -> float:
+    metric = BENCHMARKS[cell.config.data.benchmark].metric
+    return cell.run.metrics.get(f"final/{metric}", math.nan) if cell.run else math.nan
 
 
 def _time(cell: Cell) -> str:
@@ -78,17 +85,20 @@ def summary(plan: Plan, concurrency: int) -> str:
 
 
 def print_results(console: Console, plan: Plan) -> None:
-    """Variant x budget, one table per benchmark: mIoU in per cent, mean and spread over seeds."""
+    """Variant x budget, one table per benchmark: its score in per cent, mean and spread over seeds."""
     values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
     for cell in plan.cells:
-        if cell.state is State.DONE and cell.run is not None and "final/miou" in cell.run.metrics:
-            place = _place(plan, cell)
-            values[place].append(cell.run.metrics["final/miou"])
+        if cell.state is State.DONE and not math.isnan(_score(cell)):
+            values[_place(plan, cell)].append(_score(cell))
     places = [_place(plan, cell) for cell in plan.cells]
     for benchmark in dict.fromkeys(place[0] for place in places):
         here = [place for place in places if place[0] == benchmark]
         budgets = sorted({budget for _, _, budget in here})
-        console.print(f"{benchmark}: mIoU (%) by number of labelled target images", highlight=False)
+        known = BENCHMARKS[benchmark]
+        what = "target images" if known.kind == "images" else "scans"
+        console.print(
+            f"{benchmark}: {known.score} (%) by number of labelled {what}", highlight=False
+        )
         table = Table()
         table.add_column("")
         for budget in budgets:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.provenance import device_name
 from sweeps.tracking import RunLog
 
@@ -90,7 +91,7 @@ def _train(
     log: RunLog,
     note: Callable[[str], None],
     tell: Tell,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     module, _, name = task.train.partition(":")
     train = getattr(import_module(module), name)
 
@@ -106,7 +107,9 @@ def _train(
     with tempfile.TemporaryDirectory(prefix="semidavil-") as scratch:
         collect_artifacts(Path(scratch), config, result, folder)
         log.finish({**values, "final/seconds": seconds, "final/steps": result.steps}, Path(scratch))
-    return {"miou": result.metrics["miou"], "seconds": seconds}
+    benchmark = BENCHMARKS[config.data.benchmark]
+    score = f"{benchmark.score} {result.metrics[benchmark.metric]:.2f}"
+    return {"score": score, "seconds": seconds}
 
 
 def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -> None:

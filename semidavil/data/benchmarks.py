@@ -107,6 +107,11 @@ class Benchmark:
     metric: str = "miou"
 
     @property
+    def score(self) -> str:
+        """The metric's name in print."""
+        return {"miou": "mIoU", "dice": "Dice"}[self.metric]
+
+    @property
     def datasets(self) -> tuple[str, ...]:
         return (self.target,) if self.source is None else (self.source, self.target)
 

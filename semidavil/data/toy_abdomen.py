@@ -17,8 +17,8 @@ from scipy.ndimage import gaussian_filter, zoom
 from semidavil.data.benchmarks import SYNAPSE_13
 
 VERSION = 1  # raise it with any change to what is drawn or written
-COUNT, SIZE = 30, (48, 56, 56)  # scans; (D, H, W): from feet to head, front to back, right to left
-SPACING = (5.0, 5.0, 5.0)  # millimetres
+COUNT, SIZE = 30, (32, 32, 32)  # scans; (D, H, W): from feet to head, front to back, right to left
+SPACING = (7.5, 9.0, 9.0)  # millimetres
 
 # Organ: centre and radii as shares of (D, H, W), Hounsfield units, tilt in the (D, W) plane.
 _ORGANS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float, float]] = {
@@ -29,8 +29,8 @@ _ORGANS: dict[str, tuple[tuple[float, ...], tuple[float, ...], float, float]] = 
     "left kidney": ((0.45, 0.66, 0.69), (0.13, 0.068, 0.068), 150, -0.15),
     "pancreas": ((0.54, 0.47, 0.53), (0.035, 0.042, 0.15), 85, 0.35),
     "gallbladder": ((0.51, 0.32, 0.33), (0.055, 0.048, 0.040), 12, 0.4),
-    "right adrenal gland": ((0.585, 0.60, 0.385), (0.042, 0.030, 0.034), 70, 0.6),
-    "left adrenal gland": ((0.60, 0.60, 0.615), (0.042, 0.030, 0.034), 70, -0.6),
+    "right adrenal gland": ((0.585, 0.60, 0.385), (0.058, 0.045, 0.050), 70, 0.6),
+    "left adrenal gland": ((0.60, 0.60, 0.615), (0.058, 0.045, 0.050), 70, -0.6),
 }
 # Tubes: points along the axis (shares), radius (share), Hounsfield units.
 _TUBES: dict[str, tuple[tuple[tuple[float, float, float], ...], float, float]] = {

@@ -81,7 +81,7 @@ class VolumeBatches(Dataset):
         batch: dict[str, dict[str, Any]] = {}
         for number, (stream, scans) in enumerate(self.scans.items()):
             rng = np.random.default_rng([self.config.seed, step, number])
-            size = self.config.training.batch_size
+            size = self.config.volumes.batch_size
             parts = [self._patch(scans[i], rng) for i in rng.integers(len(scans), size=size)]
             images, labels = (torch.stack(column) for column in zip(*parts, strict=True))
             batch[stream] = {"image": images}

@@ -44,7 +44,7 @@ class VolumeExperiment:
         student = PyramidUNet(num_classes, settings.width)
         self.method = METHODS[config.training.method](student, loss, config).to(device)
         trained = [p for p in self.method.parameters() if p.requires_grad]
-        self.lr = settings.lr
+        self.lr, self.grad_clip = settings.lr, 0.0
         self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
             [{"params": trained, "scale": 1.0}], settings.lr, momentum=0.9,
             weight_decay=settings.weight_decay,

@@ -1,18 +1,21 @@
 from collections import Counter
+from itertools import combinations
+from itertools import product as product_of
+from typing import Any
 
 import pytest
 
 from semidavil.config import ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.fusion import FUSIONS
-from sweeps.grids import GRIDS, product, union
+from sweeps.grids import GRIDS, SENSITIVITY, product, union
 
 TOY = preset("toy")
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_holds_its_baseline_says_what_it_is_for_and_repeats_nothing(name: str) -> None:
-    grid = GRIDS[name]
+    grid = GRIDS[name].around(TOY)
     cells = grid.cells(TOY)
     assert any(grid.difference(cell) == "" for cell in cells)
     for word in ("Question:", "Feeds:", "Cost:"):
@@ -38,12 +41,68 @@ def test_attention_at_full_scale_covers_both_benchmarks() -> None:
     }
 
 
-@pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_grids_run_on_every_benchmark(name: str, benchmark: str) -> None:
+@pytest.mark.parametrize("name", ["attention", "losses", "baselines"])
+@pytest.mark.parametrize("benchmark", [n for n, b in BENCHMARKS.items() if b.kind == "images"])
+def test_grids_over_budgets_take_each_benchmarks_own(name: str, benchmark: str) -> None:
     cells = GRIDS[name].cells(TOY, [benchmark])
-    budgets = {cell.data.budget for cell in cells}
-    assert budgets == set(BENCHMARKS[benchmark].budgets)
+    assert {cell.data.budget for cell in cells} == set(BENCHMARKS[benchmark].budgets)
+
+
+def places(name: str, **options: Any) -> Counter[tuple[str, int]]:
+    grid = GRIDS[name].around(TOY)
+    return Counter((grid.variant(c), c.data.budget) for c in grid.cells(TOY, **options))
+
+
+def test_the_papers_other_tables_cell_by_cell() -> None:
+    losses = {"dyce", "ce", "wce", "focal", "dce", "dfl"}
+    assert set(places("losses")) == set(product_of(losses, (0, 100, 200, 500, 1000, 2975)))
+    assert set(places("semivl")) == set(product_of(("semidavil", "semivl"), (100, 200, 500, 1000)))
+    rivals = {"target_only", "supervised", "unimatch", "sdepth", "semivl", "semidavil"}
+    assert set(places("methods")) == {("source_only", 0), *product_of(rivals, (100,))}
+    assert set(places("synapse")) == {
+        (f"{m}+{x}", 4) for m, x in product_of(("uamt", "urpc"), ("ce", "dyce"))
+    }
+    full = GRIDS["semivl"].cells(preset("paper"))
+    assert {c.data.benchmark for c in full} == {
+        "gta5-cityscapes", "synthia-cityscapes", "cityscapes-cityscapes",
+    }  # fmt: skip
+    assert set(places("semivl", benchmarks=["cityscapes-cityscapes"])) == set(places("semivl"))
+
+
+def test_components_are_every_combination_of_the_four_parts() -> None:
+    names = {name for name, _ in places("components")}
+    parts = ("VL", "DLG", "CT", "DyCE")
+    expected = {"+".join(c) or "nothing" for n in range(5) for c in combinations(parts, n)}
+    assert names == expected
+    grid = GRIDS["components"].around(TOY)
+    (bare,) = [c for c in grid.cells(TOY) if grid.variant(c) == "nothing"]
+    assert (bare.model.vision_init, bare.model.fusion, bare.loss.name) == ("random", "none", "ce")
+    assert bare.training.consistency_weight == 0
+    assert grid.difference(bare).count(",") == 3
+
+
+def test_sensitivity_changes_one_setting_at_a_time() -> None:
+    cells = GRIDS["sensitivity"].cells(TOY)
+    changed = [len(cell.differences(cells[0])) for cell in cells]
+    assert changed[0] == 0
+    assert set(changed[1:]) == {1}
+    assert {path for cell in cells[1:] for path in cell.differences(cells[0])} == set(SENSITIVITY)
+
+
+def test_rivals_bring_their_own_recipe() -> None:
+    cells = {c.training.method: c for c in GRIDS["methods"].cells(TOY)}
+    assert cells["semivl"].model.fusion == "vlga"
+    assert cells["semivl"].model.captions == "class_names"
+    assert cells["sdepth"].data.selection == "depth"
+    assert {cells[name].loss.name for name in ("semivl", "unimatch", "sdepth")} == {"ce"}
+    assert cells["semidavil"].key() == TOY.replace({"data.budget": 100}).key()
+
+
+def test_a_grid_of_images_is_refused_on_volumes() -> None:
+    with pytest.raises(ConfigError, match="uamt, urpc"):
+        GRIDS["attention"].cells(TOY, ["synapse"])
+    with pytest.raises(ConfigError, match="semidavil"):
+        GRIDS["synapse"].cells(TOY, ["gta5-cityscapes"])
 
 
 def test_source_only_is_one_cell_whatever_the_budgets() -> None:

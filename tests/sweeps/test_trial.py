@@ -31,7 +31,7 @@ def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(stor
     finished, heard, folder = run(store, {})
     assert finished.status == "FINISHED"
     assert heard[-1]["state"] == "done"
-    assert finished.metrics["final/miou"] == heard[-1]["miou"]
+    assert heard[-1]["score"] == f"mIoU {finished.metrics['final/miou']:.2f}"
     assert finished.metrics["final/steps"] == STEPS
     kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
     assert kept == {"config.json", "segmenter.safetensors", "train.log"}
