@@ -73,7 +73,7 @@ class Experiment(Protocol):
     """Everything that differs between kinds of data.
 
     Attributes:
-        method: a `methods.base.Method` or a `volumes.methods.VolumeMethod`.
+        method: a `methods.base.Method` or a `methods.volumes.VolumeMethod`.
         batches: `batches[t]` is the batch of step t.
         optimizer: its groups carry `scale`, the share of the learning rate that is theirs.
         lr: the learning rate before the schedule.

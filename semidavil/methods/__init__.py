@@ -12,7 +12,7 @@ from semidavil.methods.semidavil import SemiDAViL
 from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
 from semidavil.methods.unimatch import UniMatch
-from semidavil.volumes.methods import UAMT, URPC
+from semidavil.methods.volumes import UAMT, URPC
 
 METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "source_only": SourceOnly,
