@@ -197,18 +197,21 @@ class VLGA(nn.Module):
         (batch, num_tokens), (height, width) = mask.shape, vision.shape[-2:]
         pixels = to_pixels(vision)
         similarity = self.similarity(pixels, tokens)
-        maps = similarity.transpose(1, 2).reshape(batch * num_tokens, 1, height, width)
-        maps = self.embed(maps)
-        maps = maps + self.aspp(maps)  # (B N, d, h, w)
+        # Captions differ in length: maps of padding, a third of all, are never computed.
+        maps = self.embed(similarity.transpose(1, 2)[mask].view(-1, 1, height, width))
+        maps = maps + self.aspp(maps)  # (R, d, h, w) for R real tokens in the batch
 
         pooled = F.avg_pool2d(maps, self.pooling, ceil_mode=True)
-        pooled_size = pooled.shape[-2:]
-        per_pixel = pooled.flatten(2).unflatten(0, (batch, num_tokens)).permute(0, 3, 1, 2)
+        per_token = pooled.new_zeros(batch, num_tokens, *pooled.flatten(2).shape[1:])
+        per_token[mask] = pooled.flatten(2)
+        per_pixel = per_token.permute(0, 3, 1, 2)
         change = self.reason(per_pixel, tokens, mask) - per_pixel  # (B, P, N, d)
-        change = change.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, pooled_size)
+        change = change.permute(0, 2, 3, 1)[mask].unflatten(2, pooled.shape[-2:])
         maps = maps + F.interpolate(change, (height, width), mode="bilinear", align_corners=False)
 
-        per_token = self.to_map(maps.permute(0, 2, 3, 1)).view(batch, num_tokens, height * width)
+        values = self.to_map(maps.permute(0, 2, 3, 1)).flatten(1)
+        per_token = values.new_zeros(batch, num_tokens, height * width)
+        per_token[mask] = values
         read = pad_tokens(per_token.transpose(1, 2), mask, self.max_tokens)
         return to_grid(self.readout(pixels, read), height, width)
 

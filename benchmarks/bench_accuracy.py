@@ -1,0 +1,70 @@
+"""How well the toy runs do: what labels, source, unlabelled images and attentions add.
+
+    python benchmarks/bench_accuracy.py [--seeds 0 1 2]
+
+Runs what is missing of the grids `baselines` and `attention` on generated scenes (an hour on two CPU
+cores for three seeds), then prints mIoU by variant and budget, mean and sample standard deviation
+over seeds, and the differences that matter with theirs, paired by seed.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    command.add_argument("--no-run", action="store_true", help="only print what has been run")
+    options = command.parse_args()
+    seeds = [str(seed) for seed in options.seeds]
+    for grid in () if options.no_run else ("baselines", "attention"):
+        run = [sys.executable, "sweeps/run.py", "--grid", grid, "--preset", "toy", "--seeds"]
+        subprocess.run([*run, *seeds], cwd=ROOT, check=True)
+
+    from analysis.runs import load_runs
+    from semidavil.config import preset
+
+    runs = load_runs()
+    usual = preset("toy").to_params()
+    varied = ("data.budget", "model.fusion", "training.method", "seed")
+    same = [c for c in usual if c not in varied and c in runs and not c.startswith("runtime.")]
+    runs = runs[(runs[same] == pd.Series(usual)[same]).all(axis=1)]
+    runs = runs[runs["seed"].isin(options.seeds)]
+    dlg = runs[runs["fusion"] == "dlg"]
+    print_table("method", dlg, "method")
+    print_table("attention (semidavil)", runs[runs["method"] == "semidavil"], "fusion")
+
+    few = dlg[dlg["budget"] == 100].set_index(["method", "seed"])["miou"]
+    alone = dlg[dlg["method"] == "source_only"].set_index("seed")["miou"]
+    everything = dlg[(dlg["method"] == "target_only") & (dlg["budget"] == 2975)]
+    ours = few["semidavil"]
+    print("differences, paired by seed")
+    difference("semidavil@100 - source_only", ours - alone)
+    difference("semidavil@100 - target_only@100", ours - few["target_only"])
+    difference("semidavil@100 - supervised@100", ours - few["supervised"])
+    difference("target_only@2975 - source_only", everything.set_index("seed")["miou"] - alone)
+    budgets = dlg[dlg["method"] == "semidavil"].pivot(index="seed", columns="budget", values="miou")
+    for low, high in ((0, 100), (100, 2975)):
+        difference(f"semidavil@{high} - semidavil@{low}", budgets[high] - budgets[low])
+
+
+def print_table(title: str, runs: pd.DataFrame, column: str) -> None:
+    groups = runs.groupby([column, "budget"])["miou"]
+    text = groups.agg(lambda v: f"{v.mean():.1f} ± {v.std():.1f} (n={len(v)})")
+    print(title, text.unstack().fillna("-").to_string(), sep="\n", end="\n\n")
+
+
+def difference(name: str, values: pd.Series) -> None:
+    values = values.dropna()
+    print(f"{name:36} {values.mean():+6.2f} ± {values.std():.2f} (n={len(values)})")
+
+
+if __name__ == "__main__":
+    main()
