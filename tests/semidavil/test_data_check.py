@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from semidavil.config import Config, preset
-from semidavil.data.benchmarks import LABEL_IDS
-from semidavil.data.checks import check_data, scan
-from semidavil.data.loading import train_samples
+from semidavil.data.benchmarks import BENCHMARKS, LABEL_IDS
+from semidavil.data.checks import check_data, class_pixels, scan
+from semidavil.data.loading import open_reader, train_samples
 from semidavil.data.readers import READERS, DataError
+from semidavil.methods import METHODS
 
 Write = Callable[..., Path]
 
@@ -159,3 +160,24 @@ def test_the_check_command(write_dataset: Write, tmp_path: Path) -> None:
     assert "f0_T01.png cannot be read" in bad.stdout
     assert run().returncode == 1
     assert "--data-root" in run("--help").stdout
+
+
+def test_class_pixels_count_the_labels_that_a_run_learns_from(tiny_toy: dict[str, str]) -> None:
+    def counted(method: str) -> list[int]:
+        changes = {"data.budget": 3, "training.method": method, **tiny_toy}
+        config = preset("toy", changes)
+        samples = train_samples(config)
+        benchmark, total = BENCHMARKS[config.data.benchmark], np.zeros(256, int)
+        streams = METHODS[method].streams & {"source", "labelled"}
+        for stream in streams:
+            dataset = benchmark.source if stream == "source" else benchmark.target
+            assert dataset
+            for sample in samples[stream]:
+                raw = open_reader(config, dataset).read_label(sample)
+                total += np.bincount(benchmark.lookup(dataset)[raw].ravel(), minlength=256)
+        assert class_pixels(config) == total[:19].tolist()
+        assert class_pixels(config) == total[:19].tolist()  # the second time from the scans' cache
+        return total[:19].tolist()
+
+    both, source, labelled = (counted(m) for m in ("semidavil", "source_only", "target_only"))
+    assert np.array_equal(np.add(source, labelled), both)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from fake_training import BROKEN, KILLED, NON_FINITE
 
+from semidavil.config import preset
+from sweeps.grids import GRIDS
 from sweeps.run import main, parser
 from sweeps.tracking import Store
 
@@ -214,6 +216,31 @@ def test_list_starts_nothing_and_creates_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_list_without_a_grid_shows_the_grids(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
-    assert "attention" in capsys.readouterr().out
+@pytest.mark.parametrize("arguments", [["--list"], ["--grid", "all", "--list"]])
+def test_list_of_everything_counts_every_grid_and_starts_nothing(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    cells = {name: len(grid.cells(preset("toy"))) for name, grid in GRIDS.items()}
+    for name, count in cells.items():
+        assert re.search(rf"{name} .*{count} cells: {count} to do", output), name
+    total = int(re.search(r"--grid all: (\d+) cells", output)[1])
+    assert max(cells.values()) < total < sum(cells.values())  # shared cells are counted once
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_are_never_left_alone_silently(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--grid", "attention", "--preset", "toy", "--data-root", "/data", "--list"]
+    assert main(options) == 2
+    assert "would leave --data-root" in capsys.readouterr().err
+
+
+def test_the_oracle_is_refused_outside_its_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--grid", "attention", "--set", "model.captions=oracle", "--list"]) == 2
+    assert "--grid captions" in capsys.readouterr().err
