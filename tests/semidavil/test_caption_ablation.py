@@ -9,7 +9,7 @@ from conftest import write_png
 from semidavil.caption_ablation import inner_captioner, oracle_captions, shuffle_captions
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.loading import all_samples
-from semidavil.train import load_captions
+from semidavil.scenes import load_captions
 from semidavil.vlm import load_vlm
 
 

@@ -12,8 +12,9 @@ from semidavil.config import Config, preset
 from semidavil.data.concepts import concepts_of
 from semidavil.methods.sdepth import berhu, mean_known, mix, nearer
 from semidavil.methods.semivl import SemiVL
+from semidavil.scenes import build_method
 from semidavil.segmenter import Features
-from semidavil.train import build_method, train
+from semidavil.train import train
 from semidavil.vlm import VLM, load_vlm
 
 TH = 0.4
