@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 RESULTS_VERSION = 2
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
-Side = Annotated[int, Field(ge=16, multiple_of=16)]
+Side = Annotated[int, Field(ge=32, multiple_of=16)]
 Size3 = tuple[Side, Side, Side]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -155,7 +155,7 @@ class Volumes(Section):
     """CT volumes (`synapse`): network, patches and the settings of UA-MT and URPC.
 
     The schedule is SGD with momentum 0.9 and polynomial decay, without clipping, as in both official
-    codes; `training.steps`, `poly_power` and `ema` are shared with the images.
+    codes; `training.steps` and `poly_power` are shared with the images.
     """
 
     batch_size: Count = 2  # labelled, and as many unlabelled volumes
@@ -163,6 +163,7 @@ class Volumes(Section):
     width: Count = 16  # channels of the first level; they double on every level up to 16 times
     lr: Positive = 0.01
     weight_decay: NonNegative = 1e-4
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of UA-MT's teacher
     weight: NonNegative = 0.1  # of the unsupervised term, once ramped up
     rampup_epochs: Count = 200  # an epoch has `epoch_steps` steps
     epoch_steps: Count = 150

@@ -103,14 +103,14 @@ class Synapse:
             image, label, spacing = (
                 _read_h5(case) if case.image == case.label else _read_nifti(case)
             )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError) as error:
             raise DataError(f"synapse: {case.image} cannot be read: {error}") from error
         if image.shape != label.shape or image.ndim != 3:
             raise DataError(
                 f"synapse: image {image.shape} and label {label.shape} of {case.name} do not match "
                 f"({case.image})"
             )
-        unknown = [int(i) for i in np.unique(label) if not 0 <= i <= len(SYNAPSE_13)]
+        unknown = [float(i) for i in np.unique(label) if i not in range(len(SYNAPSE_13) + 1)]
         if unknown:
             raise DataError(f"synapse: the label of {case.image} holds the unknown ids {unknown}")
         image = image.astype(np.float32)
@@ -118,6 +118,12 @@ class Synapse:
             raise DataError(f"synapse: {case.image} holds values that are not finite")
         if image.min() < 0 or image.max() > 1:
             low, high = WINDOW
+            if image.max() - image.min() < high - low:
+                raise DataError(
+                    f"synapse: the intensities of {case.image} lie in {image.min():.3g} to "
+                    f"{image.max():.3g}: expected Hounsfield units, or units clipped to "
+                    f"[{low:.0f}, {high:.0f}] and scaled to [0, 1]"
+                )
             image = (image.clip(low, high) - low) / (high - low)
         return Scan(image, label.astype(np.uint8), spacing)
 
@@ -134,7 +140,10 @@ def _read_nifti(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float,
     import nibabel
 
     image, label = (nibabel.Nifti1Image.from_filename(path) for path in (case.image, case.label))
-    # NIfTI's axes are (x, y, z); ours (z, y, x).
+    if not np.allclose(image.affine, label.affine, atol=1e-3):
+        raise ValueError(f"{case.label.name} lies elsewhere in space than {case.image.name}")
+    # One orientation for all scans; NIfTI's axes are (x, y, z), ours (z, y, x).
+    image, label = (nibabel.as_closest_canonical(volume) for volume in (image, label))
     arrays = [np.asanyarray(volume.dataobj).T for volume in (image, label)]
     return arrays[0], arrays[1], _three(image.header.get_zooms()[2::-1])
 

@@ -45,7 +45,7 @@ _ORDER = (*list(_ORGANS)[:6], *_TUBES, *list(_ORGANS)[6:])
 
 def ensure_toy_abdomen(root: Path, progress: bool = True) -> Path:
     """Generates what is missing under `root`; returns the folder that holds `synapse/`."""
-    folder = root.absolute() / f"abdomen-v{VERSION}"
+    folder = root.absolute() / f"abdomen-v{VERSION}-{'x'.join(map(str, SIZE))}"
     files = [folder / "synapse" / f"case{index:04d}.h5" for index in range(COUNT)]
     missing = [(index, path) for index, path in enumerate(files) if not path.exists()]
     for index, path in track(

@@ -36,10 +36,17 @@ class VolumeMethod(nn.Module):
         self.student, self.supervised_loss, self.config = student, supervised_loss, config
         from monai.losses import DiceLoss  # seconds to import, and images need none of it
 
-        self.dice = DiceLoss(to_onehot_y=True, softmax=True)
+        self.dice = DiceLoss(
+            to_onehot_y=True, softmax=True, squared_pred=True, batch=True,
+            smooth_nr=1e-5, smooth_dr=1e-5,
+        )  # fmt: skip
 
     def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Half the loss under test plus half the Dice loss."""
+        """Half the loss under test plus half the Dice loss.
+
+        Dice as in both official codes: squares in the denominator, sums over the whole batch; the
+        mean over classes is our reading, as theirs have one organ.
+        """
         dice = self.dice(logits.float(), labels[:, None])
         return 0.5 * (self.supervised_loss(logits, labels) + dice)
 
@@ -114,7 +121,7 @@ class UAMT(VolumeMethod):
         return images + noise.clamp(-0.2, 0.2).to(images.device)
 
     def after_step(self, step: int) -> None:
-        ema_update(self.teacher, self.student, self.config.training.ema, step)
+        ema_update(self.teacher, self.student, self.config.volumes.ema, step)
 
 
 class URPC(VolumeMethod):

@@ -63,8 +63,8 @@ def check_volumes(config: Config, reader: Synapse) -> None:
 class VolumeBatches(Dataset):
     """`batches[t]`: labelled image (B, 1, d, h, w) and label (B, d, h, w); unlabelled image.
 
-    A random patch, mirrored and turned by quarter turns in its axial plane where that is square, as
-    UA-MT's code does. Volumes smaller than the patch are padded with air.
+    A random patch; volumes smaller than it are padded with air. Unlike in UA-MT's code, which segments
+    one organ, nothing is mirrored or turned: left and right organs would change their names.
     """
 
     def __init__(self, config: Config, reader: Synapse) -> None:
@@ -97,11 +97,6 @@ class VolumeBatches(Dataset):
         starts = [rng.integers(n - p + 1) for n, p in zip(image.shape, patch, strict=True)]
         window = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
         image, label = image[window], label[window]
-        turns = int(rng.integers(4)) if patch[1] == patch[2] else 2 * int(rng.integers(2))
-        mirrored = bool(rng.random() < 0.5)
-        image, label = (np.rot90(array, turns, (1, 2)) for array in (image, label))
-        if mirrored:
-            image, label = image[:, :, ::-1], label[:, :, ::-1]
         return (
             torch.from_numpy(np.ascontiguousarray(image))[None],
             torch.from_numpy(np.ascontiguousarray(label)).long(),

@@ -1,6 +1,7 @@
 """The network of both volume methods."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 5
@@ -34,18 +35,15 @@ class PyramidUNet(nn.Module):
 
     def pyramid(self, images: Tensor) -> Tensor:
         """Logits (B, S, C, D, H, W) of volumes (B, 1, D, H, W), the finest scale first."""
-        if self.net.training:
-            return self.net(images)
-        # Outside of training MONAI's network gives the finest prediction alone.
-        self.net.train()
-        try:
-            return self.net(images)
-        finally:
-            self.net.eval()
+        finest = self(images)
+        size = finest.shape[2:]
+        # MONAI's own stack of the heads, which only training mode gives, takes the nearest voxel.
+        coarser = [F.interpolate(head, size, mode="trilinear") for head in self.net.heads]
+        return torch.stack([finest, *coarser], 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, C, D, H, W), the finest scale's."""
-        return self.pyramid(images)[:, 0]
+        return self.net.output_block(self.net.skip_layers(images))
 
 
 def ramp_up(position: float, length: float) -> float:

@@ -65,6 +65,7 @@ def test_nifti_scans_are_read_in_the_challenges_layout(tmp_path: Path) -> None:
     label = np.zeros((5, 6, 7), np.uint8)
     label[1:3] = 6
     affine = np.diag([0.8, 0.9, 3.0, 1.0])
+    mirrored = np.diag([-0.8, 0.9, 3.0, 1.0])
     for folder, array in (("img", image), ("label", label)):
         (tmp_path / folder).mkdir()
         file = tmp_path / folder / f"{folder}0001.nii.gz"
@@ -75,6 +76,17 @@ def test_nifti_scans_are_read_in_the_challenges_layout(tmp_path: Path) -> None:
     assert scan.image.shape == (7, 6, 5)
     assert scan.spacing == pytest.approx((3.0, 0.9, 0.8))
     assert np.array_equal(scan.label, label.T)
+    # A label that is stored from the other side is no match; a scan stored so is turned round.
+    nibabel.save(nibabel.Nifti1Image(label, mirrored), tmp_path / "label" / "label0001.nii.gz")
+    with pytest.raises(DataError, match="lies elsewhere in space"):
+        reader.read(reader.cases("train")[0])
+    nibabel.save(nibabel.Nifti1Image(image, mirrored), tmp_path / "img" / "img0001.nii.gz")
+    turned = reader.read(reader.cases("train")[0])
+    assert np.array_equal(turned.image, scan.image[:, :, ::-1])
+    whole = (tmp_path / "img" / "img0001.nii.gz").read_bytes()
+    (tmp_path / "img" / "img0001.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"img0001\.nii\.gz cannot be read"):
+        reader.read(reader.cases("train")[0])
 
 
 def test_real_scans_are_read_where_they_are() -> None:
@@ -104,7 +116,9 @@ def test_bad_scans_are_named(tmp_path: Path) -> None:
     for case, words in (
         (write("a.h5", cube, None), r"a\.h5 cannot be read"),
         (write("b.h5", cube, cube[:3].astype(np.uint8)), r"\(3, 4, 4\).*b\.h5"),
-        (write("c.h5", cube, np.full((4, 4, 4), 14)), r"c\.h5 holds the unknown ids \[14\]"),
+        (write("c.h5", cube, np.full((4, 4, 4), 14)), r"c\.h5 holds the unknown ids \[14"),
+        (write("f.h5", cube, cube + 1.5), r"f\.h5 holds the unknown ids \[1\.5"),
+        (write("g.h5", cube - 2, cube.astype(np.uint8)), r"expected Hounsfield units"),
         (write("d.h5", cube * np.nan, cube.astype(np.uint8)), r"d\.h5 holds values"),
     ):
         with pytest.raises(DataError, match=words):
@@ -192,8 +206,9 @@ def make_batch() -> dict:
 def expected_supervised(logits: Tensor, labels: Tensor) -> Tensor:
     p = logits.softmax(1)
     truth = nn.functional.one_hot(labels, 3).movedim(-1, 1).double()
-    overlap = (p * truth).sum((2, 3, 4))
-    dice = 1 - (2 * overlap + 1e-5) / (p.sum((2, 3, 4)) + truth.sum((2, 3, 4)) + 1e-5)
+    axes = (0, 2, 3, 4)
+    overlap = (p * truth).sum(axes)
+    dice = 1 - (2 * overlap + 1e-5) / ((p**2).sum(axes) + truth.sum(axes) + 1e-5)
     return 0.5 * (nn.functional.cross_entropy(logits, labels) + dice.mean())
 
 
@@ -322,6 +337,7 @@ def test_dice_and_surface_distance_against_scipy() -> None:
     assert found["dice"] == pytest.approx(100 * np.nanmean(dice))
     assert found["asd"] == found["asd/w"] == pytest.approx(surface[0])
     assert "dice/z" not in found
+    assert found["missed"] == 50  # one of the two organs that are there
 
 
 def test_the_pyramid_has_four_scales_of_full_size_in_both_modes() -> None:
@@ -331,7 +347,6 @@ def test_the_pyramid_has_four_scales_of_full_size_in_both_modes() -> None:
     network.eval()
     with torch.no_grad():
         assert network.pyramid(images).shape == (1, 4, CLASSES, 32, 32, 32)
-        assert not network.net.training
         assert torch.equal(network(images), network.pyramid(images)[:, 0])
     assert copy.deepcopy(network) is not network
 
