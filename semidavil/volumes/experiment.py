@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 from torch.utils.data import Dataset
 
 from semidavil.config import Config
@@ -73,7 +73,7 @@ class VolumeExperiment:
         network = self.method.networks()[name]
         params = json.dumps(self.config.to_params())
         about = {"config": params, "network": name, "key": self.config.key()}
-        save_file(network.state_dict(), files["weights"], metadata=about)
+        save_model(network, str(files["weights"]), metadata=about)  # MONAI registers modules twice
         evaluation.save(files["evaluation"])
         patch = self.config.volumes.patch
         save_slices(network, self.scans, patch, self.device, files["examples"])

@@ -112,8 +112,8 @@ def test_all_classes_occur_with_a_long_tail(worlds: dict[str, list]) -> None:
         shares = pixels[:19] / pixels.sum()
         assert (shares > 0).all(), dict(zip(CITYSCAPES_19, shares, strict=True))
         assert pixels[254] == 0
-        assert shares.max() > 0.25, look
-        assert shares.max() / shares.min() > 100, look
+        assert shares.max() > 0.2, look
+        assert shares.max() / shares.min() > 50, look
         assert (shares < 0.01).sum() >= 7, look
 
 
