@@ -1,11 +1,13 @@
-"""One module per figure; each draws from the tidy table and returns its numbers as well."""
+"""Every figure: a function from the tracked runs, and a line in `FIGURES`."""
 
-from analysis.figures import attention, baselines
-from analysis.figures.budget_curves import Draw, Drawn
+from functools import partial
 
-FIGURES: dict[str, Draw] = {
-    "attention": attention.draw,
-    "baselines": baselines.draw,
+from analysis.drawn import DrawFigure
+from analysis.figures import budget_curves
+
+FIGURES: dict[str, DrawFigure] = {
+    "attention": partial(budget_curves.draw, name="attention"),
+    "losses": partial(budget_curves.draw, name="losses"),
+    "semivl": partial(budget_curves.draw, name="semivl"),
+    "baselines": partial(budget_curves.draw, name="baselines"),
 }
-
-__all__ = ["FIGURES", "Draw", "Drawn"]
