@@ -56,13 +56,17 @@ class Comparison:
         have = set(zip(runs["benchmark"], runs[self.field], runs["budget"], strict=True))
         told, total = [], 0
         for benchmark in benchmarks:
-            parts = []
+            by_budgets: dict[tuple[int, ...], list[str]] = {}
             for variant in self.variants:
                 expected = self.expected(benchmark, variant)
-                lacking = [b for b in expected if (benchmark, variant, b) not in have]
+                lacking = tuple(b for b in expected if (benchmark, variant, b) not in have)
                 total += len(lacking)
                 if lacking:
-                    parts.append(f"{variant} at {', '.join(map(str, lacking))}")
+                    by_budgets.setdefault(lacking, []).append(variant)
+            parts = [
+                f"{', '.join(variants)} at {', '.join(map(str, budgets))}"
+                for budgets, variants in by_budgets.items()
+            ]
             if parts:
                 told.append(f"{benchmark}: {'; '.join(parts)}")
         return f"not run yet: {total} cells ({' | '.join(told)})" if told else ""

@@ -17,6 +17,7 @@ import pandas as pd
 from semidavil.config import Config, Section
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "semidavil."  # of the tags that the sweeps write
@@ -72,7 +73,7 @@ class Tracked:
 
     table: pd.DataFrame
     uri: str
-    _evaluations: dict[str, Evaluation | None] = field(default_factory=dict, repr=False)
+    _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _client(self) -> Any:
@@ -96,24 +97,28 @@ class Tracked:
         return pd.Series({p.step: p.value for p in points}, dtype=float)
 
     def evaluation(self, run_id: str) -> Evaluation | None:
-        """The artifact `evaluation.npz` of a run; None for a run without one."""
-        if run_id not in self._evaluations:
-            self._evaluations[run_id] = self._read_evaluation(run_id)
-        return self._evaluations[run_id]
-
-    def _read_evaluation(self, run_id: str) -> Evaluation | None:
-        files = {file.path for file in self._client.list_artifacts(run_id)}
-        if "evaluation.npz" not in files:
+        """The confusion matrices of a run on images; None for a run without them."""
+        stored = self.arrays(run_id)
+        if "per_image" not in stored:
             return None
+        return Evaluation(
+            tuple(map(str, stored["names"])),
+            stored["per_image"].astype(np.int64),
+            stored["confident"].astype(np.int64),
+        )
+
+    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
+        """The arrays of a run's artifact `evaluation.npz`; empty for a run without one."""
+        if run_id not in self._arrays:
+            self._arrays[run_id] = self._read(run_id)
+        return self._arrays[run_id]
+
+    def _read(self, run_id: str) -> dict[str, np.ndarray]:
+        if "evaluation.npz" not in {file.path for file in self._client.list_artifacts(run_id)}:
+            return {}
         path = self._client.download_artifacts(run_id, "evaluation.npz")
         with np.load(path, allow_pickle=False) as stored:
-            if "per_image" not in stored:  # of volumes
-                return None
-            return Evaluation(
-                tuple(map(str, stored["names"])),
-                stored["per_image"].astype(np.int64),
-                stored["confident"].astype(np.int64),
-            )
+            return {name: stored[name] for name in stored.files}
 
 
 def command(grid: str) -> str:

@@ -3,11 +3,36 @@
 from functools import partial
 
 from analysis.drawn import DrawFigure
-from analysis.figures import budget_curves
+from analysis.figures import (
+    budget_curves,
+    class_gains,
+    components,
+    confusion,
+    cost,
+    dots,
+    over_time,
+    sensitivity,
+    synapse,
+)
 
 FIGURES: dict[str, DrawFigure] = {
     "attention": partial(budget_curves.draw, name="attention"),
+    "synapse": synapse.draw,
+    "class_gains": class_gains.draw,
     "losses": partial(budget_curves.draw, name="losses"),
     "semivl": partial(budget_curves.draw, name="semivl"),
     "baselines": partial(budget_curves.draw, name="baselines"),
-}
+    "methods": partial(
+        dots.draw, grid="methods", field="method", baseline="semidavil", title="Methods"
+    ),
+    "components": components.draw,
+    "captions": partial(
+        dots.draw, grid="captions", field="captions", baseline="positions",
+        title="What the caption says",
+    ),
+    "sensitivity": sensitivity.draw,
+    "confusion": confusion.draw,
+    "learning_curves": over_time.learning_curves,
+    "pseudo_labels": over_time.pseudo_labels,
+    "cost": cost.draw,
+}  # fmt: skip

@@ -68,7 +68,8 @@ def _block(
         for budget in budgets
     }
     ahead = winners(scores)
-    ranks = average_ranks(measured["mean"].unstack("variant").reindex(budgets))
+    means = measured["mean"].unstack("variant").reindex(budgets)
+    ranks = average_ranks(means.drop(columns=list(comparison.unlabelled), errors="ignore"))
     rows = []
     for variant in variants:
         entries = [

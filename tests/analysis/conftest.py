@@ -157,7 +157,9 @@ def write_everything(folder: Path) -> str:
              "training.consistency_weight": "0.0", "loss.name": "ce"}  # fmt: skip
     worth = (0.08, 0.02, 0.03, 0.015)
     for on, seed in itertools.product(itertools.product((True, False), repeat=4), seeds):
-        off = {name: value for (name, value), there in zip(parts.items(), on, strict=True) if not there}
+        off = {
+            name: value for (name, value), there in zip(parts.items(), on, strict=True) if not there
+        }
         cell = {**settings(BENCHMARKS_2[0], 100, seed), **off}
         add_network(w, "components", cell, float(np.dot(on, worth)))
     for name, seed in itertools.product(
@@ -173,7 +175,9 @@ def write_everything(folder: Path) -> str:
         add_network(w, "sensitivity", default, 0.03)
         for name, values in varied.items():
             for value in values:
-                add_network(w, "sensitivity", {**default, name: value}, 0.02 - 0.01 * abs(value - 0.7))
+                add_network(
+                    w, "sensitivity", {**default, name: value}, 0.02 - 0.01 * abs(value - 0.7)
+                )
     add_synapse(w, seeds)
     return w.uri
 
@@ -182,7 +186,10 @@ def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
     organs = [c for c in BENCHMARKS["synapse"].classes if c != "background"]
     for method, loss, seed in itertools.product(("uamt", "urpc"), ("ce", "dyce"), seeds):
         rng = np.random.default_rng(seed)
-        dice = {o: 80 - 4 * i + (3 + i if loss == "dyce" else 0) + rng.normal() for i, o in enumerate(organs)}
+        dice = {
+            o: 80 - 4 * i + (3 + i if loss == "dyce" else 0) + rng.normal()
+            for i, o in enumerate(organs)
+        }
         asd = {o: 2 + 0.4 * i - (0.2 * i if loss == "dyce" else 0) for i, o in enumerate(organs)}
         final = {f"dice/{o}": v for o, v in dice.items()} | {f"asd/{o}": v for o, v in asd.items()}
         final |= {"dice": float(np.mean(list(dice.values()))), "asd": 4.0, "seconds": 60.0}
