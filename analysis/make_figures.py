@@ -22,6 +22,7 @@ from rich.console import Console
 from analysis.drawn import Drawn, Table
 from analysis.figures import FIGURES
 from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
+from analysis.report import report
 from analysis.runs import ROOT, AnalysisError, Tracked, load_runs
 from analysis.style import paper_style
 from analysis.tables import TABLES
@@ -63,6 +64,7 @@ def main(
 ) -> None:
     """Reads the tracked runs and makes the figures, tables and report that they allow."""
     matplotlib.use("Agg")
+    matplotlib.rcParams["figure.max_open_warning"] = 0  # the report needs all of them
     seen: frozenset[str] = frozenset()
     while True:
         try:
@@ -121,6 +123,11 @@ def make_all(tracked: Tracked, only: Sequence[str], out: Path, formats: Sequence
         one = made.figures.get(name) or made.tables[name]
         if one.missing:
             console.print(f"  [yellow]{one.missing}[/]", soft_wrap=True, highlight=False)
+    if not only:
+        page = report(tracked, made.figures, made.tables, made.left_out)
+        write(out, {"report.html": page})
+        _say(out, "report", ["report.html"])
+    plt.close("all")
     return made
 
 
@@ -135,7 +142,6 @@ def _make(tracked: Tracked, name: str, formats: Sequence[str], made: Made) -> di
         files |= figure_files(name, made.figures[name], formats)
     if name in made.tables:
         files |= table_files(name, made.tables[name], formats)
-    plt.close("all")
     return files
 
 

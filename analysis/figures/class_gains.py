@@ -58,7 +58,7 @@ def draw(tracked: Tracked) -> Drawn:
         here = numbers[numbers["benchmark"] == name]
         _panel(axes[0, column], axes[1, column], here, chosen)
     axes[0, 0].set_ylabel("share of pixels (%)")
-    axes[1, 0].set_ylabel("IoU, DyCE − CE (points)")
+    axes[1, 0].set_ylabel("IoU, DyCE minus CE (points)")
     handles, labels = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.16))
     return Drawn(

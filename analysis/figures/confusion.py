@@ -48,7 +48,9 @@ def draw(tracked: Tracked) -> Drawn:
         ax.grid(False)
         ax.set_xlabel("predicted")
         ax.set_ylabel("truth" if column == 0 else "")
-        ax.set_title(f"{chosen.heading(benchmark)}\nSemiDAViL − {style.label(rival)}", loc="left")
+        ax.set_title(
+            f"{chosen.heading(benchmark)}\nSemiDAViL minus {style.label(rival)}", loc="left"
+        )
         gain = np.nanmean(np.diag(matrix))
         told.append(f"{style.benchmark_name(benchmark)}: mean recall {gain:+.1f} points")
         rows += [

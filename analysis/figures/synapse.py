@@ -29,7 +29,10 @@ def draw(tracked: Tracked) -> Drawn:
         raise AnalysisError(f"no method has finished runs of both losses; {command(GRID)}")
     organs = list(numbers["organ"].unique())
     methods = [m for m in METHODS if m in set(numbers["method"])]
-    panels = [("dice_relative", "Dice, DyCE over CE (%)"), ("asd_change", "ASD, DyCE − CE (mm)")]
+    panels = [
+        ("dice_relative", "Dice, DyCE over CE (%)"),
+        ("asd_change", "ASD, DyCE minus CE (mm)"),
+    ]
     if numbers["volume_share"].notna().any():
         panels.insert(0, ("volume_share", "share of organ voxels (%)"))
     figure, axes = plt.subplots(
@@ -56,8 +59,11 @@ def draw(tracked: Tracked) -> Drawn:
         ax.grid(False, axis="x")
     axes[-1, 0].set_xticks(places, organs, rotation=40, ha="right")
     axes[0, 0].set_title(chosen.heading(BENCHMARK), loc="left")
+    voxels_unknown = len(panels) < 3  # then the bars of rare organs are on the right
     handles, labels = axes[-1, 0].get_legend_handles_labels()
-    axes[0, 0].legend(handles, labels, loc="upper right", ncols=2)
+    axes[0, 0].legend(
+        handles, labels, loc="upper left" if voxels_unknown else "upper right", ncols=2
+    )
     seeds = seeds_of([int(n) for n in numbers["n"]])
     return Drawn(
         figure=figure,

@@ -76,7 +76,7 @@ def _block(
             _entry(measured, known, ahead[budget], variant, budget) for budget in budgets
         ]  # fmt: skip
         rank = ranks.get(variant, np.nan)
-        entries.append(Entry("–" if np.isnan(rank) else f"{rank:.1f}"))
+        entries.append(Entry("\N{EN DASH}" if np.isnan(rank) else f"{rank:.1f}"))
         rows.append((style.label(variant), tuple(entries)))
     columns = (*(f"{b:,}" for b in budgets), "rank")
     numbers = [
@@ -98,7 +98,7 @@ def _entry(
     if published:
         under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
     if (variant, budget) not in measured.index:
-        return Entry("–", under)
+        return Entry("\N{EN DASH}", under)
     cell = measured.loc[(variant, budget)]
     spread = f" ± {cell['std']:.1f}" if cell["n"] > 1 else ""
     mark = "best" if variant == ahead.best else "second" if variant == ahead.second else ""

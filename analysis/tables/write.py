@@ -5,8 +5,7 @@ from analysis.drawn import Entry, Table
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "→": r"$\rightarrow$", "–": "--", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$",
-    "−": "$-$",
+    "±": r"$\pm$", "→": r"$\rightarrow$", "\N{EN DASH}": "--", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$",
 }  # fmt: skip
 
 
