@@ -123,5 +123,5 @@ def environments(runs: pd.DataFrame) -> list[dict[str, Any]]:
     counted = runs.groupby(columns).size().sort_values(ascending=False)
     return [
         dict(zip(ENVIRONMENT, values, strict=True)) | {"runs": int(count)}
-        for values, count in counted.items()
+        for values, count in zip(counted.index.tolist(), counted, strict=True)
     ]

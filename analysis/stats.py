@@ -188,8 +188,8 @@ class Winners:
     `tests` has a row per pair: column, place, ours, theirs, difference, low, high, p, n, p_holm.
     """
 
-    best: Hashable | None
-    second: Hashable | None
+    best: str | None
+    second: str | None
     tests: pd.DataFrame
 
 
@@ -219,6 +219,8 @@ def winners(
     for column in columns:
         here = table[table["column"] == column]
         ahead = [here[here["place"] == place] for place in (0, 1)]
-        names = [one["ours"].iloc[0] if len(one) and one["wins"].all() else None for one in ahead]
-        found[column] = Winners(names[0], names[1], here)
+        best, second = (
+            str(one["ours"].iloc[0]) if len(one) and one["wins"].all() else None for one in ahead
+        )
+        found[column] = Winners(best, second, here)
     return found

@@ -35,7 +35,7 @@ def draw(tracked: Tracked) -> Drawn:
         part = gains(tracked, here, benchmark)
         if part is None:
             continue
-        rho, low, high = rank_correlation(-part["share"], part["gain"])
+        rho, low, high = rank_correlation(list(-part["share"]), list(part["gain"]))
         parts.append(part.assign(budget=budget, rho=rho, rho_low=low, rho_high=high))
         instead = "" if budget == WANTED else f" (largest with both losses; {WANTED} is not run)"
         notes.append(

@@ -34,12 +34,12 @@ def draw(tracked: Tracked, grid: str, field: str, baseline: str, title: str) -> 
     for ax, benchmark, part in zip(axes[0], benchmarks, parts, strict=True):
         here = chosen.of(benchmark)
         looks = style.looks(list(part["variant"]))
-        for row, cell in enumerate(part.itertuples()):
-            look = looks[str(cell.variant)]
-            values = by_seed(here[here[field] == cell.variant])
+        for row, cell in enumerate(part.to_dict("records")):
+            look = looks[cell["variant"]]
+            values = by_seed(here[here[field] == cell["variant"]])
             ax.plot(values, [row] * len(values), "|", color=look.colour, alpha=0.6, markersize=8)
             ax.errorbar(
-                cell.mean, row, xerr=cell.std if cell.n > 1 else None, color=look.colour,
+                cell["mean"], row, xerr=cell["std"] if cell["n"] > 1 else None, color=look.colour,
                 marker=look.marker, capsize=2, elinewidth=0.8,
             )  # fmt: skip
         names = [

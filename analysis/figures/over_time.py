@@ -92,7 +92,7 @@ def _draw(
                   bbox_to_anchor=(0.5, -0.1 / figure.get_figheight()))  # fmt: skip
     last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
     told = "; ".join(
-        f"{looks[str(r.variant)].label} {r.mean:.1f} ({r.metric.rpartition('/')[2]}, "
+        f"{looks[str(r.variant)].label} {r.mean:.1f} ({str(r.metric).rpartition('/')[2]}, "
         f"{style.benchmark_name(str(r.benchmark))})"
         for r in last.itertuples()
     )

@@ -56,7 +56,7 @@ def draw(tracked: Tracked) -> Drawn:
         f"{chosen.heading(benchmark)}, {seeds_of([int(n) for n in numbers['n']])}", loc="left"
     )
     spans = ", ".join(
-        f"{NAMES.get(name, name)} {here['mean'].max() - here['mean'].min():.1f}"
+        f"{NAMES.get(str(name), str(name))} {here['mean'].max() - here['mean'].min():.1f}"
         for name, here in numbers.groupby("setting", sort=False)
     )
     return Drawn(

@@ -99,10 +99,10 @@ def _entry(
         under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
     if (variant, budget) not in measured.index:
         return Entry("\N{EN DASH}", under)
-    cell = measured.loc[(variant, budget)]
-    spread = f" ± {cell['std']:.1f}" if cell["n"] > 1 else ""
+    mean, std, n = (measured[name][(variant, budget)] for name in ("mean", "std", "n"))
+    spread = f" ± {std:.1f}" if n > 1 else ""
     mark = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
-    return Entry(f"{cell['mean']:.1f}{spread} ({int(cell['n'])})", under, mark)
+    return Entry(f"{mean:.1f}{spread} ({int(n)})", under, mark)
 
 
 def _numbers(
@@ -131,7 +131,8 @@ def _caption(chosen: Selected, comparison: Comparison, table: pd.DataFrame) -> s
     measured = table[table["n"] > 0]
     counts = [int(n) for n in measured["n"]]
     parts = [
-        "Mean IoU (%) on the target's validation images by number of labelled target images. Upper line of a cell: measured, mean ± sample "
+        "Mean IoU (%) on the target's validation images by number of labelled target images. "
+        "Upper line of a cell: measured, mean ± sample "
         f"standard deviation (number of seeds: {seeds_of(counts)})."
     ]
     if table["published"].notna().any():
