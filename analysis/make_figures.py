@@ -1,38 +1,53 @@
-"""Draws every figure from the tracked runs.
+"""Draws every figure and table from the tracked runs, and a report of them all.
 
     python analysis/make_figures.py
     python analysis/make_figures.py --only attention --format pdf --out DIR
+    python analysis/make_figures.py --watch 60
 
-Each figure comes as PDF and PNG with the numbers in it as CSV, beside the published ones.
+A figure comes as PDF and PNG with its numbers as CSV, a table as Markdown and LaTeX besides, and
+`report.html` holds all of them in one page. The same runs give the same bytes.
 """
 
-import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import matplotlib
 import matplotlib.pyplot as plt
-import pandas as pd
 import typer
 from rich.console import Console
 
-from analysis.figures import FIGURES, Drawn
-from analysis.runs import ROOT, AnalysisError, load_runs
+from analysis.drawn import Drawn, Table
+from analysis.figures import FIGURES
+from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
+from analysis.report import report
+from analysis.runs import ROOT, AnalysisError, Tracked, load_runs
+from analysis.style import paper_style
+from analysis.tables import TABLES
 
 console = Console()
-FORMATS = ("pdf", "png")
-# What figures compare; runs that differ in any other setting are not drawn together.
-AXES = ("data.benchmark", "data.budget", "model.fusion", "loss.name", "training.method")
+NAMES = list(dict.fromkeys([*FIGURES, *TABLES]))
+
+
+@dataclass
+class Made:
+    """What the runs allow: figures and tables by name, and why others are left out."""
+
+    figures: dict[str, Drawn] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(FIGURES)}. [default: all]")
+        list[str] | None, typer.Option(help=f"Of {', '.join(NAMES)}. [default: all]")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = ROOT / "figures",
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="pdf or png. [default: both]")
+        list[str] | None,
+        typer.Option("--format", help=f"{', '.join(FORMATS)}. [default: pdf and png]"),
     ] = None,
     experiment: Annotated[
         list[str] | None, typer.Option(help="Only runs of this grid. [default: all]")
@@ -40,89 +55,98 @@ def main(
     steps: Annotated[
         int | None, typer.Option(help="Only runs of this many steps. [default: the longest]")
     ] = None,
+    watch: Annotated[
+        float | None, typer.Option(min=1, help="Repeat after so many seconds if runs were added.")
+    ] = None,
     tracking_uri: Annotated[
         str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow store.")
     ] = None,
 ) -> None:
-    """Reads the tracked runs and draws the figures that they allow."""
+    """Reads the tracked runs and makes the figures, tables and report that they allow."""
     matplotlib.use("Agg")
-    try:
-        for name in only or ():
-            if name not in FIGURES:
-                raise AnalysisError(f"unknown figure {name!r}: choose from {', '.join(FIGURES)}")
-        for name in formats or ():
-            if name not in FORMATS:
-                raise AnalysisError(f"unknown format {name!r}: choose from {', '.join(FORMATS)}")
-        runs = load_runs(tracking_uri, experiment or ())
-        if steps is not None:
-            runs = runs[runs["steps"] == steps]
-            if runs.empty:
-                raise AnalysisError(f"no finished run has {steps} steps")
-        drawn = draw_all(one_scale(runs), only or list(FIGURES), required=bool(only))
-    except AnalysisError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-    out.mkdir(parents=True, exist_ok=True)
-    for name, one in drawn.items():
-        files = save(one, out / name, formats or FORMATS)
-        console.print(f"{name}: {', '.join(map(str, files))}", soft_wrap=True, highlight=False)
-        for line in one.missing:
-            console.print(f"  [yellow]not run yet:[/] {line}", highlight=False)
+    matplotlib.rcParams["figure.max_open_warning"] = 0  # the report needs all of them
+    seen: frozenset[str] = frozenset()
+    while True:
+        try:
+            _check(only or (), NAMES, "figure")
+            _check(formats or (), FORMATS, "format")
+            tracked = load_runs(tracking_uri, experiment or ())
+            if steps is not None:
+                tracked = _of_steps(tracked, steps)
+            found = frozenset(tracked.table["run_id"])
+            if found != seen:
+                make_all(tracked, only or (), out, formats or DEFAULT_FORMATS)
+                seen = found
+        except AnalysisError as error:
+            if watch is None:
+                console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+                raise typer.Exit(1) from error
+            console.print(f"[yellow]waiting:[/] {error}", soft_wrap=True, highlight=False)
+        if watch is None:
+            return
+        time.sleep(watch)
 
 
-def one_scale(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of one setting per benchmark: runs that differ in anything else do not mix.
+def _check(given: Sequence[str], known: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in known:
+            raise AnalysisError(f"unknown {what} {name!r}: choose from {', '.join(known)}")
 
-    Real data before generated, then the longest training, then the most runs; what is left out is
-    said.
+
+def _of_steps(tracked: Tracked, steps: int) -> Tracked:
+    kept = tracked.table[tracked.table["steps"] == steps]
+    if kept.empty:
+        raise AnalysisError(f"no finished run has {steps} steps")
+    return Tracked(kept.reset_index(drop=True), tracked.uri)
+
+
+def make_all(tracked: Tracked, only: Sequence[str], out: Path, formats: Sequence[str]) -> Made:
+    """Makes and writes everything that the runs allow; says what was written and what is missing.
+
+    Raises:
+        AnalysisError: something that was asked for by name has no runs.
     """
-    settings = [c for c in runs.columns if "." in c and c not in AXES]
-    kept = []
-    for benchmark, here in runs.groupby("benchmark"):
-        groups = [group for _, group in here.groupby(settings, dropna=False)]
-        chosen = min(groups, key=lambda g: (g["toy"].iloc[0], -g["steps"].iloc[0], -len(g)))
-        if len(chosen) < len(here):
-            data = "toy" if chosen["toy"].iloc[0] else "real"
+    made = Made()
+    for name in only or NAMES:
+        try:
+            files = _make(tracked, name, formats, made)
+        except AnalysisError as error:
+            if only:
+                raise AnalysisError(f"{name}: {error}") from error
+            made.left_out[name] = str(error)
             console.print(
-                f"[yellow]{benchmark}: {len(here) - len(chosen)} runs with other settings are left "
-                f"out[/] (drawn: {chosen['steps'].iloc[0]} steps, {data} data)"
+                f"[yellow]{name} is left out:[/] {error}", soft_wrap=True, highlight=False
             )
-        kept.append(chosen)
-    return pd.concat(kept, ignore_index=True)
+            continue
+        write(out, files)
+        _say(out, name, list(files))
+        one = made.figures.get(name) or made.tables[name]
+        if one.missing:
+            console.print(f"  [yellow]{one.missing}[/]", soft_wrap=True, highlight=False)
+    if not only:
+        page = report(tracked, made.figures, made.tables, made.left_out)
+        write(out, {"report.html": page})
+        _say(out, "report", ["report.html"])
+    plt.close("all")
+    return made
 
 
-def draw_all(runs: pd.DataFrame, names: Sequence[str], *, required: bool) -> dict[str, Drawn]:
-    """Every named figure; one without runs is an error if it was asked for, else it is named."""
-    drawn = {}
-    with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
-        for name in names:
-            try:
-                drawn[name] = FIGURES[name](runs)
-            except AnalysisError as error:
-                if required:
-                    raise
-                console.print(f"[yellow]{name} is left out:[/] {error}", soft_wrap=True)
-    return drawn
-
-
-def save(drawn: Drawn, stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Writes the figure and its numbers; a file is replaced only by a whole one."""
-    # No dates inside: the same runs give the same bytes.
-    metadata: dict[str, dict[str, str | None]] = {
-        "pdf": {"CreationDate": None},
-        "png": {"Software": None},
-    }
-    files = [stem.with_suffix(f".{kind}") for kind in (*formats, "csv")]
-    for target in files:
-        kind = target.suffix.removeprefix(".")
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        if kind == "csv":
-            drawn.table.to_csv(temporary, index=False, float_format="%.4f")
-        else:
-            with plt.style.context(Path(__file__).with_name("semidavil.mplstyle")):
-                drawn.figure.savefig(temporary, format=kind, metadata=metadata[kind])
-        temporary.replace(target)
+def _make(tracked: Tracked, name: str, formats: Sequence[str], made: Made) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    with paper_style():
+        if name in FIGURES:
+            made.figures[name] = FIGURES[name](tracked)
+        if name in TABLES:
+            made.tables[name] = TABLES[name](tracked)
+    if name in made.figures:
+        files |= figure_files(name, made.figures[name], formats)
+    if name in made.tables:
+        files |= table_files(name, made.tables[name], formats)
     return files
+
+
+def _say(out: Path, name: str, files: Sequence[str]) -> None:
+    console.print(f"{name}: {out}/: {', '.join(files)}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

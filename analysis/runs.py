@@ -1,19 +1,29 @@
-"""Tracked runs as one tidy table. Imports MLflow and pandas, never torch."""
+"""Tracked runs as one tidy table, with the histories and evaluations behind them (no torch)."""
 
+import gc
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from semidavil.config import Config, Section
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 ROOT = Path(__file__).resolve().parents[1]
-KEY = "semidavil.key"
-# Column of the table <- parameter of the run.
+PREFIX = "semidavil."  # of the tags that the sweeps write
+KEY = f"{PREFIX}key"
+PAGE = 1000
+# Short columns of the table <- parameter of the run.
 FIELDS = {
     "benchmark": "data.benchmark",
     "budget": "data.budget",
@@ -23,13 +33,97 @@ FIELDS = {
     "loss": "loss.name",
     "method": "training.method",
     "steps": "training.steps",
-    "seed": "seed",
 }
-NUMBERS = ("budget", "steps", "seed")
+# What tells where a run was made; the report prints it.
+ENVIRONMENT = ("commit", "dirty", "python", "version.torch", "device", "preset")
 
 
 class AnalysisError(RuntimeError):
     """Nothing to draw, or a store that cannot be read; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The confusion matrices of one run's validation images.
+
+    Attributes:
+        names: the N images.
+        per_image: (N, C, C) int64 pixels, rows = truth.
+        confident: (C, C) int64, the same over all images, of the confident pixels.
+    """
+
+    names: tuple[str, ...]
+    per_image: np.ndarray
+    confident: np.ndarray
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(C, C) int64 over the whole set."""
+        return self.per_image.sum(0)
+
+
+@dataclass
+class Tracked:
+    """Finished runs and the store that they came from.
+
+    Attributes:
+        table: one row per run, see `load_runs`.
+        uri: the store.
+    """
+
+    table: pd.DataFrame
+    uri: str
+    _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _client(self) -> Any:
+        return _client(self.uri)
+
+    def of_grid(self, grid: str) -> pd.DataFrame:
+        """The runs of a grid, those that it shares with another one included.
+
+        Raises:
+            AnalysisError: there is none; the message says which command makes them.
+        """
+        mine = self.table[[grid in grids for grids in self.table["grids"]]]
+        if mine.empty:
+            raise AnalysisError(f"no finished run; make them: {command(grid)}")
+        return mine
+
+    def history(self, run_id: str, metric: str) -> pd.Series:
+        """A metric over steps, float indexed by step, the last value of each; may be empty."""
+        points = self._client.get_metric_history(run_id, metric)
+        points = sorted(points, key=lambda p: (p.step, p.timestamp))
+        return pd.Series({p.step: p.value for p in points}, dtype=float)
+
+    def evaluation(self, run_id: str) -> Evaluation | None:
+        """The confusion matrices of a run on images; None for a run without them."""
+        stored = self.arrays(run_id)
+        if "per_image" not in stored:
+            return None
+        return Evaluation(
+            tuple(map(str, stored["names"])),
+            stored["per_image"].astype(np.int64),
+            stored["confident"].astype(np.int64),
+        )
+
+    def arrays(self, run_id: str) -> dict[str, np.ndarray]:
+        """The arrays of a run's artifact `evaluation.npz`; empty for a run without one."""
+        if run_id not in self._arrays:
+            self._arrays[run_id] = self._read(run_id)
+        return self._arrays[run_id]
+
+    def _read(self, run_id: str) -> dict[str, np.ndarray]:
+        if "evaluation.npz" not in {file.path for file in self._client.list_artifacts(run_id)}:
+            return {}
+        path = self._client.download_artifacts(run_id, "evaluation.npz")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+
+def command(grid: str) -> str:
+    """The command that runs a grid."""
+    return f"python sweeps/run.py --grid {grid}"
 
 
 def default_uri() -> str:
@@ -37,14 +131,17 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
-def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> pd.DataFrame:
+def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracked:
     """One row per finished run, each key once (the newest).
 
-    Columns: `run_id`, `key`, `experiment`, those of `FIELDS`, every parameter by its own name, and the
-    final metrics without their prefix (`miou`, `iou/<class>`, `seconds`).
+    Columns: `run_id`, `key`, `experiment`, `grids` (a tuple: the grid that made the run and those
+    that reuse it), `ended` (ms since 1970), those of `FIELDS`, every setting by its own name with
+    the type of its Config field (a run older than a setting has the setting's default), the final
+    metrics without their prefix (`miou`, `iou/<class>`, `seconds`), `peak_memory_mb` (NaN where it
+    is not logged) and the environment as `env/<tag>`.
 
     Args:
-        experiments: only these grids; all of ours if empty.
+        experiments: only the runs of these grids; all of ours if empty.
 
     Raises:
         AnalysisError: an unknown experiment, no store, or no finished run.
@@ -53,58 +150,116 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> pd.Dat
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise AnalysisError(
             f"there are no runs yet ({uri} does not exist): run one grid first, for example "
-            "python sweeps/run.py --grid attention"
+            + command("attention")
         )
-    from mlflow.tracking import MlflowClient
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    client = MlflowClient(uri)
-    known = {e.name: e.experiment_id for e in client.search_experiments(max_results=1000)}
-    for name in experiments:
-        if name not in known:
-            raise AnalysisError(
-                f"there is no experiment {name!r}: choose from {', '.join(sorted(known))}"
-            )
-    ids = [known[name] for name in experiments or known]
+    client = _client(uri)
+    names = {e.experiment_id: e.name for e in client.search_experiments(max_results=PAGE)}
+    defaults = default_settings()
     rows: dict[str, dict[str, Any]] = {}
-    names = {number: name for name, number in known.items()}
+    known = set(names.values())
+    with _no_garbage_collection():
+        for run in _finished(client, list(names)):
+            row = _row(run, names[run.info.experiment_id], defaults)
+            if row:
+                known.update(row["grids"])
+                if not experiments or set(row["grids"]) & set(experiments):
+                    rows.setdefault(row["key"], row)
+    unknown = sorted(set(experiments) - known)
+    if unknown:
+        choices = ", ".join(sorted(known - {"Default"}))
+        raise AnalysisError(f"there is no experiment {unknown[0]!r}: choose from {choices}")
+    if not rows:
+        raise AnalysisError(
+            "no run has finished yet: run one grid first, for example " + command("attention")
+        )
+    return Tracked(pd.DataFrame(list(rows.values())), uri)
+
+
+def default_settings() -> dict[str, Any]:
+    """Every setting of a run that changes its result, by dotted name, with its default.
+
+    Read from the declared fields: building a Config would import torch.
+    """
+    return dict(_defaults(Config))
+
+
+def _defaults(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, declared in section.model_fields.items():
+        kind = declared.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            if name != "runtime":
+                yield from _defaults(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(declared.get_default(call_default_factory=True))
+
+
+def _plain(value: Any) -> Any:
+    """Hashable, so that pandas can group by it."""
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] | None:
+    tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
+    if KEY not in tags or not final:
+        return None
+    settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
+    shared = [name for name in tags.get(f"{PREFIX}grids", "").split() if name != experiment]
+    return {
+        "run_id": run.info.run_id,
+        "key": tags[KEY],
+        "experiment": experiment,
+        "grids": (experiment, *shared),
+        "ended": run.info.end_time,
+        **settings,
+        **{column: settings[name] for column, name in FIELDS.items()},
+        **final,
+        "peak_memory_mb": metrics.get("train/peak_memory_mb", np.nan),
+        **{f"env/{name}": tags.get(PREFIX + name, "") for name in ENVIRONMENT},
+    }
+
+
+def _parsed(text: str | None, default: Any) -> Any:
+    """A logged parameter with the type of its field."""
+    if text is None:
+        return default
+    if isinstance(default, str):
+        return text
+    value = _plain(json.loads(text.lower() if text in ("True", "False") else text))
+    return float(value) if isinstance(default, float) else value
+
+
+def _finished(client: Any, experiments: list[str]) -> Iterator[Any]:
     token: str | None = None
     while True:
         page = client.search_runs(
-            ids,
+            experiments,
             "attributes.status = 'FINISHED'",
-            max_results=1000,
+            max_results=PAGE,
             order_by=["attributes.end_time DESC"],
             page_token=token,
         )
-        for run in page:
-            key = run.data.tags.get(KEY)
-            if key and "final/miou" in run.data.metrics and key not in rows:
-                rows[key] = _row(run, names[run.info.experiment_id])
+        yield from page
         token = page.token
         if not token:
-            break
-    if not rows:
-        raise AnalysisError(
-            "no run has finished yet: run one grid first, for example "
-            "python sweeps/run.py --grid attention"
-        )
-    return pd.DataFrame(list(rows.values()))
+            return
 
 
-def _row(run: Any, experiment: str) -> dict[str, Any]:
-    params = run.data.params
-    row: dict[str, Any] = {
-        "run_id": run.info.run_id,
-        "key": run.data.tags[KEY],
-        "experiment": experiment,
-        **params,
-    }
-    for column, name in FIELDS.items():
-        value = params[name]
-        row[column] = int(value) if column in NUMBERS else value
-    row["toy"] = json.loads(params["data.toy"])
-    for name, value in run.data.metrics.items():
-        if name.startswith("final/"):
-            row[name.removeprefix("final/")] = value
-    return row
+def _client(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Millions of small objects that all live on: scanning them again and again is the main cost."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

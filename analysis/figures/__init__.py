@@ -1,11 +1,38 @@
-"""One module per figure; each draws from the tidy table and returns its numbers as well."""
+"""Every figure: a function from the tracked runs, and a line in `FIGURES`."""
 
-from analysis.figures import attention, baselines
-from analysis.figures.budget_curves import Draw, Drawn
+from functools import partial
 
-FIGURES: dict[str, Draw] = {
-    "attention": attention.draw,
-    "baselines": baselines.draw,
-}
+from analysis.drawn import DrawFigure
+from analysis.figures import (
+    budget_curves,
+    class_gains,
+    components,
+    confusion,
+    cost,
+    dots,
+    over_time,
+    sensitivity,
+    synapse,
+)
 
-__all__ = ["FIGURES", "Draw", "Drawn"]
+FIGURES: dict[str, DrawFigure] = {
+    "attention": partial(budget_curves.draw, name="attention"),
+    "synapse": synapse.draw,
+    "class_gains": class_gains.draw,
+    "losses": partial(budget_curves.draw, name="losses"),
+    "semivl": partial(budget_curves.draw, name="semivl"),
+    "baselines": partial(budget_curves.draw, name="baselines"),
+    "methods": partial(
+        dots.draw, grid="methods", field="method", baseline="semidavil", title="Methods"
+    ),
+    "components": components.draw,
+    "captions": partial(
+        dots.draw, grid="captions", field="captions", baseline="positions",
+        title="What the caption says",
+    ),
+    "sensitivity": sensitivity.draw,
+    "confusion": confusion.draw,
+    "learning_curves": over_time.learning_curves,
+    "pseudo_labels": over_time.pseudo_labels,
+    "cost": cost.draw,
+}  # fmt: skip

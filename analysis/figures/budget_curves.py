@@ -1,157 +1,169 @@
 """mIoU against the number of labelled target images: a line per variant, a panel per benchmark."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from analysis import style
+from analysis.comparisons import COMPARISONS, Comparison
+from analysis.drawn import Drawn
 from analysis.paper import Published
-from analysis.stats import over_seeds
-from semidavil.data.benchmarks import BENCHMARKS
+from analysis.runs import Tracked
+from analysis.selection import Selected, cells, seeds_of, select
+from analysis.style import COLUMN, PAGE, Look
 
-COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
-# Okabe and Ito's palette, with a marker and a dash for readers who see no colour.
-STYLES = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "s", "--"),
-    ("#009E73", "^", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#E69F00", "v", "-"),
-    ("#56B4E9", "P", "--"),
-)
+SPREAD = 0.05  # sideways distance of two variants' markers, in budgets: error bars stay apart
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure, the numbers in it, and what could not be drawn."""
+def draw(tracked: Tracked, name: str) -> Drawn:
+    """The figure of a comparison.
 
-    figure: Figure
-    table: pd.DataFrame
-    missing: list[str] = field(default_factory=list)
+    The paper's values stand as hollow markers on an axis of their own above the measured curves:
+    toy or small-scale values are never to be read as the paper's.
 
-
-Draw = Callable[[pd.DataFrame], Drawn]
-
-
-def budget_curves(
-    runs: pd.DataFrame,
-    field_name: str,
-    variants: Mapping[str, str],
-    published: Sequence[Published] = (),
-    constant: Sequence[str] = (),
-) -> Drawn:
-    """Draws finished runs.
-
-    Args:
-        runs: the tidy table, already cut down to the runs that belong together.
-        field_name: the column that tells variants apart.
-        variants: label of each variant to draw, in order.
-        published: the paper's values, as hollow markers on an axis of their own above the measured
-            curves: measured toy or small-scale values are never to be read as the paper's.
-        constant: variants without a budget, drawn as one horizontal line.
+    Raises:
+        AnalysisError: no run of its grid.
     """
-    benchmarks = sorted(runs["benchmark"].unique())
-    shown = [p for p in published if p.benchmark in benchmarks and p.kind != "bound"]
-    table = over_seeds(runs, ["benchmark", field_name, "budget"])
-    table = table.rename(columns={field_name: "variant"})
-    table["toy"] = table["benchmark"].map(runs.groupby("benchmark")["toy"].all())
+    comparison = COMPARISONS[name]
+    chosen = select(tracked, comparison.grid)
+    benchmarks = chosen.benchmarks
+    known = [p for p in comparison.published() if p.benchmark in benchmarks]
+    numbers = _numbers(chosen, comparison, known)
+    shown = [p for p in known if p.kind != "bound"]
     rows = 2 if shown else 1
-    width = COLUMN if len(benchmarks) == 1 else PAGE
     figure, axes = plt.subplots(
         rows, len(benchmarks), squeeze=False, sharex="col",
-        figsize=(width, 2.3 + (1.2 if shown else 0)),
-        gridspec_kw={"height_ratios": [1, 2] if shown else [1], "hspace": 0.28},
+        figsize=(COLUMN if len(benchmarks) == 1 else PAGE, 2.3 + (1.2 if shown else 0)),
+        gridspec_kw={"height_ratios": [1, 2] if shown else [1], "hspace": 0.3},
     )  # fmt: skip
-    missing: list[str] = []
+    looks = style.looks(_variants(chosen, comparison))
     for column, benchmark in enumerate(benchmarks):
-        here = table[table["benchmark"] == benchmark]
-        budgets = sorted(set(here["budget"]))
-        known = [p for p in shown if p.benchmark == benchmark and p.budget in budgets]
-        below = axes[-1, column]
-        for (variant, label), style in zip(variants.items(), STYLES, strict=False):
-            curve = here[here["variant"] == variant].sort_values("budget")
-            _line(below, curve, budgets, label, style, horizontal=variant in constant)
-            if variant not in constant:
-                absent = sorted(set(BENCHMARKS[benchmark].budgets) - set(curve["budget"]))
-                missing += [f"{benchmark}, {variant}, budget {b}" for b in absent]
-            if shown:
-                points = [p for p in known if p.variant == variant]
-                _published(axes[0, column], points, budgets, style)
-        below.set_xticks(range(len(budgets)), [str(b) for b in budgets])
-        below.set_xlabel("labelled target images")
-        seeds = (
-            f"{here['n'].min()}-{here['n'].max()}" if here["n"].nunique() > 1 else here["n"].max()
-        )
-        scale = "toy benchmark" if bool(here["toy"].all()) else "measured"
-        below.set_title(
-            f"{scale}, n = {seeds} seed{'s' if here['n'].max() > 1 else ''}", loc="left"
-        )
-        if shown and not known:
-            axes[0, column].set_axis_off()
-        of_paper = (
-            "published (paper, real images)" if known else "nothing published at these budgets"
-        )
-        axes[0, column].set_title(
-            f"{benchmark}\n{of_paper}" if shown
-            else f"{benchmark}\n{below.get_title(loc='left')}", loc="left",
-        )  # fmt: skip
-    for row in range(rows):
-        axes[row, 0].set_ylabel("mIoU (%)")
-        for each in axes[row]:
+        here = numbers[(numbers["benchmark"] == benchmark) & numbers["mean"].notna()]
+        budgets = [int(b) for b in sorted(here["budget"].unique())]
+        _measured(axes[-1, column], here, budgets, looks, comparison)
+        seeds = seeds_of([int(n) for n in here["n"]])
+        told = "toy benchmark" if chosen.is_toy(benchmark) else "measured"
+        axes[-1, column].set_title(f"{told}, {seeds}", loc="left")
+        top = axes[0, column]
+        if shown:
+            points = [p for p in shown if p.benchmark == benchmark and p.budget in budgets]
+            _published(top, points, budgets, looks)
+            told = "published (paper, real images)" if points else "nothing published here"
+        else:
+            told = top.get_title(loc="left")
+        top.set_title(f"{style.benchmark_name(benchmark)}\n{told}", loc="left")
+    for row in axes:
+        row[0].set_ylabel("mIoU (%)")
+        for each in row:
             each.margins(0.06, 0.12)  # no marker is cut by the frame
-    # A partial sweep may have a variant in one panel alone.
-    entries = {
-        label: handle
-        for panel in axes[-1]
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    labels = [label for label in variants.values() if label in entries]
-    figure.legend(
-        [entries[label] for label in labels], labels,
-        loc="upper center", ncols=min(4, len(labels)),
-        bbox_to_anchor=(0.5, -0.15 / figure.get_figheight()),  # inches below the axis labels
-    )  # fmt: skip
+    _legend(figure, axes[-1], looks)
+    return Drawn(
+        figure=figure,
+        title=f"{comparison.title}: mIoU against label budget",
+        caption=f"{comparison.title}: mean IoU on the target's validation images against the number "
+        "of labelled target images. Filled markers: measured, mean and sample standard deviation "
+        "over seeds (a cell with one seed has no bar). "
+        + ("Hollow markers: published values, on an axis of their own. " if shown else "")
+        + chosen.note(),
+        alt=_alt(numbers, looks),
+        numbers=numbers,
+        run_ids=chosen.run_ids,
+        grid=comparison.grid,
+        missing=comparison.missing(chosen.runs, benchmarks),
+    )
+
+
+def _variants(chosen: Selected, comparison: Comparison) -> list[str]:
+    present = set(chosen.runs[comparison.field])
+    expected = [name for name in comparison.variants if name in present]
+    return expected + sorted(present - set(expected))
+
+
+def _numbers(chosen: Selected, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:
+    parts = []
+    for benchmark in chosen.benchmarks:
+        part = cells(chosen.of(benchmark), comparison.field)
+        part.insert(0, "benchmark", benchmark)
+        parts.append(part.assign(toy=chosen.is_toy(benchmark)))
+    columns = ["benchmark", "variant", "budget", "published", "kind", "source"]
     values = pd.DataFrame(
-        [{"benchmark": p.benchmark, "variant": p.variant, "budget": p.budget, "published": p.miou,
-          "kind": p.kind, "source": p.source} for p in published if p.benchmark in benchmarks],
-        columns=["benchmark", "variant", "budget", "published", "kind", "source"],
-    )  # fmt: skip
-    table = table.merge(values, how="outer", on=["benchmark", "variant", "budget"])
-    table = table.sort_values(["benchmark", "variant", "budget"], ignore_index=True)
-    return Drawn(figure, table, missing)
+        [(p.benchmark, p.variant, p.budget, p.miou, p.kind, p.source) for p in known],
+        columns=columns,
+    )
+    table = pd.concat(parts).merge(values, how="outer", on=columns[:3])
+    return table.sort_values(columns[:3], ignore_index=True)
 
 
-def _line(
+def _measured(
     axes: Axes,
-    curve: pd.DataFrame,
+    here: pd.DataFrame,
     budgets: Sequence[int],
-    label: str,
-    style: tuple[str, str, str],
-    *,
-    horizontal: bool,
+    looks: dict[str, Look],
+    comparison: Comparison,
 ) -> None:
-    colour, marker, dash = style
-    if curve.empty:
-        return
-    if horizontal:
-        axes.axhline(float(curve["mean"].iloc[0]), color=colour, linestyle=dash, label=label)
-        return
-    # A budget without a run breaks the line; a cell with one seed has no error bar.
-    curve = curve.set_index("budget").reindex(list(budgets))
-    axes.errorbar(
-        list(range(len(budgets))), curve["mean"], yerr=curve["std"] if (curve["n"] > 1).any() else None,
-        color=colour, marker=marker, linestyle=dash, label=label, capsize=2, elinewidth=0.8,
-    )  # fmt: skip
+    for i, (variant, look) in enumerate(looks.items()):
+        curve = here[here["variant"] == variant].set_index("budget")
+        if curve.empty:
+            continue
+        if variant in comparison.unlabelled:
+            value = float(curve["mean"].iloc[0])
+            axes.axhline(value, color=look.colour, linestyle=look.dash, label=look.label)
+            continue
+        curve = curve.reindex(list(budgets))  # a budget without a run breaks the line
+        shift = SPREAD * (i - (len(looks) - 1) / 2)
+        axes.errorbar(
+            [place + shift for place in range(len(budgets))], curve["mean"],
+            yerr=curve["std"] if (curve["n"] > 1).any() else None,
+            color=look.colour, marker=look.marker, linestyle=look.dash, label=look.label,
+            capsize=2, elinewidth=0.8,
+        )  # fmt: skip
+    axes.set_xticks(range(len(budgets)), [f"{b:,}" for b in budgets])
+    axes.set_xlabel("labelled target images")
 
 
 def _published(
-    axes: Axes, points: Sequence[Published], budgets: Sequence[int], style: tuple[str, str, str]
+    axes: Axes, points: Sequence[Published], budgets: Sequence[int], looks: dict[str, Look]
 ) -> None:
-    colour, marker, dash = style
-    axes.plot(
-        [budgets.index(p.budget) for p in points], [p.miou for p in points],
-        color=colour, marker=marker, linestyle=dash, linewidth=0.7, markerfacecolor="white",
+    if not points:
+        axes.set_axis_off()
+    for variant, look in looks.items():
+        mine = [p for p in points if p.variant == variant]
+        axes.plot(
+            [budgets.index(p.budget) for p in mine], [p.miou for p in mine],
+            color=look.colour, marker=look.marker, linestyle=look.dash, linewidth=0.7,
+            markerfacecolor="white",
+        )  # fmt: skip
+
+
+def _legend(figure: plt.Figure, panels: Sequence[Axes], looks: dict[str, Look]) -> None:
+    # A partial sweep may have a variant in one panel alone.
+    entries = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    labels = [look.label for look in looks.values() if look.label in entries]
+    wide = figure.get_figwidth() > COLUMN
+    figure.legend(
+        [entries[label] for label in labels], labels, loc="upper center",
+        ncols=min(4 if wide else 2, len(labels)),
+        bbox_to_anchor=(0.5, -0.15 / figure.get_figheight()),  # inches below the axis labels
     )  # fmt: skip
+
+
+def _alt(numbers: pd.DataFrame, looks: dict[str, Look]) -> str:
+    told = []
+    measured = numbers[numbers["mean"].notna()]
+    for benchmark, here in measured.groupby("benchmark", sort=False):
+        largest = here[here["budget"] == here["budget"].max()].sort_values("mean", ascending=False)
+        order = ", ".join(
+            f"{looks[v].label} {m:.1f}"
+            for v, m in zip(largest["variant"], largest["mean"], strict=True)
+        )
+        told.append(
+            f"{style.benchmark_name(str(benchmark))}, at {int(largest['budget'].iloc[0])} labelled "
+            f"images: {order}"
+        )
+    return "Line chart of mIoU against label budget. " + ". ".join(told) + "."

@@ -1,126 +1,132 @@
-"""Figures from a tracking store with runs whose numbers are known."""
+"""Figures, tables and report from a tracking store with runs whose numbers are known."""
 
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from mlflow.tracking import MlflowClient
-from scipy import stats
+from conftest import Writer, evaluation_of, settings
 
 from analysis import paper
-from analysis.figures import FIGURES
-from analysis.make_figures import one_scale
-from analysis.runs import KEY, AnalysisError, load_runs
-from analysis.stats import over_seeds, paired_difference
+from analysis.comparisons import COMPARISONS
+from analysis.drawn import Block, Entry, Table
+from analysis.figures import FIGURES, class_gains, components, cost, sensitivity
+from analysis.make_figures import make_all
+from analysis.output import write
+from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
+from analysis.selection import select
+from analysis.tables import TABLES
+from analysis.tables.write import latex, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-Cell = tuple[str, int, int, float]  # attention, budget, seed, mIoU
-
-CELLS: list[Cell] = [
+CELLS = [
     ("dlg", 0, 0, 20.0), ("dlg", 0, 1, 24.0), ("dlg", 100, 0, 31.0), ("dlg", 100, 1, 35.0),
     ("wpct", 0, 0, 18.0), ("wpct", 0, 1, 20.0), ("wpct", 100, 0, 33.0),
 ]  # fmt: skip
 
 
-def write_runs(
-    uri: str, cells: Iterable[Cell], *, status: str = "FINISHED", toy: bool = True, **changes: str
-) -> None:
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name("attention")
-    experiment = found.experiment_id if found else client.create_experiment("attention")
-    for fusion, budget, seed, miou in cells:
-        key = f"{fusion}-{budget}-{seed}-{toy}-{changes}"
-        run = client.create_run(experiment, tags={KEY: key}).info.run_id
-        params = {
-            "data.benchmark": "gta5-cityscapes", "data.budget": str(budget),
-            "data.toy": str(toy).lower(), "model.fusion": fusion, "model.captions": "positions",
-            "loss.name": "dyce", "training.method": "semidavil", "training.steps": "150",
-            "seed": str(seed),
-        } | changes  # fmt: skip
-        for name, value in params.items():
-            client.log_param(run, name, value)
-        client.log_metric(run, "final/miou", miou)
-        client.log_metric(run, "final/iou/road", 80.0)
-        client.set_terminated(run, status)
+@pytest.fixture
+def attention(store: Writer) -> Tracked:
+    for fusion, budget, seed, miou in CELLS:
+        cell = settings("gta5-cityscapes", budget, seed, model__fusion=fusion)
+        store.run("attention", cell, {"miou": miou, "iou/road": 80.0})
+    failed = settings("gta5-cityscapes", 0, 0, model__fusion="vlga")
+    store.run("attention", failed, {"miou": 99.0}, status="FAILED")
+    return load_runs(store.uri)
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
-    write_runs(uri, CELLS)
-    write_runs(uri, [("vlga", 0, 0, 99.0)], status="FAILED")
-    return uri
-
-
-def test_finished_runs_become_one_tidy_table(uri: str) -> None:
-    runs = load_runs(uri)
+def test_finished_runs_become_one_tidy_table(attention: Tracked) -> None:
+    runs = attention.table
     assert len(runs) == len(CELLS)
     assert set(runs["fusion"]) == {"dlg", "wpct"}
     assert runs["toy"].all()
     assert runs["budget"].dtype.kind == "i"
     assert (runs["iou/road"] == 80).all()
-    assert load_runs(uri, ["attention"]).equals(runs)
+    assert load_runs(attention.uri, ["attention"]).table.equals(runs)
+    # settings that these runs were not logged with
+    assert (runs["rivals.semivl_guidance"] == default_settings()["rivals.semivl_guidance"]).all()
 
 
-def test_the_newest_of_a_key_counts(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    write_runs(uri, [("dlg", 0, 0, 1.0)])
-    write_runs(uri, [("dlg", 0, 0, 2.0)])
-    assert load_runs(uri)["miou"].tolist() == [2.0]
+def test_defaults_are_those_of_a_config() -> None:
+    from semidavil.config import Config
+
+    logged = {k for k in Config().to_params() if not k.startswith("runtime.")}
+    assert set(default_settings()) == logged
+    assert default_settings()["data.crop"] == (512, 512)
 
 
-def test_the_numbers_drawn(uri: str) -> None:
-    drawn = FIGURES["attention"](load_runs(uri))
+def test_the_newest_of_a_key_counts(store: Writer) -> None:
+    for value in (1.0, 2.0):
+        store.run("attention", settings("gta5-cityscapes", 0, 0), {"miou": value})
+        time.sleep(0.01)
+    assert load_runs(store.uri).table["miou"].tolist() == [2.0]
+
+
+def test_a_run_belongs_to_the_grids_that_reuse_it(store: Writer) -> None:
+    tags = {"semidavil.grids": "losses semivl"}
+    store.run("attention", settings("gta5-cityscapes", 0, 0), {"miou": 5.0}, tags=tags)
+    for grid in ("attention", "losses", "semivl"):
+        assert len(load_runs(store.uri, [grid]).of_grid(grid)) == 1
+    with pytest.raises(AnalysisError, match="--grid captions"):
+        load_runs(store.uri).of_grid("captions")
+    with pytest.raises(AnalysisError, match=r"no experiment 'magic': choose from .*losses"):
+        load_runs(store.uri, ["magic"])
+
+
+def test_runs_of_another_setting_do_not_mix(store: Writer) -> None:
+    cell = settings("gta5-cityscapes", 0, 0)
+    store.run("attention", cell, {"miou": 1.0})
+    store.run("attention", cell | {"training.steps": "900"}, {"miou": 3.0})
+    chosen = select(load_runs(store.uri), "attention")
+    assert (chosen.runs["miou"].tolist(), chosen.left_out) == ([3.0], 1)
+    assert "left out: 1" in chosen.note()
+    store.run("attention", cell | {"data.toy": "false"}, {"miou": 5.0})
+    assert select(load_runs(store.uri), "attention").runs["miou"].tolist() == [5.0]
+
+
+def test_the_numbers_drawn(attention: Tracked) -> None:
+    drawn = FIGURES["attention"](attention)
     published, measured = drawn.figure.axes
     lines = {c.get_label(): c for c in measured.containers}
-    dlg, wpct = lines["DLG (ours)"], lines["WPCT"]
+    dlg, wpct = lines["DLG (SemiDAViL)"], lines["WPCT (LSeg)"]
     assert dlg.lines[0].get_ydata().tolist() == [22.0, 33.0]
     assert wpct.lines[0].get_ydata().tolist() == [19.0, 33.0]
     (bars,) = dlg.lines[2]
     heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
     assert heights == pytest.approx([np.std([20, 24], ddof=1), np.std([31, 35], ddof=1)])
     assert [t.get_text() for t in measured.get_xticklabels()] == ["0", "100"]
-    assert "toy benchmark" in measured.get_title(loc="left")
+    assert measured.get_title(loc="left") == "toy benchmark, 1 to 2 seeds"
     points = {tuple(line.get_ydata()) for line in published.lines}
     assert (67.7, 71.1) in points  # supplement, Table 1
     assert (round(67.7 - 2.6, 1),) in points  # Figure 1 in words
     assert all(line.get_markerfacecolor() == "white" for line in published.lines)
-    table = drawn.table.set_index(["variant", "budget"])
-    assert table.loc[("dlg", 100), "mean"] == 33
+    table = drawn.numbers.set_index(["variant", "budget"])
     assert table.loc[("dlg", 100), "published"] == 71.1
     assert table.loc[("wpct", 100), "n"] == 1
-    assert pd.isna(table.loc[("wpct", 100), "published"])
     assert table.loc[("wpct", 2975), "kind"] == "bound"
-    assert "gta5-cityscapes, vlga, budget 0" in drawn.missing
+    assert "vlga, cross_attention at 0, 100" in drawn.missing
+    assert "\n" not in drawn.missing
 
 
-def test_panels_that_differ_share_a_legend_and_none_is_empty(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    write_runs(uri, [("dlg", 0, 0, 1.0)])
-    write_runs(uri, [("vlga", 0, 0, 2.0)], **{"data.benchmark": "synthia-cityscapes"})
-    write_runs(uri, [("dlg", 50, 0, 3.0)], **{"data.benchmark": "idda-camvid"})
-    figure = FIGURES["attention"](load_runs(uri)).figure
-    above = {axes.get_title(loc="left"): axes.axison for axes in figure.axes[:3]}
-    assert above == {
-        "gta5-cityscapes\npublished (paper, real images)": True,
-        "idda-camvid\nnothing published at these budgets": False,
-        "synthia-cityscapes\npublished (paper, real images)": True,
-    }
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["DLG (ours)", "VLGA"]
+def test_markers_and_colours_are_distinct(tracked: Tracked) -> None:
+    for name in ("attention", "losses"):
+        panel = FIGURES[name](tracked).figure.axes[-1]
+        lines = [container.lines[0] for container in panel.containers]
+        assert len({line.get_color() for line in lines}) == len(lines)
+        assert len({line.get_marker() for line in lines}) == len(lines)
 
 
-def test_runs_of_another_scale_do_not_mix(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    write_runs(uri, [("dlg", 0, 0, 1.0)])
-    write_runs(uri, [("dlg", 0, 0, 3.0)], **{"training.steps": "900"})
-    assert one_scale(load_runs(uri))["miou"].tolist() == [3.0]
-    write_runs(uri, [("dlg", 0, 0, 5.0)], toy=False)
-    assert one_scale(load_runs(uri))["miou"].tolist() == [5.0]
+def test_budget_0_of_the_baselines_is_no_cell() -> None:
+    baselines = COMPARISONS["baselines"]
+    assert baselines.expected("gta5-cityscapes", "target_only")[0] == 100
+    assert baselines.expected("gta5-cityscapes", "source_only") == [0]
+    assert baselines.expected("cityscapes-cityscapes", "source_only") == []
+    assert 0 not in COMPARISONS["attention"].expected("cityscapes-cityscapes", "dlg")
 
 
 def test_published_numbers_are_the_papers() -> None:
@@ -129,25 +135,153 @@ def test_published_numbers_are_the_papers() -> None:
     assert points["synthia-cityscapes", "wpct", 0].miou == 65.8
     assert points["gta5-cityscapes", "vlga", 2975].kind == "bound"
     assert ("gta5-cityscapes", "cross_attention", 0) not in points  # never published
+    assert (len(paper.losses()), len(paper.semivl())) == (72, 24)
     for table in (paper.LOSS_TABLE, paper.SEMIVL_TABLE):
         assert len({len(row) for rows in table.values() for row in rows.values()}) == 1
 
 
-def test_statistics() -> None:
-    runs = pd.DataFrame(CELLS, columns=["fusion", "budget", "seed", "miou"])
-    table = over_seeds(runs, ["fusion", "budget"]).set_index(["fusion", "budget"])
-    assert table.loc[("dlg", 0)].tolist() == pytest.approx([22, np.sqrt(8), 2])
-    assert np.isnan(table.loc[("wpct", 100), "std"])
-    ours = pd.Series({0: 3.0, 1: 5.0, 2: 6.5, 9: 100.0})
-    theirs = pd.Series({0: 2.0, 1: 4.5, 2: 4.0})
-    found = paired_difference(ours, theirs)
-    expected = stats.ttest_1samp([1.0, 0.5, 2.5], 0)
-    assert found["n"] == 3
-    assert found["difference"] == pytest.approx(4 / 3)
-    assert found["p"] == pytest.approx(expected.pvalue)
-    low, high = expected.confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((low, high))
-    assert np.isnan(paired_difference(ours[:1], theirs)["p"])
+def test_a_table_shows_measured_over_published(attention: Tracked) -> None:
+    table = TABLES["attention"](attention)
+    (block,) = table.blocks
+    rows = dict(block.rows)
+    assert rows["DLG (SemiDAViL)"][0] == Entry("22.0 ± 2.8 (2)", "67.7")
+    assert rows["WPCT (LSeg)"][1].text == "33.0 (1)"
+    assert rows["VLGA (SemiVL)"][5].under == "≥ 72.6"
+    assert "Holm" in table.caption
+    numbers = table.numbers.set_index(["variant", "budget"])
+    assert numbers.loc[("dlg", 0), "minus_published"] == pytest.approx(22 - 67.7)
+
+
+def test_bold_is_earned_by_a_test(store: Writer) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(5):
+        for name, level in (("semidavil", 50.0), ("semivl", 40.0)):
+            cell = settings("gta5-cityscapes", 100, seed, training__method=name)
+            store.run("semivl", cell, {"miou": level + rng.normal(0, 0.3)})
+            cell = settings("gta5-cityscapes", 200, seed, training__method=name)
+            store.run("semivl", cell, {"miou": 45 + rng.normal(0, 3)})
+    (block,) = TABLES["semivl"](load_runs(store.uri)).blocks
+    rows = dict(block.rows)
+    assert [e.mark for e in rows["SemiDAViL"][:2]] == ["best", ""]
+    assert [e.mark for e in rows["SemiVL"][:2]] == ["", ""]
+
+
+def test_markdown_and_latex() -> None:
+    rows = (("A_b", (Entry("1.0 ± 0.1 (3)", "≥ 2.0", "best"), Entry("3.0 (1)", "", "second"))),)
+    table = Table(
+        "t", "T", "50% & more_", "X", (Block("B", ("0", "1"), rows),), pd.DataFrame(), (), "g"
+    )
+    assert r"| A\_b | **1.0 ± 0.1 (3)**<br>*≥ 2.0* | <u>3.0 (1)</u> |" in markdown(table)
+    text = latex(table)
+    assert r"A\_b & \textbf{1.0 $\pm$ 0.1 (3)} & \underline{3.0 (1)} \\" in text
+    assert r"\quad published & \textit{$\geq$ 2.0} &  \\" in text
+    assert r"50\% \& more\_" in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+
+
+def test_class_gains_are_sorted_and_paired(tracked: Tracked) -> None:
+    drawn = FIGURES["class_gains"](tracked)
+    numbers = drawn.numbers
+    assert set(numbers["budget"]) == {500}
+    gta5 = numbers[numbers["benchmark"] == "gta5-cityscapes"]
+    assert gta5["share"].is_monotonic_decreasing
+    assert gta5["share"].sum() == pytest.approx(100)
+    runs = select(tracked, "losses").runs
+    here = runs[(runs["benchmark"] == "gta5-cityscapes") & (runs["budget"] == 500)]
+    means = here.groupby("loss")["iou/car"].mean()
+    car = gta5.set_index("class").loc["car", "gain"]
+    assert car == pytest.approx(means["dyce"] - means["ce"])
+    above, below = drawn.figure.axes[0], drawn.figure.axes[2]
+    assert above.get_yscale() == "log"
+    heights = [bar.get_height() for bar in below.patches[: len(gta5)]]
+    assert heights == pytest.approx(list(gta5["gain"]))
+    assert "Spearman" in drawn.caption
+
+
+def test_class_gains_fall_back_to_a_common_budget() -> None:
+    runs = pd.DataFrame({"loss": ["ce", "ce", "dyce", "dyce"], "budget": [100, 200, 200, 100]})
+    assert class_gains.common_budget(runs) == 200
+    assert class_gains.common_budget(runs[:2]) is None
+
+
+def test_effects_of_the_components(tracked: Tracked) -> None:
+    runs = components.with_parts(select(tracked, "components").runs)
+    on, off = (runs[runs["VL"] == state]["miou"].mean() for state in (True, False))
+    found = components.effect(runs, "VL")
+    assert found.difference == pytest.approx(on - off)
+    assert found.n == 3
+    assert len(FIGURES["components"](tracked).figure.axes) == 4
+
+
+def test_sensitivity_changes_one_setting_at_a_time(tracked: Tracked) -> None:
+    rows = pd.DataFrame(sensitivity.curves(select(tracked, "sensitivity").runs))
+    omega = rows[rows["setting"] == "loss.omega"]
+    assert omega["value"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert omega[omega["default"]]["value"].tolist() == [0.5]
+    assert rows[rows["default"]].groupby("setting").size().eq(1).all()
+
+
+def test_pareto_front() -> None:
+    runs = pd.DataFrame(
+        {"method": ["a", "b", "c"], "miou": [50.0, 60.0, 55.0], "minutes": [1.0, 2.0, 3.0]}
+    )
+    table = cost.costs_of(runs, "minutes").set_index("variant")
+    assert table["pareto"].to_dict() == {"a": True, "b": True, "c": False}
+
+
+def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
+    numbers = FIGURES["synapse"](tracked).numbers
+    row = numbers[(numbers["method"] == "uamt") & (numbers["organ"] == "liver")].iloc[0]
+    runs = select(tracked, "synapse", metric="dice").runs
+    by = runs[runs["method"] == "uamt"].set_index(["seed", "loss"])["dice/liver"].unstack()
+    assert row["dice_relative"] == pytest.approx((100 * (by["dyce"] / by["ce"] - 1)).mean())
+
+
+def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
+    cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
+    store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(150, 5.0)]})
+    with pytest.raises(AnalysisError, match="eval_every"):
+        FIGURES["learning_curves"](load_runs(store.uri))
+
+
+def test_everything_is_made_whole(tracked: Tracked, tmp_path: Path) -> None:
+    made = make_all(tracked, (), tmp_path, ("png",))
+    assert set(made.left_out) == {"baselines"}
+    for name in made.figures:
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / f"{name}.csv").stat().st_size > 0
+    for name in made.tables:
+        for end in ("png", "csv", "md", "tex"):
+            assert (tmp_path / f"{name}_table.{end}").stat().st_size > 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img ") == page.count('alt="') == len(made.figures)
+    addresses = re.findall(r'(?:src|href)="([^"]{0,20})', page)
+    assert all(a.startswith(("data:", "#")) for a in addresses)
+    assert "<script" not in page
+    assert "python sweeps/run.py --grid attention" in page
+    assert tracked.table["run_id"].iloc[0] in page
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_report_in_a_browser(tracked: Tracked, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    make_all(tracked, (), tmp_path, ())
+    picture = tmp_path / "page.png"
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,2000",
+               "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+               f"--screenshot={picture}", (tmp_path / "report.html").as_uri()]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert picture.stat().st_size > 20_000
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"a.csv": b"old"})
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path, {"a.csv": b"new"})
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.csv", b"old")]
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -155,16 +289,47 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_command_writes_the_same_bytes_twice(uri: str, tmp_path: Path) -> None:
+def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        done = run("--tracking-uri", uri, "--out", str(tmp_path / folder))
+        done = run("--tracking-uri", attention.uri, "--out", str(tmp_path / folder))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "not run yet: gta5-cityscapes, vlga, budget 0" in done.stdout
+        assert "not run yet: 20 cells" in done.stdout
         assert "baselines is left out" in done.stdout
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == ["attention.csv", "attention.pdf", "attention.png"]
+    assert {"attention.pdf", "attention_table.tex", "report.html"} <= set(names)
     for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert b"/FontFile2" in (tmp_path / "a" / "attention.pdf").read_bytes()  # embedded
+
+
+def test_one_figure_in_one_format(attention: Tracked, tmp_path: Path) -> None:
+    run("--tracking-uri", attention.uri, "--only", "attention", "--format", "pdf",
+        "--out", str(tmp_path))  # fmt: skip
+    assert {p.suffix for p in tmp_path.iterdir()} == {".pdf", ".csv", ".md", ".tex"}
+
+
+def test_watch_draws_again_when_a_run_is_added(store: Writer, tmp_path: Path) -> None:
+    store.run("attention", settings("gta5-cityscapes", 0, 0), {"miou": 5.0})
+    command = [sys.executable, str(ROOT / "analysis" / "make_figures.py"), "--watch", "1", "--only",
+               "attention", "--tracking-uri", store.uri, "--out", str(tmp_path / "out")]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        numbers = tmp_path / "out" / "attention.csv"
+        assert _soon(lambda: numbers.exists() and "5," in numbers.read_text())
+        store.run("attention", settings("gta5-cityscapes", 0, 1), {"miou": 7.0})
+        assert _soon(lambda: ",6," in numbers.read_text())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _soon(condition, seconds: float = 60) -> bool:  # type: ignore[no-untyped-def]
+    end = time.time() + seconds
+    while time.time() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def test_without_runs_it_says_what_to_run(tmp_path: Path) -> None:
@@ -173,12 +338,27 @@ def test_without_runs_it_says_what_to_run(tmp_path: Path) -> None:
     assert "python sweeps/run.py --grid attention" in nothing.stdout
 
 
-def test_unknown_names_are_refused(uri: str) -> None:
-    with pytest.raises(AnalysisError, match=r"no experiment 'magic': choose from .*attention"):
-        load_runs(uri, ["magic"])
-    assert "choose from attention" in run("--only", "magic", "--tracking-uri", uri).stdout
+def test_unknown_names_are_refused(attention: Tracked) -> None:
+    assert "choose from attention" in run("--only", "magic", "--tracking-uri", attention.uri).stdout
 
 
-def test_analysis_imports_no_torch() -> None:
-    code = "import sys, analysis.make_figures, mlflow.tracking; sys.exit('torch' in sys.modules)"
+def test_evaluations_are_read(store: Writer) -> None:
+    made = evaluation_of("gta5-cityscapes", 0.7, 0)
+    with_it = store.run(
+        "methods", settings("gta5-cityscapes", 100, 0), {"miou": 1.0}, evaluation=made
+    )
+    without = store.run("methods", settings("gta5-cityscapes", 100, 1), {"miou": 1.0})
+    tracked = load_runs(store.uri)
+    found = tracked.evaluation(with_it)
+    assert found is not None
+    assert (found.confusion == made["per_image"].sum(0)).all()
+    assert tracked.evaluation(without) is None
+
+
+def test_analysis_imports_no_torch(everything: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from analysis.make_figures import make_all, load_runs;"
+        f"make_all(load_runs({everything!r}), ['methods', 'losses'], Path({str(tmp_path)!r}), ['png']);"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,123 @@
+"""Validation during training: learning curves and the reliability of pseudo-labels."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.comparisons import COMPARISONS
+from analysis.drawn import Drawn
+from analysis.runs import AnalysisError, Tracked
+from analysis.selection import select
+
+GRID = "methods"
+LEARNING = {"val/miou": "mIoU (%)"}
+PSEUDO = {
+    "val/pseudo/coverage": "confident pixels (%)",
+    "val/pseudo/accuracy": "of these right (%)",
+}
+TEACHERS = ("semidavil", "semivl", "unimatch", "sdepth")  # methods that learn from pseudo-labels
+
+
+def learning_curves(tracked: Tracked) -> Drawn:
+    """mIoU over training steps per method.
+
+    Raises:
+        AnalysisError: no run was evaluated more than once.
+    """
+    return _draw(tracked, LEARNING, None, "Learning curves", "mIoU on the validation images")
+
+
+def pseudo_labels(tracked: Tracked) -> Drawn:
+    """Coverage and accuracy of confident predictions over training steps.
+
+    Raises:
+        AnalysisError: no run was evaluated more than once.
+    """
+    about = (
+        "Share of the validation pixels that reach the confidence threshold, and how many are right"
+    )
+    return _draw(tracked, PSEUDO, TEACHERS, "Reliability of pseudo-labels", about)
+
+
+def _draw(
+    tracked: Tracked,
+    metrics: Mapping[str, str],
+    only: tuple[str, ...] | None,
+    title: str,
+    about: str,
+) -> Drawn:
+    chosen = select(tracked, GRID)
+    runs = chosen.runs if only is None else chosen.runs[chosen.runs["method"].isin(only)]
+    numbers = histories(tracked, runs, list(metrics))
+    if numbers.empty or numbers.groupby("metric")["step"].nunique().max() < 2:
+        raise AnalysisError(
+            "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
+        )
+    benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
+    figure, axes = plt.subplots(
+        len(metrics), len(benchmarks), squeeze=False, sharex="col", sharey="row",
+        figsize=(style.COLUMN if len(benchmarks) == 1 else style.PAGE, 0.7 + 1.6 * len(metrics)),
+        gridspec_kw={"hspace": 0.12, "wspace": 0.08},
+    )  # fmt: skip
+    present = set(numbers["variant"])
+    looks = style.looks([m for m in COMPARISONS["methods"].variants[::-1] if m in present])
+    for (row, (metric, name)), (column, benchmark) in (
+        (r, c) for r in enumerate(metrics.items()) for c in enumerate(benchmarks)
+    ):
+        ax = axes[row, column]
+        for variant, look in looks.items():
+            here = numbers[
+                (numbers["metric"] == metric)
+                & (numbers["benchmark"] == benchmark)
+                & (numbers["variant"] == variant)
+            ]
+            ax.plot(here["step"], here["mean"], color=look.colour, linestyle=look.dash,
+                    marker=look.marker, markersize=3, label=look.label)  # fmt: skip
+            spread = here["std"].fillna(0)
+            ax.fill_between(
+                here["step"], here["mean"] - spread, here["mean"] + spread, color=look.colour,
+                alpha=0.15, linewidth=0,
+            )  # fmt: skip
+        if row == 0:
+            ax.set_title(chosen.heading(benchmark), loc="left")
+        if row == len(metrics) - 1:
+            ax.set_xlabel("training steps")
+        if column == 0:
+            ax.set_ylabel(name)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=4 if len(benchmarks) > 1 else 2,
+                  bbox_to_anchor=(0.5, -0.1 / figure.get_figheight()))  # fmt: skip
+    last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
+    told = "; ".join(
+        f"{looks[str(r.variant)].label} {r.mean:.1f} ({str(r.metric).rpartition('/')[2]}, "
+        f"{style.benchmark_name(str(r.benchmark))})"
+        for r in last.itertuples()
+    )
+    return Drawn(
+        figure=figure,
+        title=title,
+        caption=f"{about}, by training step; mean over seeds, band: standard deviation. {chosen.note()}",
+        alt=f"Line chart over training steps. At the end: {told}.",
+        numbers=numbers,
+        run_ids=tuple(sorted(runs["run_id"])),
+        grid=GRID,
+    )
+
+
+def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    """Rows metric, benchmark, variant, step with `mean`, `std` and `n` over seeds."""
+    rows = []
+    for run in runs.itertuples():
+        for metric in metrics:
+            series = tracked.history(str(run.run_id), metric)
+            rows += [
+                (metric, run.benchmark, run.method, step, value)
+                for step, value in series.items()
+                if np.isfinite(value)
+            ]
+    by = ["metric", "benchmark", "variant", "step"]
+    table = pd.DataFrame(rows, columns=[*by, "value"])
+    return table.groupby(by)["value"].agg(mean="mean", std="std", n="count").reset_index()

@@ -1,0 +1,92 @@
+"""mIoU as one setting moves and the others stay at their default."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from analysis import style
+from analysis.drawn import Drawn
+from analysis.runs import AnalysisError, Tracked, command
+from analysis.selection import seeds_of, select
+from analysis.stats import over_seeds
+from sweeps.grids import SENSITIVITY
+
+GRID = "sensitivity"
+NAMES = {
+    "loss.hard_fraction": "hard fraction h",
+    "loss.omega": "weight ω",
+    "training.confidence": "threshold Th",
+    "training.ema": "EMA decay",
+    "training.consistency_weight": "weight λ",
+}
+
+
+def draw(tracked: Tracked) -> Drawn:
+    """A panel per setting; the default is the ringed marker.
+
+    Raises:
+        AnalysisError: no setting has two values.
+    """
+    chosen = select(tracked, GRID)
+    benchmark = chosen.benchmarks[0]
+    runs = chosen.of(benchmark)
+    numbers = pd.DataFrame(curves(runs))
+    if numbers.empty:
+        raise AnalysisError(f"no setting has two values yet; make them: {command(GRID)}")
+    shown = [name for name in SENSITIVITY if name in set(numbers["setting"])]
+    figure, axes = plt.subplots(
+        1, len(shown), squeeze=False, sharey=True, figsize=(style.PAGE, 1.9),
+        gridspec_kw={"wspace": 0.12},
+    )  # fmt: skip
+    for ax, name in zip(axes[0], shown, strict=True):
+        here = numbers[numbers["setting"] == name].reset_index(drop=True)
+        ax.errorbar(
+            range(len(here)), here["mean"], yerr=here["std"] if (here["n"] > 1).any() else None,
+            color=style.BLUE, marker="o", capsize=2, elinewidth=0.8,
+        )  # fmt: skip
+        ring = here[here["default"]]
+        ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
+                markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
+        ax.set_xticks(range(len(here)), [f"{v:g}" for v in here["value"]], fontsize=6)
+        ax.set_xlabel(NAMES.get(name, name))
+        ax.margins(x=0.15)
+    axes[0, 0].set_ylabel("mIoU (%)")
+    axes[0, 0].set_title(
+        f"{chosen.heading(benchmark)}, {seeds_of([int(n) for n in numbers['n']])}", loc="left"
+    )
+    spans = ", ".join(
+        f"{NAMES.get(str(name), str(name))} {here['mean'].max() - here['mean'].min():.1f}"
+        for name, here in numbers.groupby("setting", sort=False)
+    )
+    return Drawn(
+        figure=figure,
+        title="Sensitivity to the method's settings",
+        caption="mIoU as one setting moves and the others stay at the preset's value (ringed); mean and "
+        f"standard deviation over seeds. Largest minus smallest mean, points: {spans}. {chosen.note()}",
+        alt=f"Line charts of mIoU against five settings. Largest minus smallest mean: {spans}.",
+        numbers=numbers,
+        run_ids=tuple(sorted(runs["run_id"])),
+        grid=GRID,
+    )
+
+
+def curves(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows `setting`, `value`, `mean`, `std`, `n`, `default`: runs that leave the default in one only.
+
+    The default of a setting is the value that most runs have.
+    """
+    usual = {name: runs[name].mode().iloc[0] for name in SENSITIVITY}
+    rows: list[dict[str, Any]] = []
+    for name in SENSITIVITY:
+        others = [other for other in SENSITIVITY if other != name]
+        mine = runs[(runs[others] == pd.Series(usual)[others]).all(axis=1)]
+        table = over_seeds(mine, [name])
+        if len(table) < 2:
+            continue
+        rows += [
+            {"setting": name, "value": float(row[name]), "mean": row["mean"], "std": row["std"],
+             "n": int(row["n"]), "default": row[name] == usual[name]}
+            for _, row in table.iterrows()
+        ]  # fmt: skip
+    return rows

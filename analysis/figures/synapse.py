@@ -1,0 +1,119 @@
+"""What DyCE gains over cross-entropy per organ of the Synapse CT scans (Figure 2 of the paper)."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.drawn import Drawn
+from analysis.paper import SYNAPSE_WORDS
+from analysis.runs import AnalysisError, Tracked, command
+from analysis.selection import by_seed, seeds_of, select
+from analysis.stats import paired
+from semidavil.data.benchmarks import BENCHMARKS
+
+GRID, BENCHMARK = "synapse", "synapse"
+METHODS = ("uamt", "urpc")
+
+
+def draw(tracked: Tracked) -> Drawn:
+    """Organ volumes (where evaluated), relative gain in Dice and change in surface distance.
+
+    Raises:
+        AnalysisError: no method was run with both losses.
+    """
+    chosen = select(tracked, GRID, metric="dice")
+    runs = chosen.runs[chosen.runs["budget"] == chosen.runs["budget"].min()]
+    numbers = organ_table(tracked, runs)
+    if numbers.empty:
+        raise AnalysisError(f"no method has finished runs of both losses; {command(GRID)}")
+    organs = list(numbers["organ"].unique())
+    methods = [m for m in METHODS if m in set(numbers["method"])]
+    panels = [
+        ("dice_relative", "Dice, DyCE over CE (%)"),
+        ("asd_change", "ASD, DyCE minus CE (mm)"),
+    ]
+    if numbers["volume_share"].notna().any():
+        panels.insert(0, ("volume_share", "share of organ voxels (%)"))
+    figure, axes = plt.subplots(
+        len(panels), 1, sharex=True, figsize=(style.PAGE, 1.45 * len(panels) + 0.6), squeeze=False,
+        gridspec_kw={"hspace": 0.15},
+    )  # fmt: skip
+    places, looks = np.arange(len(organs)), style.looks(methods)
+    for ax, (column, title) in zip(axes[:, 0], panels, strict=True):
+        if column == "volume_share":
+            share = numbers.drop_duplicates("organ").set_index("organ").reindex(organs)[column]
+            ax.bar(places, share, color=style.GREY, width=0.7)
+            ax.set_yscale("log")
+        else:
+            for i, method in enumerate(methods):
+                here = numbers[numbers["method"] == method].set_index("organ").reindex(organs)
+                ax.bar(
+                    places + 0.38 * (i - (len(methods) - 1) / 2), here[column], width=0.36,
+                    color=looks[method].colour, label=looks[method].label,
+                    hatch=("", "////")[i % 2], edgecolor="white", linewidth=0.4,
+                    yerr=here[f"{column}_std"], error_kw={"elinewidth": 0.7, "capsize": 1.5},
+                )  # fmt: skip
+            ax.axhline(0, color="black", linewidth=0.7)
+        ax.set_ylabel(title, fontsize=7)
+        ax.grid(False, axis="x")
+    axes[-1, 0].set_xticks(places, organs, rotation=40, ha="right")
+    axes[0, 0].set_title(chosen.heading(BENCHMARK), loc="left")
+    voxels_unknown = len(panels) < 3  # then the bars of rare organs are on the right
+    handles, labels = axes[-1, 0].get_legend_handles_labels()
+    axes[0, 0].legend(
+        handles, labels, loc="upper left" if voxels_unknown else "upper right", ncols=2
+    )
+    seeds = seeds_of([int(n) for n in numbers["n"]])
+    return Drawn(
+        figure=figure,
+        title="Synapse: DyCE and cross-entropy by organ",
+        caption="Organ size (log scale), relative change in Dice and change in average surface "
+        "distance (lower is better) of DyCE over CE on the same seeds, organs "
+        + ("from large to small" if len(panels) == 3 else "in the data set's order")
+        + f"; mean and standard deviation over {seeds}, {int(runs['budget'].iloc[0])} labelled scans. "
+        f"{SYNAPSE_WORDS} {chosen.note()}",
+        alt="Bars per organ of the relative Dice gain and the change in surface distance of DyCE over "
+        "cross-entropy. Mean relative gain: "
+        + ", ".join(
+            f"{looks[m].label} {numbers[numbers['method'] == m]['dice_relative'].mean():.1f}%"
+            for m in methods
+        )
+        + ".",
+        numbers=numbers,
+        run_ids=tuple(sorted(runs["run_id"])),
+        grid=GRID,
+    )
+
+
+def organ_table(tracked: Tracked, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per method and organ, large organs first where volumes are known."""
+    organs = BENCHMARKS[BENCHMARK].classes
+    arrays = (tracked.arrays(run_id) for run_id in runs["run_id"])
+    voxels = next((one["voxels"].sum(0) for one in arrays if "voxels" in one), None)
+    shares = np.full(len(organs), np.nan) if voxels is None else 100 * voxels / voxels.sum()
+    rows = []
+    for method in METHODS:
+        here = runs[runs["method"] == method]
+        for organ, share in zip(organs, shares, strict=True):
+            if f"dice/{organ}" not in here:
+                continue
+            dice = [by_seed(here[here["loss"] == loss], f"dice/{organ}") for loss in ("dyce", "ce")]
+            relative = (100 * (dice[0] - dice[1]) / dice[1].where(dice[1] > 0)).dropna()
+            if relative.empty:
+                continue
+            row = {"method": method, "organ": organ, "volume_share": share, "n": len(relative),
+                   "dice_dyce": dice[0].mean(), "dice_ce": dice[1].mean(),
+                   "dice_relative": relative.mean(), "dice_relative_std": relative.std(),
+                   "p_dice": paired(*dice).p}  # fmt: skip
+            change = pd.Series(dtype=float)
+            if f"asd/{organ}" in here:
+                asd = [
+                    by_seed(here[here["loss"] == loss], f"asd/{organ}") for loss in ("dyce", "ce")
+                ]
+                change = (asd[0] - asd[1]).dropna()
+            rows.append(row | {"asd_change": change.mean(), "asd_change_std": change.std()})
+    table = pd.DataFrame(rows)
+    if voxels is not None and len(table):
+        table = table.sort_values(["volume_share", "method"], ascending=[False, True])
+    return table.reset_index(drop=True)

@@ -1,0 +1,80 @@
+"""What is made, as bytes that depend on the runs alone; and files that are whole or not there."""
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.drawn import Drawn, Table
+from analysis.style import paper_style
+from analysis.tables.picture import picture
+from analysis.tables.write import latex, markdown
+
+FORMATS = ("pdf", "png", "svg")
+DEFAULT_FORMATS = ("pdf", "png")
+# No dates, so that the same runs give the same bytes.
+_METADATA: dict[str, dict[str, str | None]] = {
+    "pdf": {"CreationDate": None, "ModDate": None},
+    "png": {"Software": None},
+    "svg": {"Date": None},
+}
+
+
+def figure_files(name: str, drawn: Drawn, formats: Sequence[str]) -> dict[str, bytes]:
+    """The picture in each format and its numbers, by file name."""
+    files = {f"{name}.{kind}": figure_bytes(drawn.figure, kind) for kind in formats}
+    return files | {f"{name}.csv": csv_bytes(drawn.numbers)}
+
+
+def table_files(name: str, table: Table, formats: Sequence[str]) -> dict[str, bytes]:
+    """The table as Markdown, LaTeX, CSV and as a picture in each format, by file name."""
+    with paper_style():
+        figure = picture(table)
+    files = {f"{name}_table.{kind}": figure_bytes(figure, kind) for kind in formats}
+    plt.close(figure)
+    return files | {
+        f"{name}_table.md": markdown(table).encode(),
+        f"{name}_table.tex": latex(table).encode(),
+        f"{name}_table.csv": csv_bytes(table.numbers),
+    }
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as one of `FORMATS`."""
+    buffer = io.BytesIO()
+    with paper_style():
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+def csv_bytes(numbers: pd.DataFrame) -> bytes:
+    return numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Writes files, each replaced in one step: an old one stays whole until the new one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, content in files.items():
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is for its owner alone
+            os.replace(temporary, folder / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        written.append(folder / name)
+    return written
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,104 @@
+"""How things look and what they are called, the same in every figure and table."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.style import context
+
+COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
+STYLE = Path(__file__).with_name("semidavil.mplstyle")
+
+# Okabe and Ito's palette, told apart with any colour vision; yellow is too faint for thin lines.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#000000", "#767676"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One variant: its name for readers, and a colour, marker and dash of its own."""
+
+    label: str
+    colour: str
+    marker: str
+    dash: Any  # matplotlib's linestyle
+
+
+_SOLID, _DASHED, _DASHDOT, _DOTTED = "-", (0, (4, 1.4)), (0, (4, 1.2, 1, 1.2)), (0, (1.2, 1.2))
+_LONG, _LONGDOT = (0, (7, 2)), (0, (6, 1.2, 1, 1.2, 1, 1.2))
+LOOKS: dict[str, Look] = {
+    # attentions
+    "dlg": Look("DLG (SemiDAViL)", BLUE, "o", _SOLID),
+    "vlga": Look("VLGA (SemiVL)", VERMILION, "s", _DASHED),
+    "wpct": Look("WPCT (LSeg)", GREEN, "^", _DASHDOT),
+    "cross_attention": Look("Cross-attention", PURPLE, "D", _DOTTED),
+    # losses
+    "dyce": Look("DyCE", BLUE, "o", _SOLID),
+    "ce": Look("CE", VERMILION, "s", _DASHED),
+    "wce": Look("Weighted CE", GREEN, "^", _DASHDOT),
+    "dce": Look("Dual CE", PURPLE, "D", _DOTTED),
+    "focal": Look("Focal", ORANGE, "v", _LONG),
+    "dfl": Look("Dual focal", SKY, "P", _LONGDOT),
+    # methods
+    "semidavil": Look("SemiDAViL", BLUE, "o", _SOLID),
+    "semivl": Look("SemiVL", VERMILION, "s", _DASHED),
+    "unimatch": Look("UniMatch", PURPLE, "D", _DOTTED),
+    "sdepth": Look("S-Depth", ORANGE, "v", _LONG),
+    "supervised": Look("Source + labelled", GREEN, "^", _DASHDOT),
+    "target_only": Look("Labelled target only", SKY, "P", _LONGDOT),
+    "source_only": Look("Source only", GREY, "X", _DOTTED),
+    "uamt": Look("UA-MT", BLUE, "o", _SOLID),
+    "urpc": Look("URPC", VERMILION, "s", _DASHED),
+    # captions
+    "positions": Look("What is where (default)", BLUE, "o", _SOLID),
+    "class_names": Look("Class names", GREEN, "^", _DASHDOT),
+    "none": Look("None", GREY, "X", _DOTTED),
+    "shuffled": Look("Of another image", ORANGE, "v", _LONG),
+    "oracle": Look("From the labels (bound)", PURPLE, "D", _DOTTED),
+}
+_CAPTIONERS = {"blip": "BLIP", "blip2": "BLIP-2", "hf": "Captioner"}
+_SPARE = ((BLACK, "<", _DASHED), (SKY, "*", _LONG), (GREEN, "h", _LONGDOT), (GREY, ">", _SOLID))
+
+DATA_SETS = {
+    "gta5": "GTA5",
+    "synthia": "SYNTHIA",
+    "cityscapes": "Cityscapes",
+    "idda": "IDDA",
+    "camvid": "CamVid",
+    "synapse": "Synapse",
+}
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """A look for each variant; those that are not known share the spare ones, in order."""
+    unknown = [name for name in names if name not in LOOKS]
+    spare = {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(unknown)}
+    return {name: LOOKS.get(name) or Look(label(name), *spare[name]) for name in names}
+
+
+def label(name: str) -> str:
+    """What readers call a variant; a captioner with a model's name is called by its kind."""
+    if name in LOOKS:
+        return LOOKS[name].label
+    kind, _, model = name.partition(":")
+    return _CAPTIONERS.get(kind, kind) if model else name
+
+
+def benchmark_name(benchmark: str) -> str:
+    """`gta5-cityscapes` -> `GTA5 → Cityscapes`; one data set alone where both are the same."""
+    source, _, target = benchmark.partition("-")
+    if source == target or not target:
+        return DATA_SETS.get(source, source)
+    return f"{DATA_SETS.get(source, source)} → {DATA_SETS.get(target, target)}"
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """This project's style and nothing of the user's own."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        with context(STYLE):
+            yield

@@ -1,0 +1,151 @@
+"""Variant x label budget: measured over published, one block per benchmark.
+
+Bold and underline are earned by a test, never by a higher mean alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.comparisons import COMPARISONS, Comparison
+from analysis.drawn import Block, Entry, Table
+from analysis.paper import Published
+from analysis.runs import Tracked
+from analysis.selection import Selected, by_seed, cells, seeds_of, select
+from analysis.stats import ALPHA, Winners, average_ranks, winners
+
+Known = dict[tuple[str, int], Published]
+
+
+def make(tracked: Tracked, name: str) -> Table:
+    """The table of a comparison.
+
+    Raises:
+        AnalysisError: no run of its grid.
+    """
+    comparison = COMPARISONS[name]
+    chosen = select(tracked, comparison.grid)
+    blocks, rows = [], []
+    for benchmark in chosen.benchmarks:
+        known = {
+            (p.variant, p.budget): p for p in comparison.published() if p.benchmark == benchmark
+        }
+        block, numbers = _block(chosen, benchmark, comparison, known)
+        blocks.append(block)
+        rows += numbers
+    table = pd.DataFrame(rows)
+    return Table(
+        name=name,
+        title=f"{comparison.title}: mIoU by label budget",
+        caption=_caption(chosen, comparison, table),
+        stub=comparison.subject,
+        blocks=tuple(blocks),
+        numbers=table,
+        run_ids=chosen.run_ids,
+        grid=comparison.grid,
+        missing=comparison.missing(chosen.runs, chosen.benchmarks),
+    )
+
+
+def _block(
+    chosen: Selected, benchmark: str, comparison: Comparison, known: Known
+) -> tuple[Block, list[dict[str, Any]]]:
+    runs = chosen.of(benchmark)
+    present = set(runs[comparison.field])
+    variants = [v for v in comparison.variants if v in present or any(k[0] == v for k in known)]
+    variants += sorted(present - set(variants))
+    expected = {b for v in comparison.variants for b in comparison.expected(benchmark, v)}
+    budgets = sorted(expected | set(runs["budget"]))
+    measured = cells(runs, comparison.field).set_index(["variant", "budget"])
+    scores = {
+        budget: {
+            variant: by_seed(runs[(runs[comparison.field] == variant) & (runs["budget"] == budget)])
+            for variant in variants
+            if (variant, budget) in measured.index
+        }
+        for budget in budgets
+    }
+    ahead = winners(scores)
+    means = measured["mean"].unstack("variant").reindex(budgets)
+    ranks = average_ranks(means.drop(columns=list(comparison.unlabelled), errors="ignore"))
+    rows = []
+    for variant in variants:
+        entries = [
+            _entry(measured, known, ahead[budget], variant, budget) for budget in budgets
+        ]  # fmt: skip
+        rank = ranks.get(variant, np.nan)
+        entries.append(Entry("\N{EN DASH}" if np.isnan(rank) else f"{rank:.1f}"))
+        rows.append((style.label(variant), tuple(entries)))
+    columns = (*(f"{b:,}" for b in budgets), "rank")
+    numbers = [
+        _numbers(measured, known, ahead[b], variant, b)
+        | {"benchmark": benchmark, "toy": chosen.is_toy(benchmark), "rank": ranks.get(variant)}
+        for variant in variants
+        for b in budgets
+        if (variant, b) in measured.index or (variant, b) in known
+    ]
+    return Block(chosen.heading(benchmark), columns, tuple(rows)), numbers
+
+
+def _entry(
+    measured: pd.DataFrame, known: Known, ahead: Winners, variant: str, budget: int
+) -> Entry:
+    """`34.2 ± 0.5 (3)`; one seed has no spread: `34.2 (1)`."""
+    published = known.get((variant, budget))
+    under = ""
+    if published:
+        under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
+    if (variant, budget) not in measured.index:
+        return Entry("\N{EN DASH}", under)
+    mean, std, n = (measured[name][(variant, budget)] for name in ("mean", "std", "n"))
+    spread = f" ± {std:.1f}" if n > 1 else ""
+    mark = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
+    return Entry(f"{mean:.1f}{spread} ({int(n)})", under, mark)
+
+
+def _numbers(
+    measured: pd.DataFrame, known: Known, ahead: Winners, variant: str, budget: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"benchmark": "", "variant": variant, "budget": budget}
+    for name in ("mean", "std", "n", "low", "high"):
+        there = (variant, budget) in measured.index
+        row[name] = (
+            measured.loc[(variant, budget), name] if there else (0 if name == "n" else np.nan)
+        )
+    published = known.get((variant, budget))
+    row |= {
+        "published": published.miou if published else np.nan,
+        "kind": published.kind if published else "",
+        "source": published.source if published else "",
+    }
+    row["minus_published"] = row["mean"] - row["published"]
+    tests = ahead.tests[ahead.tests["ours"] == variant]
+    row["p_holm_largest"] = tests["p_holm"].max() if len(tests) else np.nan
+    row["mark"] = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
+    return row
+
+
+def _caption(chosen: Selected, comparison: Comparison, table: pd.DataFrame) -> str:
+    measured = table[table["n"] > 0]
+    counts = [int(n) for n in measured["n"]]
+    parts = [
+        "Mean IoU (%) on the target's validation images by number of labelled target images. "
+        "Upper line of a cell: measured, mean ± sample "
+        f"standard deviation (number of seeds: {seeds_of(counts)})."
+    ]
+    if table["published"].notna().any():
+        parts.append("Lower line: published.")
+        if (table["kind"] == "bound").any():
+            parts.append("≥: the paper's text bounds the value only.")
+    if max(counts) > 1:
+        parts.append(
+            "Bold: above every other row of its column; underlined: the second, above every row below "
+            f"it; both by two-sided paired t-tests over seeds, p < {ALPHA} after Holm's correction over "
+            "all tests of the benchmark."
+        )
+    else:
+        parts.append("One seed per cell: no test is possible, and nothing is marked.")
+    parts.append("Rank: average over the budgets that every row has, 1 is best.")
+    return " ".join([*parts, chosen.note()])
