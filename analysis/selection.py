@@ -50,7 +50,7 @@ class Selected:
 
     def note(self) -> str:
         """What every caption says of where its runs come from."""
-        steps = " or ".join(f"{n:,}" for n in sorted(self.runs["steps"].unique()))
+        steps = " or ".join(f"{int(n):,}" for n in sorted(self.runs["steps"].unique()))
         told = [f"{steps} training steps."]
         if any(self.is_toy(b) for b in self.benchmarks):
             told.append(
