@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Writer, evaluation_of, settings
+from made_up_runs import Writer, evaluation_of, settings
 
 from analysis import paper
 from analysis.comparisons import COMPARISONS
@@ -304,8 +304,8 @@ def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: P
 
 def test_one_figure_in_one_format(attention: Tracked, tmp_path: Path) -> None:
     run("--tracking-uri", attention.uri, "--only", "attention", "--format", "pdf",
-        "--out", str(tmp_path))  # fmt: skip
-    assert {p.suffix for p in tmp_path.iterdir()} == {".pdf", ".csv", ".md", ".tex"}
+        "--out", str(tmp_path / "out"))  # fmt: skip
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".pdf", ".csv", ".md", ".tex"}
 
 
 def test_watch_draws_again_when_a_run_is_added(store: Writer, tmp_path: Path) -> None:
