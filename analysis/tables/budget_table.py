@@ -36,6 +36,8 @@ def make(tracked: Tracked, name: str) -> Table:
         blocks.append(block)
         rows += numbers
     table = pd.DataFrame(rows)
+    over_all = _ranks(table.set_index(["benchmark", "budget", "variant"])["mean"], comparison)
+    table["rank_overall"] = table["variant"].map(over_all)
     return Table(
         name=name,
         title=f"{comparison.title}: mIoU by label budget",
@@ -68,8 +70,7 @@ def _block(
         for budget in budgets
     }
     ahead = winners(scores)
-    means = measured["mean"].unstack("variant").reindex(budgets)
-    ranks = average_ranks(means.drop(columns=list(comparison.unlabelled), errors="ignore"))
+    ranks = _ranks(measured["mean"], comparison)
     rows = []
     for variant in variants:
         entries = [
@@ -87,6 +88,16 @@ def _block(
         if (variant, b) in measured.index or (variant, b) in known
     ]
     return Block(chosen.heading(benchmark), columns, tuple(rows)), numbers
+
+
+def _ranks(means: pd.Series, comparison: Comparison) -> pd.Series:
+    """Average rank by variant over the conditions that all have.
+
+    Args:
+        means: indexed by condition and, last, `variant`.
+    """
+    table = means.unstack("variant").dropna(axis=1, how="all")
+    return average_ranks(table.drop(columns=list(comparison.unlabelled), errors="ignore"))
 
 
 def _entry(
@@ -148,4 +159,8 @@ def _caption(chosen: Selected, comparison: Comparison, table: pd.DataFrame) -> s
     else:
         parts.append("One seed per cell: no test is possible, and nothing is marked.")
     parts.append("Rank: average over the budgets that every row has, 1 is best.")
+    over_all = measured.drop_duplicates("variant").set_index("variant")["rank_overall"].dropna()
+    if measured["benchmark"].nunique() > 1 and len(over_all):
+        told = ", ".join(f"{style.label(str(v))} {rank:.1f}" for v, rank in over_all.items())
+        parts.append(f"Average rank over budgets and benchmarks: {told}.")
     return " ".join([*parts, chosen.note()])

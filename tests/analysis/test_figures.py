@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Writer, evaluation_of, settings
+from made_up_runs import Writer, evaluation_of, settings
 
 from analysis import paper
 from analysis.comparisons import COMPARISONS

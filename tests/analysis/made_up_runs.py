@@ -1,0 +1,196 @@
+"""Writes made-up runs of every grid, whose numbers the tests know, into a tracking store."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from analysis.runs import KEY
+from semidavil.data.benchmarks import BENCHMARKS
+
+BENCHMARKS_2 = ("gta5-cityscapes", "synthia-cityscapes")
+TOY = {"data.toy": "true", "training.steps": "150", "training.ema": "0.97"}
+# How frequent Cityscapes' classes are, in pixels of an image of 4000, about as in the real set.
+PIXELS = [1300, 220, 820, 24, 32, 44, 8, 20, 570, 42, 145, 44, 5, 250, 10, 9, 8, 4, 15]
+
+
+class Writer:
+    """Writes runs as the sweeps do, in one batch each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri)
+        self.experiments: dict[str, str] = {}
+
+    def run(
+        self,
+        grid: str,
+        params: Mapping[str, Any],
+        final: Mapping[str, float],
+        *,
+        history: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+        evaluation: Mapping[str, np.ndarray] | None = None,
+        tags: Mapping[str, str] | None = None,
+        status: str = "FINISHED",
+        key: str | None = None,
+    ) -> str:
+        if grid not in self.experiments:
+            place = (self.folder / "mlruns" / grid).as_uri()
+            self.experiments[grid] = self.client.create_experiment(grid, place)
+        all_tags = {KEY: key or f"{grid}-{sorted(params.items())}", **(tags or {})}
+        run = self.client.create_run(self.experiments[grid], tags=all_tags).info.run_id
+        now = int(time.time() * 1000)
+        metrics = [Metric(f"final/{name}", float(v), now, 0) for name, v in final.items()]
+        for name, points in (history or {}).items():
+            metrics += [Metric(name, float(v), now, step) for step, v in points]
+        parameters = [Param(name, str(value)) for name, value in params.items()]
+        self.client.log_batch(run, metrics, parameters, [RunTag("semidavil.device", "test")])
+        if evaluation is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / "evaluation.npz"
+                np.savez_compressed(path, **evaluation)
+                self.client.log_artifact(run, str(path))
+        self.client.set_terminated(run, status)
+        return run
+
+
+def settings(benchmark: str, budget: int, seed: int, **changes: Any) -> dict[str, Any]:
+    base = {"data.benchmark": benchmark, "data.budget": budget, "seed": seed}
+    return {**TOY, **base, **{name.replace("__", "."): value for name, value in changes.items()}}
+
+
+def evaluation_of(benchmark: str, skill: float, seed: int, images: int = 12) -> dict[str, Any]:
+    """Confusion matrices of a network that gets `skill` of the frequent classes right."""
+    classes = BENCHMARKS[benchmark].classes
+    rng = np.random.default_rng(seed)
+    known = dict(zip(BENCHMARKS["gta5-cityscapes"].classes, PIXELS, strict=True))
+    counts = np.array([known[name] for name in classes])
+    right = np.clip(skill + 0.06 * np.log(counts / counts.max()), 0.02, 0.98)
+    per_image = np.zeros((images, len(classes), len(classes)), dtype=np.int32)
+    for image, c in itertools.product(range(images), range(len(classes))):
+        there = rng.poisson(counts[c])
+        hits = rng.binomial(there, right[c])
+        wrong = rng.multinomial(there - hits, counts / counts.sum())
+        per_image[image, c] = wrong
+        per_image[image, c, c] += hits
+    return {
+        "names": np.array([f"image{i}" for i in range(images)]),
+        "per_image": per_image,
+        "confident": (per_image.sum(0) * 0.6).astype(np.int64),
+    }
+
+
+def iou_metrics(benchmark: str, evaluation: Mapping[str, np.ndarray]) -> dict[str, float]:
+    confusion = evaluation["per_image"].sum(0)
+    hits = np.diag(confusion)
+    per_class = 100 * hits / (confusion.sum(0) + confusion.sum(1) - hits)
+    classes = BENCHMARKS[benchmark].classes
+    return {"miou": float(per_class.mean())} | {
+        f"iou/{name}": float(v) for name, v in zip(classes, per_class, strict=True)
+    }
+
+
+SKILL = {
+    "dlg": 0.02, "vlga": 0.01, "wpct": 0.0, "cross_attention": 0.005,
+    "dyce": 0.03, "ce": 0.0, "wce": -0.03, "dce": 0.002, "focal": 0.004, "dfl": 0.006,
+    "semidavil": 0.06, "semivl": 0.04, "unimatch": 0.03, "sdepth": 0.02, "supervised": 0.0,
+    "target_only": -0.06, "source_only": -0.1,
+    "positions": 0.02, "class_names": 0.01, "none": 0.0, "shuffled": -0.01, "oracle": 0.03,
+}  # fmt: skip
+
+
+def add_network(
+    writer: Writer, grid: str, params: dict[str, Any], skill: float, *, full: bool = False
+) -> None:
+    """A run of a network of some skill; `full` with evaluation and histories."""
+    benchmark, seed = params["data.benchmark"], int(params["seed"])
+    noise = np.random.default_rng([seed, len(grid), params["data.budget"]]).normal(0, 0.004)
+    level = 0.6 + 0.04 * np.log10(1 + params["data.budget"]) + skill + noise
+    evaluation = evaluation_of(benchmark, level, seed)
+    final = iou_metrics(benchmark, evaluation)
+    rng = np.random.default_rng(seed)
+    cost = 100 * (1.8 if params.get("training.method", "semidavil") != "supervised" else 1.0)
+    final["seconds"] = cost * (1 + 4 * max(skill, 0)) + rng.normal(0, 3)
+    history = None
+    if full:
+        steps = range(15, 151, 15)
+        shape = [(step, 1 - np.exp(-step / 40)) for step in steps]
+        history = {
+            "val/miou": [(s, final["miou"] * f + rng.normal(0, 0.3)) for s, f in shape],
+            "train/loss": [(s, 3.0 * (1 - f) + 0.5 + rng.normal(0, 0.05)) for s, f in shape],
+            "val/pseudo/coverage": [(s, 80 * f) for s, f in shape],
+            "val/pseudo/accuracy": [(s, 70 + 25 * f) for s, f in shape],
+            "train/peak_memory_mb": [(150, 2000 + 4000 * abs(skill))],
+        }
+    writer.run(grid, params, final, history=history, evaluation=evaluation if full else None)
+
+
+def write_everything(folder: Path) -> str:
+    """Runs of every grid with three seeds; the store's address."""
+    w = Writer(folder)
+    seeds, budgets = (0, 1, 2), (0, 100, 500, 2975)
+    for benchmark, budget, seed in itertools.product(BENCHMARKS_2, budgets, seeds):
+        for fusion in ("dlg", "vlga", "wpct", "cross_attention"):
+            cell = settings(benchmark, budget, seed, model__fusion=fusion)
+            add_network(w, "attention", cell, SKILL[fusion])
+        if budget in (100, 500):
+            for loss in ("ce", "wce", "dce", "focal", "dfl", "dyce"):
+                cell = settings(benchmark, budget, seed, loss__name=loss)
+                add_network(w, "losses", cell, SKILL[loss], full=loss in ("ce", "dyce"))
+            for name in ("semivl", "semidavil"):
+                cell = settings(benchmark, budget, seed, training__method=name)
+                add_network(w, "semivl", cell, SKILL[name])
+        if budget <= 100:
+            trained = ["semidavil", "semivl", "unimatch", "sdepth", "supervised", "target_only"]
+            for name in trained if budget else ["source_only"]:
+                cell = settings(benchmark, budget, seed, training__method=name)
+                add_network(w, "methods", cell, SKILL[name], full=True)
+    parts = {"model.vision_init": "random", "model.fusion": "none",
+             "training.consistency_weight": "0.0", "loss.name": "ce"}  # fmt: skip
+    worth = (0.08, 0.02, 0.03, 0.015)
+    for on, seed in itertools.product(itertools.product((True, False), repeat=4), seeds):
+        off = {
+            name: value for (name, value), there in zip(parts.items(), on, strict=True) if not there
+        }
+        cell = {**settings(BENCHMARKS_2[0], 100, seed), **off}
+        add_network(w, "components", cell, float(np.dot(on, worth)))
+    for name, seed in itertools.product(
+        ("positions", "class_names", "none", "shuffled", "oracle"), seeds
+    ):
+        cell = settings(BENCHMARKS_2[0], 100, seed, model__captions=name)
+        add_network(w, "captions", cell, SKILL[name])
+    varied = {"loss.hard_fraction": (0.1, 0.5, 1.0), "loss.omega": (0.0, 0.25, 0.75, 1.0),
+              "training.confidence": (0.5, 0.7, 0.9), "training.ema": (0.9, 0.99, 0.999),
+              "training.consistency_weight": (0.0, 0.5, 2.0)}  # fmt: skip
+    for seed in seeds:
+        default = {**settings(BENCHMARKS_2[0], 100, seed), "training.confidence": "0.8"}
+        add_network(w, "sensitivity", default, 0.03)
+        for name, values in varied.items():
+            for value in values:
+                add_network(
+                    w, "sensitivity", {**default, name: value}, 0.02 - 0.01 * abs(value - 0.7)
+                )
+    add_synapse(w, seeds)
+    return w.uri
+
+
+def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
+    organs = [c for c in BENCHMARKS["synapse"].classes if c != "background"]
+    for method, loss, seed in itertools.product(("uamt", "urpc"), ("ce", "dyce"), seeds):
+        rng = np.random.default_rng(seed)
+        dice = {
+            o: 80 - 4 * i + (3 + i if loss == "dyce" else 0) + rng.normal()
+            for i, o in enumerate(organs)
+        }
+        asd = {o: 2 + 0.4 * i - (0.2 * i if loss == "dyce" else 0) for i, o in enumerate(organs)}
+        final = {f"dice/{o}": v for o, v in dice.items()} | {f"asd/{o}": v for o, v in asd.items()}
+        final |= {"dice": float(np.mean(list(dice.values()))), "asd": 4.0, "seconds": 60.0}
+        cell = settings("synapse", 4, seed, training__method=method, loss__name=loss)
+        writer.run("synapse", cell, final)
