@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from png_files import write_png
 
 from semidavil.data.toy import ensure_toy_data
 
@@ -28,13 +28,6 @@ def tiny_toy(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "runtime.data_root": str(tiny_root),
         "runtime.cache_dir": str(tmp_path_factory.mktemp("cache")),
     }
-
-
-def write_png(path: Path, array: np.ndarray) -> None:
-    """uint8 or uint16, (H, W) or (H, W, 3) in RGB order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = array[..., ::-1] if array.ndim == 3 else array
-    assert cv2.imwrite(str(path), np.ascontiguousarray(stored))
 
 
 @pytest.fixture

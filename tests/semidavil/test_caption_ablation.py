@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_png
+from png_files import write_png
 
 from semidavil.caption_ablation import inner_captioner, oracle_captions, shuffle_captions
 from semidavil.config import Config, ConfigError, preset
