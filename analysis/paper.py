@@ -80,21 +80,22 @@ _SEMIVL_BUDGETS = (100, 200, 500, 1000)
 
 def losses() -> list[Published]:
     """The supplement's Table 1: six losses, six budgets, two benchmarks."""
-    return [
-        Published(benchmark, loss, budget, value, "exact", "supplement, Table 1")
-        for benchmark, rows in LOSS_TABLE.items()
-        for loss, values in rows.items()
-        for budget, value in zip(BUDGETS, values, strict=True)
-    ]
+    return _exact(LOSS_TABLE, BUDGETS, "supplement, Table 1")
 
 
 def semivl() -> list[Published]:
     """The supplement's Table 2: SemiVL and SemiDAViL, four budgets, three benchmarks."""
+    return _exact(SEMIVL_TABLE, _SEMIVL_BUDGETS, "supplement, Table 2")
+
+
+def _exact(
+    table: dict[str, dict[str, tuple[float, ...]]], budgets: tuple[int, ...], source: str
+) -> list[Published]:
     return [
-        Published(benchmark, method, budget, value, "exact", "supplement, Table 2")
-        for benchmark, rows in SEMIVL_TABLE.items()
-        for method, values in rows.items()
-        for budget, value in zip(_SEMIVL_BUDGETS, values, strict=True)
+        Published(benchmark, variant, budget, value, "exact", source)
+        for benchmark, rows in table.items()
+        for variant, values in rows.items()
+        for budget, value in zip(budgets, values, strict=True)
     ]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from semidavil.config import Config, Section
+from semidavil.metrics import Evaluation
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -40,26 +41,6 @@ ENVIRONMENT = ("commit", "dirty", "python", "version.torch", "device", "preset")
 
 class AnalysisError(RuntimeError):
     """Nothing to draw, or a store that cannot be read; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The confusion matrices of one run's validation images.
-
-    Attributes:
-        names: the N images.
-        per_image: (N, C, C) int64 pixels, rows = truth.
-        confident: (C, C) int64, the same over all images, of the confident pixels.
-    """
-
-    names: tuple[str, ...]
-    per_image: np.ndarray
-    confident: np.ndarray
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(C, C) int64 over the whole set."""
-        return self.per_image.sum(0)
 
 
 @dataclass
@@ -102,7 +83,7 @@ class Tracked:
         if "per_image" not in stored:
             return None
         return Evaluation(
-            tuple(map(str, stored["names"])),
+            list(map(str, stored["names"])),
             stored["per_image"].astype(np.int64),
             stored["confident"].astype(np.int64),
         )

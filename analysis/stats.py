@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from semidavil.metrics import iou
+
 RESAMPLES = 2000
 LEVEL = 0.95
 ALPHA = 0.05
@@ -121,10 +123,7 @@ def bootstrap_images(
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:
     """(..., C, C) -> (..., C) IoU in per cent; NaN for neither ground truth nor prediction."""
-    counts = confusion.astype(float)
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(-1) + counts.sum(-2) - hits
-    return 100 * np.divide(hits, union, out=np.full_like(union, np.nan), where=union > 0)
+    return 100 * iou(confusion)
 
 
 def mean_iou(confusion: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ method. It reads labels of unlabelled and validation images, so only an ablation
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,25 +65,23 @@ def oracle_captions(
     for (dataset, _), samples in groups.items():
         reader, lookup = open_reader(config, dataset), benchmark.lookup(dataset)
         by_label = {sample.label: sample for sample in samples}
-
-        def read(
-            path: Path,
-            reader: Reader = reader,
-            lookup: np.ndarray = lookup,
-            by_label: dict[Path, Sample] = by_label,
-        ) -> np.ndarray:
-            return lookup[reader.read_label(by_label[path])]
-
         texts = describe_files(
             list(by_label),
             _Labels(dataset, benchmark.classes),
             ORACLE,
-            read,
+            partial(_read_classes, reader, lookup, by_label),
             cache_dir,
             progress=progress,
         )
         found |= {sample.image: texts[label] for label, sample in by_label.items()}
     return found
+
+
+def _read_classes(
+    reader: Reader, lookup: np.ndarray, by_label: Mapping[Path, Sample], path: Path
+) -> np.ndarray:
+    """The class indices (H, W) of the label at `path`."""
+    return lookup[reader.read_label(by_label[path])]
 
 
 class _Labels:

@@ -1,9 +1,11 @@
 """Checkpoints from which a run goes on exactly."""
 
+import json
 import os
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 from semidavil.config import Config
@@ -32,6 +34,13 @@ def save_checkpoint(
         temporary.replace(folder / CHECKPOINT)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
+    """A trained network as safetensors, with the Config, its key and the network's name inside."""
+    about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
+    # Not `save_file`: some of MONAI's networks register their modules twice.
+    save_model(network, str(path), metadata=about)
 
 
 def resume(

@@ -1,5 +1,6 @@
 """Evaluation on the target validation set, and a picture to look at."""
 
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,40 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semidavil.data.loading import EvalSet
-from semidavil.metrics import Evaluation, Evaluator
+from semidavil.metrics import Evaluation
 from semidavil.segmenter import Segmenter
 from semidavil.vlm import Language
 
 Encode = Callable[[Sequence[str]], Language]
+
+
+class Evaluator:
+    """Collects an Evaluation batch by batch, on the device."""
+
+    def __init__(self, num_classes: int, threshold: float) -> None:
+        self.num_classes, self.threshold = num_classes, threshold
+        self._names: list[str] = []
+        self._counts: list[Tensor] = []
+        self._confident: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
+        confidence, predictions = logits.float().softmax(1).max(1)
+        # One count over all images at once: the image's number is the leading digit.
+        offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
+        valid = targets < self.num_classes
+        pairs = offsets[:, None, None] + targets * self.num_classes + predictions
+        shape = (len(targets), self.num_classes, self.num_classes)
+        for mask, kept in (
+            (valid, self._counts),
+            (valid & (confidence >= self.threshold), self._confident),
+        ):
+            kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
+        self._names += names
+
+    def result(self) -> Evaluation:
+        confident = torch.cat(self._confident).sum(0).cpu().numpy()
+        return Evaluation(self._names, torch.cat(self._counts).cpu().numpy(), confident)
 
 
 @torch.inference_mode()
@@ -122,6 +152,11 @@ def save_examples(
         image = (item["image"] * 255).round().byte().permute(1, 2, 0).numpy()
         panels = [image, palette[prediction], palette[item["label"].numpy()]]
         rows.append(_row(panels, item["caption"]))
+    save_sheet(rows, path)
+
+
+def save_sheet(rows: Sequence[Image.Image], path: Path) -> None:
+    """One PNG of pictures below one another."""
     width = max(row.width for row in rows)
     sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
     top = 0

@@ -9,7 +9,7 @@ that still has a gradient graph. Losses are computed in float32 whatever the log
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,23 @@ from semidavil.config import Loss
 IGNORE_INDEX = 255
 
 
-class CrossEntropy(nn.Module):
-    """The mean of -log p_y over valid pixels."""
+class PixelLoss(nn.Module):
+    """What every loss is built with: (logits (B, C, *), targets (B, *)) -> scalar."""
 
     def __init__(self, num_classes: int, ignore_index: int = IGNORE_INDEX) -> None:
         super().__init__()
         self.num_classes, self.ignore_index = num_classes, ignore_index
+
+
+class CrossEntropy(PixelLoss):
+    """The mean of -log p_y over valid pixels."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses, labels = valid_pixels(logits, targets, self.ignore_index)
         return losses.mean() if labels.numel() else losses.sum()
 
 
-class WeightedCrossEntropy(nn.Module):
+class WeightedCrossEntropy(PixelLoss):
     """Cross-entropy weighted by inverse class frequency (Aurelio et al., Neural Processing Letters 2019).
 
         L = sum_i w_{y_i} (-log p_{y_i}) / sum_i w_{y_i},    w_c = n / (C n_c) clipped to [0.1, 10]
@@ -52,8 +56,7 @@ class WeightedCrossEntropy(nn.Module):
         ignore_index: int = IGNORE_INDEX,
         class_pixels: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index)
         counts = torch.ones(num_classes) if class_pixels is None else torch.tensor(class_pixels)
         counts = counts.double()
         # A class that never occurs divides by one pixel rather than by none; it is clipped anyway.
@@ -66,14 +69,14 @@ class WeightedCrossEntropy(nn.Module):
         return (weights * losses).sum() / weights.sum() if labels.numel() else losses.sum()
 
 
-class Focal(nn.Module):
+class Focal(PixelLoss):
     """Multi-class focal loss (Lin et al., ICCV 2017): the mean of -(1 - p_y)^gamma log p_y."""
 
     def __init__(
         self, num_classes: int, ignore_index: int = IGNORE_INDEX, gamma: float = 2.0
     ) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index, self.gamma = num_classes, ignore_index, gamma
+        super().__init__(num_classes, ignore_index)
+        self.gamma = gamma
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         losses, labels = valid_pixels(logits, targets, self.ignore_index)
@@ -84,7 +87,7 @@ class Focal(nn.Module):
         return (misses.clamp(min=torch.finfo(misses.dtype).tiny).pow(self.gamma) * losses).mean()
 
 
-class DualCrossEntropy(nn.Module):
+class DualCrossEntropy(PixelLoss):
     """Dual cross-entropy (Li et al., IEEE Access 2019): wrong classes are pushed down as well.
 
     The mean over pixels of -log p_y + beta sum_{c != y} log(alpha + p_c). The paper tunes alpha and
@@ -98,8 +101,7 @@ class DualCrossEntropy(nn.Module):
         alpha: float = 1.0,
         beta: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index)
         self.alpha, self.beta = alpha, beta
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class DualCrossEntropy(nn.Module):
         return (losses + self.beta * penalties).mean()
 
 
-class DualFocal(nn.Module):
+class DualFocal(PixelLoss):
     """Dual focal loss (Hossain, Betts and Paplinski, Neurocomputing 2021).
 
     The mean over pixels of
@@ -133,8 +135,7 @@ class DualFocal(nn.Module):
         gamma: float = 1.0,
         rho: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index)
         self.alpha, self.beta, self.gamma, self.rho = alpha, beta, gamma, rho
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class DualFocal(nn.Module):
         return (losses + self.alpha * focal - self.beta * repelled).mean()
 
 
-class DyCE(nn.Module):
+class DyCE(PixelLoss):
     """Dynamic cross-entropy (SemiDAViL, CVPR 2025, eq. 9): hard pixels, re-weighted rare classes.
 
     H holds the `hard_fraction` of valid pixels with the largest cross-entropy (at least one);
@@ -168,8 +169,7 @@ class DyCE(nn.Module):
         hard_fraction: float = 0.2,
         omega: float = 0.5,
     ) -> None:
-        super().__init__()
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        super().__init__(num_classes, ignore_index)
         self.hard_fraction, self.omega = hard_fraction, omega
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def consistency_loss(
     return (losses * learn_from).sum() / valid.sum().clamp(min=1)
 
 
-LOSSES: dict[str, type[nn.Module]] = {
+LOSSES: dict[str, type[PixelLoss]] = {
     "ce": CrossEntropy,
     "wce": WeightedCrossEntropy,
     "focal": Focal,
@@ -231,18 +231,22 @@ LOSSES: dict[str, type[nn.Module]] = {
 
 
 def build_loss(
-    config: Loss, num_classes: int, class_pixels: Sequence[int] | None = None
-) -> nn.Module:
+    config: Loss, num_classes: int, class_pixels: Callable[[], Sequence[int]] | None = None
+) -> PixelLoss:
     """The configured loss; its parameter `x` takes `Config.loss.x`, or `Config.loss.<name>_x`.
 
     Args:
-        class_pixels: pixels of each class in the training labels, for losses that ask for them.
+        class_pixels: counts the pixels of each class in the training labels; called for losses that
+            ask for them alone.
     """
     loss = LOSSES[config.name]
-    known = {**config.model_dump(), "class_pixels": class_pixels}
+    parameters = inspect.signature(loss).parameters
+    known = config.model_dump()
+    if class_pixels and "class_pixels" in parameters:
+        known["class_pixels"] = class_pixels()
     chosen = {
         parameter: known[field]
-        for parameter in inspect.signature(loss).parameters
+        for parameter in parameters
         for field in (parameter, f"{config.name}_{parameter}")
         if field in known
     }

@@ -1,23 +1,20 @@
-"""Segmentation metrics from one confusion matrix over the whole set (rows = truth)."""
+"""Segmentation metrics from confusion matrices (rows = truth). Imports no torch: analysis uses them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 def iou(confusion: np.ndarray) -> np.ndarray:
-    """IoU_c = TP / (TP + FP + FN); NaN for a class with neither ground truth nor prediction.
+    """IoU_c = TP / (TP + FP + FN) of (..., C, C): (..., C); NaN for a class that is nowhere.
 
-    The rule of Cityscapes' own evaluation: such a class is left out of the mean, while a class
-    that is predicted but never there counts as 0.
+    The rule of Cityscapes' own evaluation: a class with neither ground truth nor prediction is left
+    out of the mean, while one that is predicted but never there counts as 0.
     """
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    union = confusion.sum(-2) + confusion.sum(-1) - hits
     return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
 
 
@@ -94,32 +91,3 @@ class Evaluation:
             per_image=self.per_image.astype(np.int32),
             confident=self.confident,
         )
-
-
-class Evaluator:
-    """Collects an Evaluation batch by batch, on the device."""
-
-    def __init__(self, num_classes: int, threshold: float) -> None:
-        self.num_classes, self.threshold = num_classes, threshold
-        self._names: list[str] = []
-        self._counts: list[Tensor] = []
-        self._confident: list[Tensor] = []
-
-    def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
-        """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
-        confidence, predictions = logits.float().softmax(1).max(1)
-        # One count over all images at once: the image's number is the leading digit.
-        offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
-        valid = targets < self.num_classes
-        pairs = offsets[:, None, None] + targets * self.num_classes + predictions
-        shape = (len(targets), self.num_classes, self.num_classes)
-        for mask, kept in (
-            (valid, self._counts),
-            (valid & (confidence >= self.threshold), self._confident),
-        ):
-            kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
-        self._names += names
-
-    def result(self) -> Evaluation:
-        confident = torch.cat(self._confident).sum(0).cpu().numpy()
-        return Evaluation(self._names, torch.cat(self._counts).cpu().numpy(), confident)

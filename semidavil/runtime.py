@@ -46,6 +46,11 @@ def make_deterministic(seed: int, threads: int) -> None:
     torch.set_num_threads(threads or available_cpus())
 
 
+def seed_of(*parts: int) -> int:
+    """A seed for torch from several numbers, without the collisions of adding them."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
 def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,11 +1,10 @@
 """Street images: what `semidavil.train` trains on, by what, and how it is scored."""
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from semidavil.caption_ablation import (
@@ -16,6 +15,7 @@ from semidavil.caption_ablation import (
     shuffle_captions,
 )
 from semidavil.captions import caption_images
+from semidavil.checkpoint import save_weights
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.data.checks import check_data, class_pixels
@@ -33,7 +33,7 @@ from semidavil.methods import METHODS
 from semidavil.methods.base import Method
 from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.runtime import choose_device
-from semidavil.segmenter import build_segmenter, parameter_groups
+from semidavil.segmenter import Segmenter, build_segmenter, parameter_groups
 from semidavil.vlm import VLM, load_vlm
 
 
@@ -72,11 +72,8 @@ class SceneExperiment:
             groups, weight_decay=settings.weight_decay
         )
 
-    def evaluate(self) -> dict[str, Evaluation]:
+    def evaluate(self, networks: Mapping[str, Segmenter]) -> dict[str, Evaluation]:
         setup = self.config.runtime
-        networks = self.method.networks()
-        if not setup.eval_all:
-            networks = dict(list(networks.items())[:1])
         return evaluate(
             networks, self.validation, self.method.encode, len(self.benchmark.classes),
             self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
@@ -97,9 +94,8 @@ class SceneExperiment:
             "examples": folder / "examples.png",
             "evaluation": folder / "evaluation.npz",
         }
-        params, network = json.dumps(self.config.to_params()), self.method.networks()[name]
-        about = {"config": params, "network": name, "key": self.config.key()}
-        save_file(network.state_dict(), files["weights"], metadata=about)
+        network = self.method.networks()[name]
+        save_weights(files["weights"], network, self.config, name)
         evaluation.save(files["evaluation"])
         save_examples(
             network, self.validation, self.method.encode, self.benchmark.palette,
@@ -115,8 +111,7 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
         fresh = load_vlm(config.model.vlm, "none", seed=config.seed).vision.to(vlm.device)
         start = replace(vlm, vision=fresh)
     student = build_segmenter(config.model, start, num_classes)
-    counts = class_pixels(config) if config.loss.name == "wce" else None
-    loss = build_loss(config.loss, num_classes, counts)
+    loss = build_loss(config.loss, num_classes, lambda: class_pixels(config))
     # The bound method, not the module: the frozen text tower has no place in checkpoints.
     method = METHODS[config.training.method](student, vlm.text.forward, loss, config)
     method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)

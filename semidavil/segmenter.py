@@ -104,10 +104,7 @@ class Segmenter(nn.Module):
     def encode(self, images: Tensor) -> Features:
         """Features of images (B, 3, H, W) in [0, 1] of any size, padded to whole patches."""
         height, width = images.shape[-2:]
-        stride = self.vision.stride
-        pad_h, pad_w = -height % stride, -width % stride
-        if pad_h or pad_w:
-            images = F.pad(images, (0, pad_w, 0, pad_h), mode="replicate")
+        images = pad_to_patches(images, self.vision.stride)
         return Features(self.vision(images), self.decoder.details(images), (height, width))
 
     def decode(self, features: Features, language: Language) -> Tensor:
@@ -117,6 +114,13 @@ class Segmenter(nn.Module):
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
         logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
         return logits[..., : features.size[0], : features.size[1]]
+
+
+def pad_to_patches(images: Tensor, stride: int) -> Tensor:
+    """Images (B, 3, H, W), their last row and column repeated until both sides are whole patches."""
+    height, width = images.shape[-2:]
+    pad_h, pad_w = -height % stride, -width % stride
+    return F.pad(images, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else images
 
 
 def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:

@@ -86,8 +86,8 @@ class Experiment(Protocol):
     lr: float
     grad_clip: float
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluations of each network, the reported one first."""
+    def evaluate(self, networks: Any) -> dict[str, Any]:
+        """The evaluation of each of the named networks."""
         ...
 
     def summary(self, evaluation: Any) -> dict[str, float]:
@@ -153,8 +153,11 @@ def train(
     )
 
     def score() -> dict[str, Any]:
+        networks = method.networks()
+        if not setup.eval_all:
+            networks = dict(list(networks.items())[:1])
         with autocast:
-            return experiment.evaluate()
+            return experiment.evaluate(networks)
 
     first_step = resume(checkpoint_dir, config, method, optimizer, device)
     loader = DataLoader(

@@ -38,7 +38,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         figsize=(COLUMN if len(benchmarks) == 1 else PAGE, 2.3 + (1.2 if shown else 0)),
         gridspec_kw={"height_ratios": [1, 2] if shown else [1], "hspace": 0.3},
     )  # fmt: skip
-    looks = style.looks(_variants(chosen, comparison))
+    looks = style.looks(comparison.present(chosen.runs))
     for column, benchmark in enumerate(benchmarks):
         here = numbers[(numbers["benchmark"] == benchmark) & numbers["mean"].notna()]
         budgets = [int(b) for b in sorted(here["budget"].unique())]
@@ -73,12 +73,6 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         grid=comparison.grid,
         missing=comparison.missing(chosen.runs, benchmarks),
     )
-
-
-def _variants(chosen: Selected, comparison: Comparison) -> list[str]:
-    present = set(chosen.runs[comparison.field])
-    expected = [name for name in comparison.variants if name in present]
-    return expected + sorted(present - set(expected))
 
 
 def _numbers(chosen: Selected, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:

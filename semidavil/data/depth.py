@@ -1,6 +1,7 @@
 """How near things are in target images: disparity maps on disk, or a depth estimator's.
 
-    near = open_disparities(config, vlm_device)     # Sample -> (H, W) float32, 0 where unknown
+    near = disparity_source("disparity", "cityscapes", samples, cache_dir)
+    near(samples[0])                                # (H, W) float32, 0 where unknown
 
 `data.depth=disparity` reads Cityscapes' own `disparity/` folder (the toy data has one too);
 `data.depth=hf:NAME` runs a depth estimator of transformers on every image once and keeps the result.

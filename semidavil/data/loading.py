@@ -22,7 +22,9 @@ from semidavil.data.depth import Disparities, disparity_source
 from semidavil.data.readers import READERS, DataError, Reader, Sample
 from semidavil.data.splits import split_target
 from semidavil.data.toy import ensure_toy_data
+from semidavil.data.toy_abdomen import ensure_toy_abdomen
 from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
+from semidavil.runtime import seed_of
 
 STREAMS = ("source", "labelled", "unlabelled")
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
@@ -42,6 +44,8 @@ def data_root(config: Config) -> Path:
     """
     if config.data.toy:
         benchmark = BENCHMARKS[config.data.benchmark]
+        if benchmark.kind == "volumes":
+            return ensure_toy_abdomen(cache_dir(config) / "toy")
         return ensure_toy_data(cache_dir(config) / "toy", benchmark.datasets)
     if not config.runtime.data_root:
         raise DataError(
@@ -225,7 +229,7 @@ class TrainBatches(Dataset):
             for name in STREAMS:
                 if name in self.samples:
                     # torch.manual_seed would seed the GPU's generator too, which no fork restores.
-                    seed = _seed(self.config.seed, step, STREAMS.index(name))
+                    seed = seed_of(self.config.seed, step, STREAMS.index(name))
                     torch.default_generator.manual_seed(seed)
                     make = self._unlabelled if name == "unlabelled" else self._labelled
                     batch[name] = make(name, self._draw(name, step))
@@ -308,11 +312,6 @@ class EvalSet(Dataset):
             "caption": self.captions[sample.image],
             "name": sample.name,
         }
-
-
-def _seed(*parts: int) -> int:
-    """A seed for torch from several numbers, without the collisions of adding them."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _order(count: int, seed: int, stream: int, epoch: int) -> np.ndarray:

@@ -27,11 +27,20 @@ def split_target(
             f"a budget of {budget} labelled images is larger than the target's training set of "
             f"{len(samples)}: choose at most {len(samples)} (--budgets)"
         )
-    if near is None:
-        order = np.random.default_rng([seed, 0x5B117]).permutation(len(samples))
-        labelled = sorted(order[:budget])
+    if near is None or not budget:
+        labelled, unlabelled = split_at_random(len(samples), budget, seed)
     else:
-        labelled = sorted(select_diverse(samples, budget, near, seed)) if budget else []
-    chosen = set(labelled)
-    unlabelled = [i for i in range(len(samples)) if i not in chosen] or labelled
+        chosen = select_diverse(samples, budget, near, seed)
+        labelled, unlabelled = _split(len(samples), chosen)
     return [samples[i] for i in labelled], [samples[i] for i in unlabelled]
+
+
+def split_at_random(count: int, budget: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of `budget` of `count` items and of the rest; nested by seed, see `split_target`."""
+    order = np.random.default_rng([seed, 0x5B117]).permutation(count)
+    return _split(count, order[:budget].tolist())
+
+
+def _split(count: int, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    labelled = sorted(chosen)
+    return labelled, sorted(set(range(count)) - set(chosen)) or labelled

@@ -51,6 +51,10 @@ class Method(nn.Module):
         self.encode = encode
         self.supervised_loss = supervised_loss
         self.config = config
+        self.extend()
+
+    def extend(self) -> None:
+        """Called last in the constructor: where a subclass makes what it keeps beside the student."""
 
     def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
         """Called once, before training, with the VLM that the student has just started from."""
@@ -100,6 +104,11 @@ def forward_groups(
         parts.append(Part(features[rows], language[rows], logits[rows]))
         start = rows.stop
     return parts
+
+
+def confident_share(confidence: Tensor, threshold: float, valid: Tensor) -> Tensor:
+    """The share of valid pixels (B, H, W) whose confidence reaches the threshold."""
+    return (valid & (confidence >= threshold)).sum() / valid.sum().clamp(min=1)
 
 
 def paste(values: Tensor, box: Tensor) -> Tensor:

@@ -1,30 +1,21 @@
 """A student and its exponential moving average."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from semidavil.config import Config
 from semidavil.methods.base import Method
 from semidavil.segmenter import Segmenter, ema_update
-from semidavil.vlm import Language
 
 
 class MeanTeacher(Method):
     """A Method whose teacher follows the student by EMA, labels images and is reported."""
 
-    def __init__(
-        self,
-        student: Segmenter,
-        encode: Callable[[Sequence[str]], Language],
-        supervised_loss: nn.Module,
-        config: Config,
-    ) -> None:
-        super().__init__(student, encode, supervised_loss, config)
-        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+    def extend(self) -> None:
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def networks(self) -> dict[str, Segmenter]:
         return {"teacher": self.teacher, "student": self.student}

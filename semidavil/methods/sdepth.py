@@ -1,18 +1,14 @@
 """S-Depth (Hoyer et al., IJCV 2023): self-supervised depth as a helper of segmentation."""
 
-from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semidavil.config import Config
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, Part
+from semidavil.methods.base import Batch, Losses, Part, paste
 from semidavil.methods.mean_teacher import MeanTeacher
-from semidavil.segmenter import Segmenter
-from semidavil.vlm import Language
 
 
 class SDepth(MeanTeacher):
@@ -34,17 +30,11 @@ class SDepth(MeanTeacher):
     strong_views: ClassVar[int] = 1
     disparity: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        student: Segmenter,
-        encode: Callable[[Sequence[str]], Language],
-        supervised_loss: nn.Module,
-        config: Config,
-    ) -> None:
-        super().__init__(student, encode, supervised_loss, config)
-        dim = config.model.decoder_dim
+    def extend(self) -> None:
+        super().extend()
+        dim = self.config.model.decoder_dim
         self.depth_head = nn.Sequential(
-            nn.Conv2d(student.vision.dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, 1, 1)
+            nn.Conv2d(self.student.vision.dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, 1, 1)
         )
 
     def losses(self, batch: Batch, step: int) -> Losses:
@@ -97,8 +87,7 @@ def nearer(ours: Tensor, theirs: Tensor, margin: Tensor) -> Tensor:
 
 def mix(values: Tensor, mask: Tensor) -> Tensor:
     """Values (B, [C,] H, W) where `mask` (B, H, W), those of the batch's next image elsewhere."""
-    inside = mask if values.dim() == mask.dim() else mask.unsqueeze(1)
-    return torch.where(inside, values, values.roll(-1, dims=0))
+    return paste(values, ~mask)
 
 
 def berhu(found: Tensor, target: Tensor, known: Tensor) -> Tensor:

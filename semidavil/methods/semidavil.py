@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, paste
+from semidavil.methods.base import Batch, Losses, confident_share, paste
 from semidavil.methods.mean_teacher import MeanTeacher
 
 
@@ -31,10 +31,9 @@ class SemiDAViL(MeanTeacher):
         consistency = consistency_loss(
             student.logits, labels, confidence, training.confidence, valid
         )
-        confident = (valid & (confidence >= training.confidence)).sum() / valid.sum().clamp(min=1)
         return {
             "loss": supervised + training.consistency_weight * consistency,
             "loss_sup": supervised,
             "loss_con": consistency,
-            "confident": confident,
+            "confident": confident_share(confidence, training.confidence, valid),
         }

@@ -1,19 +1,18 @@
 """SemiVL (Hoyer et al., ECCV 2024): UniMatch on a CLIP that is kept close to its pre-training."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from semidavil.captioners import class_embeddings
-from semidavil.config import Config
 from semidavil.data.concepts import concepts_of
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.unimatch import UniMatch
-from semidavil.segmenter import Segmenter
+from semidavil.segmenter import pad_to_patches
 from semidavil.vlm import VLM, Language
 
 
@@ -33,15 +32,9 @@ class SemiVL(UniMatch):
 
     guide: "Guide"
 
-    def __init__(
-        self,
-        student: Segmenter,
-        encode: Callable[[Sequence[str]], Language],
-        supervised_loss: nn.Module,
-        config: Config,
-    ) -> None:
-        super().__init__(student, encode, supervised_loss, config)
-        for name, parameter in student.vision.named_parameters():
+    def extend(self) -> None:
+        super().extend()
+        for name, parameter in self.student.vision.named_parameters():
             spatial = ".attn." in name or name.endswith("positional_embedding")
             parameter.requires_grad_(parameter.requires_grad and spatial)
 
@@ -74,11 +67,15 @@ class SemiVL(UniMatch):
         return {**losses, "loss": losses["loss"] + factor * guidance, "loss_guidance": guidance}
 
 
+def _prompts(name: str) -> list[str]:
+    return [f"a photo of a {concept}" for concept in concepts_of(name)]
+
+
 def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
     """One token per class (1, C, c_l): its concepts' sentence features, averaged."""
     rows = []
     for name in classes:
-        language = vlm.text([f"a photo of a {concept}" for concept in concepts_of(name)])
+        language = vlm.text(_prompts(name))
         # The sentence's feature is its last real token's, where CLIP reads it out.
         last = language.mask.sum(1) - 1
         rows.append(language.tokens[torch.arange(len(last)), last].mean(0))
@@ -94,15 +91,14 @@ class Guide:
 
     def __init__(self, vlm: VLM, classes: Sequence[str]) -> None:
         self.vision = copy.deepcopy(vlm.vision).requires_grad_(False).eval()
-        prompts = [[f"a photo of a {concept}" for concept in concepts_of(name)] for name in classes]
+        prompts = [_prompts(name) for name in classes]
         self.text, self.scale = class_embeddings(vlm, prompts), vlm.logit_scale
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W) each, for images (B, 3, H, W) whose sides are whole patches or are padded."""
         height, width = images.shape[-2:]
-        stride = self.vision.stride
-        padded = F.pad(images, (0, -width % stride, 0, -height % stride), mode="replicate")
+        padded = pad_to_patches(images, self.vision.stride)
         embeddings = self.vision.embed(padded).float()
         scores = self.scale * torch.einsum("behw,ce->bchw", embeddings, self.text)
         scores = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)

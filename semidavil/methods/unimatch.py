@@ -2,12 +2,12 @@
 
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, Method, Part, paste
+from semidavil.methods.base import Batch, Losses, Method, Part, confident_share, paste
+from semidavil.runtime import seed_of
 
 IMAGE_WEIGHT, FEATURE_WEIGHT = 0.25, 0.5  # of each strong view's loss, and of the features'
 
@@ -46,12 +46,11 @@ class UniMatch(Method):
             for weight, logits, (target, sure, inside) in terms
         ]
         unsupervised = torch.stack(values).sum()
-        confident = (valid & (confidence >= training.confidence)).sum() / valid.sum().clamp(min=1)
         losses = {
             "loss": (supervised + training.consistency_weight * unsupervised) / 2,
             "loss_sup": supervised,
             "loss_con": unsupervised,
-            "confident": confident,
+            "confident": confident_share(confidence, training.confidence, valid),
         }
         return self.refine(losses, batch, step, [(w, x) for w, x, _ in terms])
 
@@ -63,7 +62,6 @@ class UniMatch(Method):
 
     def _perturbed(self, weak: Part, step: int) -> Tensor:
         # From the seed and the step alone: a resumed run must drop the same channels.
-        seed = np.random.SeedSequence([self.config.seed, step, 0xFEA7]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(seed[0] >> 1))
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step, 0xFEA7))
         share = self.config.rivals.unimatch_dropout
         return self.student.decode(weak.features.drop_channels(share, generator), weak.language)

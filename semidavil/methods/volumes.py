@@ -7,12 +7,12 @@ import copy
 import math
 from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
 from semidavil.methods.base import Batch, Losses
+from semidavil.runtime import seed_of
 from semidavil.segmenter import ema_update
 from semidavil.volumes.network import PyramidUNet, ramp_up
 
@@ -95,7 +95,7 @@ class UAMT(VolumeMethod):
         logits = self.student(torch.cat([labelled["image"], images]))
         count = len(labelled["image"])
         supervised = self.supervised(logits[:count], labelled["label"])
-        generator = torch.Generator().manual_seed(_seed(self.config.seed, step))
+        generator = torch.Generator().manual_seed(seed_of(self.config.seed, step, 0x0A37))
         with torch.no_grad():
             target = self.teacher(self._noisy(images, generator)).float().softmax(1)
             passes = self.config.volumes.uamt_passes
@@ -163,7 +163,3 @@ def rectified_consistency(pyramid: Tensor) -> Tensor:
     axes = (0, 2, 3, 4)
     rectified = (squares * trust).mean(axes) / (trust.mean(axes) + 1e-8)
     return (rectified + variance.mean(axes)).mean()
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence([*parts, 0x0A37]).generate_state(1, np.uint64)[0] >> 1)

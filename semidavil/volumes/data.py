@@ -1,6 +1,5 @@
 """Patches of volumes for training; a step's batch depends on seed and step alone."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.data.loading import data_root
 from semidavil.data.readers import DataError
+from semidavil.data.splits import split_at_random
 from semidavil.data.synapse import Case, Scan, Synapse
-from semidavil.data.toy_abdomen import ensure_toy_abdomen
 
 
-def open_synapse(config: Config, progress: bool = False) -> Synapse:
-    """The reader below `runtime.data_root`; toy scans are generated on first use."""
-    if config.data.toy:
-        cache = Path(config.runtime.cache_dir or "data").absolute() / "toy"
-        return Synapse(ensure_toy_abdomen(cache, progress) / "synapse")
-    if not config.runtime.data_root:
-        raise DataError(
-            "synapse needs its scans: pass --data-root with the folder that holds synapse/, or use "
-            "the toy preset, which generates its own"
-        )
-    return Synapse(Path(config.runtime.data_root).expanduser().absolute() / "synapse")
+def open_synapse(config: Config) -> Synapse:
+    """The reader below the data root; toy scans are generated on first use."""
+    return Synapse(data_root(config) / BENCHMARKS[config.data.benchmark].target)
 
 
 def split_cases(config: Config, reader: Synapse) -> dict[str, list[Case]]:
@@ -39,9 +32,7 @@ def split_cases(config: Config, reader: Synapse) -> dict[str, list[Case]]:
             f"a budget of {config.data.budget} labelled scans of {len(cases)} training scans: "
             f"choose 1 to {len(cases)} (--budgets)"
         )
-    order = np.random.default_rng([config.seed, 0x5B117]).permutation(len(cases))
-    chosen = sorted(order[: config.data.budget])
-    rest = sorted(order[config.data.budget :]) or chosen
+    chosen, rest = split_at_random(len(cases), config.data.budget, config.seed)
     return {"labelled": [cases[i] for i in chosen], "unlabelled": [cases[i] for i in rest]}
 
 
@@ -73,6 +64,11 @@ class VolumeBatches(Dataset):
             stream: [reader.read(case) for case in cases]
             for stream, cases in split_cases(config, reader).items()
         }
+
+    def class_voxels(self, num_classes: int) -> list[int]:
+        """Voxels of each class in the labelled scans."""
+        labels = [scan.label.ravel() for scan in self.scans["labelled"]]
+        return np.bincount(np.concatenate(labels), minlength=num_classes).tolist()
 
     def __len__(self) -> int:
         return self.config.training.steps

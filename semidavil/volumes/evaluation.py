@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from semidavil.data.synapse import Scan
+from semidavil.evaluate import save_sheet
 from semidavil.volumes.network import PyramidUNet
 
 
@@ -134,9 +135,4 @@ def save_slices(
         row = np.hstack([grey, palette[labels], palette[scan.label[best]]])
         factor = max(1, 224 // row.shape[0])
         rows.append(Image.fromarray(row).resize((row.shape[1] * factor, row.shape[0] * factor), 0))
-    sheet = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white")
-    top = 0
-    for row_image in rows:
-        sheet.paste(row_image, (0, top))
-        top += row_image.height
-    sheet.save(path)
+    save_sheet(rows, path)

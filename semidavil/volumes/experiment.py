@@ -1,13 +1,13 @@
 """CT volumes: what `semidavil.train` trains on, by what, and how it is scored."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
 from torch.utils.data import Dataset
 
+from semidavil.checkpoint import save_weights
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.losses import build_loss
@@ -19,7 +19,7 @@ from semidavil.volumes.network import PyramidUNet
 
 def prepare(config: Config, progress: bool) -> None:
     """Toy scans and checks."""
-    check_volumes(config, open_synapse(config, progress))
+    check_volumes(config, open_synapse(config))
 
 
 class VolumeExperiment:
@@ -36,11 +36,7 @@ class VolumeExperiment:
         self.batches: Dataset = batches
         self.scans = {case.name: reader.read(case) for case in reader.cases("test")}
         num_classes = 1 + len(self.organs)
-        counts = None
-        if config.loss.name == "wce":
-            labels = [scan.label.ravel() for scan in batches.scans["labelled"]]
-            counts = np.bincount(np.concatenate(labels), minlength=num_classes).tolist()
-        loss = build_loss(config.loss, num_classes, counts)
+        loss = build_loss(config.loss, num_classes, lambda: batches.class_voxels(num_classes))
         student = PyramidUNet(num_classes, settings.width)
         self.method = METHODS[config.training.method](student, loss, config).to(device)
         trained = [p for p in self.method.parameters() if p.requires_grad]
@@ -50,10 +46,7 @@ class VolumeExperiment:
             weight_decay=settings.weight_decay,
         )  # fmt: skip
 
-    def evaluate(self) -> dict[str, VolumeEvaluation]:
-        networks = self.method.networks()
-        if not self.config.runtime.eval_all:
-            networks = dict(list(networks.items())[:1])
+    def evaluate(self, networks: Mapping[str, PyramidUNet]) -> dict[str, VolumeEvaluation]:
         patch = self.config.volumes.patch
         return evaluate_volumes(networks, self.scans, len(self.organs), patch, self.device)
 
@@ -71,9 +64,7 @@ class VolumeExperiment:
             "evaluation": folder / "evaluation.npz",
         }
         network = self.method.networks()[name]
-        params = json.dumps(self.config.to_params())
-        about = {"config": params, "network": name, "key": self.config.key()}
-        save_model(network, str(files["weights"]), metadata=about)  # MONAI registers modules twice
+        save_weights(files["weights"], network, self.config, name)
         evaluation.save(files["evaluation"])
         patch = self.config.volumes.patch
         save_slices(network, self.scans, patch, self.device, files["examples"])

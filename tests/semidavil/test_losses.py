@@ -272,5 +272,5 @@ def test_build_loss_passes_the_settings_that_the_loss_takes() -> None:
     dual = build_loss(Loss(name="dfl", dfl_gamma=3, dce_alpha=9, focal_gamma=8), CLASSES)
     assert (dual.alpha, dual.beta, dual.gamma, dual.rho) == (1, 1, 3, 1)
     assert build_loss(Loss(name="focal"), CLASSES).gamma == 2
-    weighted = build_loss(Loss(name="wce"), 2, class_pixels=[300, 100])
+    weighted = build_loss(Loss(name="wce"), 2, class_pixels=lambda: [300, 100])
     assert weighted.weights.tolist() == pytest.approx([2 / 3, 2.0])

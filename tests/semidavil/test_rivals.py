@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_method import CLASSES, encode64, make_batch, make_method
+from stopped_run import train_until
 from torch import Tensor, nn
 
 from semidavil.config import Config, preset
@@ -267,15 +268,7 @@ def test_rivals_train_and_resume_exactly(
     config = preset("toy", changes)
     whole = train(config, checkpoint_dir=tmp_path / "whole")
 
-    class StopError(Exception):
-        pass
-
-    def stop(report: object) -> None:
-        if getattr(report, "step", 0) >= 4:
-            raise StopError
-
-    with pytest.raises(StopError):
-        train(config, stop, tmp_path / "parts")
+    train_until(config, 4, tmp_path / "parts")
     resumed = train(config, checkpoint_dir=tmp_path / "parts")
     assert np.array_equal(whole.confusion, resumed.confusion)
     assert isinstance(Config.from_params(config.to_params()), Config)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from stopped_run import train_until
 from torch import Tensor, nn
 
 from semidavil.config import Config, ConfigError, preset
@@ -372,15 +373,7 @@ def test_a_run_learns_and_resumes_exactly(method: str, root: Path, tmp_path: Pat
     assert all(path.stat().st_size > 100 for path in whole.artifacts.values())
     assert 0 <= whole.metrics["dice"] <= 100
 
-    class StopError(Exception):
-        pass
-
-    def stop(report: object) -> None:
-        if getattr(report, "step", 0) >= 6:
-            raise StopError
-
-    with pytest.raises(StopError):
-        train(config, stop, tmp_path / "parts")
+    train_until(config, 6, tmp_path / "parts")
     resumed = train(config, checkpoint_dir=tmp_path / "parts")
     assert resumed.metrics == whole.metrics
     assert np.array_equal(resumed.evaluation.dice, whole.evaluation.dice, equal_nan=True)
