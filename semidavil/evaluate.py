@@ -1,14 +1,11 @@
-"""Evaluation on the target validation set, and a picture to look at."""
+"""Evaluation on the target validation set."""
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -78,10 +75,10 @@ def evaluate(
         for name, network in networks.items():
             logits = sliding_window(network.eval(), images, language, window)
             if same_size:
-                found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
+                found[name].add(at_size(logits, labels[0].shape), torch.stack(labels), names)
             else:
                 for one, label, image in zip(logits, labels, names, strict=True):
-                    found[name].add(_at_size(one[None], label.shape), label[None], [image])
+                    found[name].add(at_size(one[None], label.shape), label[None], [image])
     return {name: evaluator.result() for name, evaluator in found.items()}
 
 
@@ -120,63 +117,8 @@ def _starts(size: int, window: int) -> list[int]:
     return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
-def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) at another (height, width)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
-
-
-@torch.inference_mode()
-def save_examples(
-    network: Segmenter,
-    data: EvalSet,
-    encode: Encode,
-    palette: np.ndarray,
-    window: tuple[int, int],
-    device: torch.device,
-    path: Path,
-    count: int = 4,
-) -> None:
-    """A PNG with `count` evenly spaced validation images: input, prediction, ground truth, caption.
-
-    Args:
-        palette: colours (256, 3) uint8 by class index; 255 is the colour of ignored pixels.
-    """
-    rows = []
-    for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
-        item = data[int(index)]
-        image = item["image"][None].to(device)
-        logits = sliding_window(network.eval(), image, encode([item["caption"]]), window)
-        prediction = _at_size(logits, item["label"].shape)[0].argmax(0).cpu().numpy()
-        image = (item["image"] * 255).round().byte().permute(1, 2, 0).numpy()
-        panels = [image, palette[prediction], palette[item["label"].numpy()]]
-        rows.append(_row(panels, item["caption"]))
-    save_sheet(rows, path)
-
-
-def save_sheet(rows: Sequence[Image.Image], path: Path) -> None:
-    """One PNG of pictures below one another."""
-    width = max(row.width for row in rows)
-    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(path)
-
-
-def _row(panels: Sequence[np.ndarray], caption: str, width: int = 320, gap: int = 6) -> Image.Image:
-    height = round(width * panels[0].shape[0] / panels[0].shape[1])
-    lines = textwrap.wrap(caption or "(no caption)", 150)[:3]
-    row = Image.new("RGB", (3 * width + 2 * gap, height + 14 * len(lines) + 2 * gap), "white")
-    for column, panel in enumerate(panels):
-        # Nearest keeps label borders and small images crisp.
-        tile = Image.fromarray(panel.astype(np.uint8)).resize(
-            (width, height), Image.Resampling.NEAREST
-        )
-        row.paste(tile, (column * (width + gap), 0))
-    draw = ImageDraw.Draw(row)
-    for number, line in enumerate(lines):
-        draw.text((2, height + 3 + 14 * number), line, fill="black")
-    return row

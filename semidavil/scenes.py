@@ -27,7 +27,8 @@ from semidavil.data.loading import (
     disparities,
     open_reader,
 )
-from semidavil.evaluate import evaluate, save_examples
+from semidavil.evaluate import evaluate
+from semidavil.gallery import predict_some, save_examples, save_gallery
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.methods.base import Method
@@ -93,14 +94,17 @@ class SceneExperiment:
             "weights": folder / "segmenter.safetensors",
             "examples": folder / "examples.png",
             "evaluation": folder / "evaluation.npz",
+            "gallery": folder / "gallery.npz",
         }
         network = self.method.networks()[name]
         save_weights(files["weights"], network, self.config, name)
         evaluation.save(files["evaluation"])
-        save_examples(
-            network, self.validation, self.method.encode, self.benchmark.palette,
-            self.config.data.crop, self.device, files["examples"],
-        )  # fmt: skip
+        crop = self.config.data.crop
+        predictions = list(
+            predict_some(network, self.validation, self.method.encode, crop, self.device)
+        )
+        save_examples(predictions, self.benchmark.palette, files["examples"])
+        save_gallery(predictions, files["gallery"])
         return files
 
 

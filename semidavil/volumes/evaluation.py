@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from semidavil.data.synapse import Scan
-from semidavil.evaluate import save_sheet
+from semidavil.gallery import save_sheet
 from semidavil.volumes.network import PyramidUNet
 
 

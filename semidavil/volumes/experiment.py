@@ -41,10 +41,16 @@ class VolumeExperiment:
         self.method = METHODS[config.training.method](student, loss, config).to(device)
         trained = [p for p in self.method.parameters() if p.requires_grad]
         self.lr, self.grad_clip = settings.lr, 0.0
-        self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            [{"params": trained, "scale": 1.0}], settings.lr, momentum=0.9,
-            weight_decay=settings.weight_decay,
-        )  # fmt: skip
+        groups = [{"params": trained, "scale": 1.0}]
+        self.optimizer: torch.optim.Optimizer
+        if settings.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                groups, settings.lr, weight_decay=settings.weight_decay
+            )
+        else:
+            self.optimizer = torch.optim.SGD(
+                groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay
+            )
 
     def evaluate(self, networks: Mapping[str, PyramidUNet]) -> dict[str, VolumeEvaluation]:
         patch = self.config.volumes.patch
