@@ -91,13 +91,17 @@ class Tracked:
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """The arrays of a run's artifact `evaluation.npz`; empty for a run without one."""
         if run_id not in self._arrays:
-            self._arrays[run_id] = self._read(run_id)
+            self._arrays[run_id] = self._read(run_id, "evaluation.npz")
         return self._arrays[run_id]
 
-    def _read(self, run_id: str) -> dict[str, np.ndarray]:
-        if "evaluation.npz" not in {file.path for file in self._client.list_artifacts(run_id)}:
+    def gallery(self, run_id: str) -> dict[str, np.ndarray]:
+        """The arrays of a run's artifact `gallery.npz`, see `semidavil.gallery`; may be empty."""
+        return self._read(run_id, "gallery.npz")
+
+    def _read(self, run_id: str, name: str) -> dict[str, np.ndarray]:
+        if name not in {file.path for file in self._client.list_artifacts(run_id)}:
             return {}
-        path = self._client.download_artifacts(run_id, "evaluation.npz")
+        path = self._client.download_artifacts(run_id, name)
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 

@@ -218,7 +218,8 @@ def methods(
     """Question: how does SemiDAViL compare with its parts and its rivals at few labels?
 
     Feeds: the comparison of methods and the qualitative grid.
-    Cost: 7 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0.
+    Cost: 7 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
+    needs depth: Cityscapes' disparity maps, or an estimator that data.depth names.
     """
     trained = [{"training.method": name} for name in ("target_only", "supervised")]
     cells = []
@@ -226,9 +227,10 @@ def methods(
         if BENCHMARKS[benchmark].source is not None:
             alone = [{"training.method": "source_only"}]
             cells += everywhere(base, [benchmark], [0], seeds, alone)
-    return cells + everywhere(
-        base, benchmarks, budgets, seeds, [*trained, *RIVALS.values()], usual=(100,)
-    )
+        depth = BENCHMARKS[benchmark].has_disparity or base.data.depth != "disparity"
+        rivals = [recipe for name, recipe in RIVALS.items() if depth or name != "sdepth"]
+        cells += everywhere(base, [benchmark], budgets, seeds, [*trained, *rivals], usual=(100,))
+    return cells
 
 
 # Each part of SemiDAViL with the setting that switches it off.

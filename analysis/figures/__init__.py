@@ -11,6 +11,7 @@ from analysis.figures import (
     cost,
     dots,
     over_time,
+    qualitative,
     sensitivity,
     synapse,
 )
@@ -31,6 +32,7 @@ FIGURES: dict[str, DrawFigure] = {
         title="What the caption says",
     ),
     "sensitivity": sensitivity.draw,
+    "qualitative": qualitative.draw,
     "confusion": confusion.draw,
     "learning_curves": over_time.learning_curves,
     "pseudo_labels": over_time.pseudo_labels,

@@ -115,6 +115,11 @@ class Benchmark:
     def datasets(self) -> tuple[str, ...]:
         return (self.target,) if self.source is None else (self.source, self.target)
 
+    @property
+    def has_disparity(self) -> bool:
+        """Whether the target's own files say how near things are."""
+        return self.target == "cityscapes"
+
     def lookup(self, dataset: str) -> np.ndarray:
         """Class index by raw label id (65536,) uint8: 255 is ignored, 254 an unknown id."""
         table = np.full(65536, UNKNOWN, dtype=np.uint8)

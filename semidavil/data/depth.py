@@ -9,6 +9,7 @@ Disparities are comparable within an image, and between the images of one data s
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ def disparity_source(
     kind, _, argument = name.partition(":")
     if kind == "disparity" and not argument:
         for sample in samples:
+            if disparity_path(sample) == sample.image:
+                raise DataError(
+                    f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator "
+                    "of transformers"
+                )
             if not disparity_path(sample).is_file():
                 raise DataError(
                     f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "
@@ -54,7 +60,7 @@ def disparity_source(
 
 
 def disparity_path(sample: Sample) -> Path:
-    """Where Cityscapes keeps an image's disparity; other layouts have none there."""
+    """Where Cityscapes keeps an image's disparity; the image itself in layouts that have none."""
     parts = ["disparity" if part == "leftImg8bit" else part for part in sample.image.parts]
     return Path(*parts).with_name(sample.image.name.replace("_leftImg8bit", "_disparity"))
 
@@ -107,8 +113,9 @@ class _Estimated:
             found = cv2.resize(found, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             # Relative inverse depth has no unit: its largest value in an image becomes 255.
             scaled = np.clip(found, 0, None) / max(float(found.max()), 1e-6) * 255 * 256
-            temporary = self._file(sample).with_suffix(".tmp.png")
-            cv2.imwrite(str(temporary), scaled.round().astype(np.uint16))
+            temporary = self._file(sample).with_suffix(f".{os.getpid()}.png")
+            if not cv2.imwrite(str(temporary), scaled.round().astype(np.uint16)):
+                raise DataError(f"{temporary} cannot be written: is the disk full?")
             temporary.replace(self._file(sample))
 
 

@@ -1,5 +1,6 @@
 """Writes made-up runs of every grid, whose numbers the tests know, into a tracking store."""
 
+import io
 import itertools
 import tempfile
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from analysis.runs import KEY
 from semidavil.data.benchmarks import BENCHMARKS
@@ -37,6 +39,7 @@ class Writer:
         *,
         history: Mapping[str, Sequence[tuple[int, float]]] | None = None,
         evaluation: Mapping[str, np.ndarray] | None = None,
+        gallery: Mapping[str, np.ndarray] | None = None,
         tags: Mapping[str, str] | None = None,
         status: str = "FINISHED",
         key: str | None = None,
@@ -52,11 +55,12 @@ class Writer:
             metrics += [Metric(name, float(v), now, step) for step, v in points]
         parameters = [Param(name, str(value)) for name, value in params.items()]
         self.client.log_batch(run, metrics, parameters, [RunTag("semidavil.device", "test")])
-        if evaluation is not None:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / "evaluation.npz"
-                np.savez_compressed(path, **evaluation)
-                self.client.log_artifact(run, str(path))
+        for name, arrays in (("evaluation", evaluation), ("gallery", gallery)):
+            if arrays is not None:
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = Path(scratch) / f"{name}.npz"
+                    np.savez_compressed(path, **arrays)
+                    self.client.log_artifact(run, str(path))
         self.client.set_terminated(run, status)
         return run
 
@@ -85,6 +89,26 @@ def evaluation_of(benchmark: str, skill: float, seed: int, images: int = 12) -> 
         "per_image": per_image,
         "confident": (per_image.sum(0) * 0.6).astype(np.int64),
     }
+
+
+def gallery_of(skill: float, seed: int, images: int = 6) -> dict[str, Any]:
+    """Predictions on the same images, all of road but for a little of everything, and errors."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Any] = {
+        "names": np.array([f"image{i}" for i in range(images)]),
+        "captions": np.array([f"a road, number {i}" for i in range(images)]),
+    }
+    for i in range(images):
+        truth = np.zeros((16, 32), np.uint8)
+        truth[:8] = np.random.default_rng(i).integers(0, 16, (8, 32))
+        truth[0, 0] = 255
+        wrong = rng.random(truth.shape) > 0.4 + skill
+        picture = io.BytesIO()
+        Image.fromarray(np.full((16, 32, 3), 20 * i, np.uint8)).save(picture, "JPEG")
+        arrays[f"image/{i}"] = np.frombuffer(picture.getvalue(), np.uint8)
+        arrays[f"truth/{i}"] = truth
+        arrays[f"labels/{i}"] = np.where(wrong, (truth + 1) % 16, truth % 16).astype(np.uint8)
+    return arrays
 
 
 def iou_metrics(benchmark: str, evaluation: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -129,7 +153,9 @@ def add_network(
             "val/pseudo/accuracy": [(s, 70 + 25 * f) for s, f in shape],
             "train/peak_memory_mb": [(150, 2000 + 4000 * abs(skill))],
         }
-    writer.run(grid, params, final, history=history, evaluation=evaluation if full else None)
+    gallery = gallery_of(skill, seed) if grid == "methods" else None
+    kept = evaluation if full else None
+    writer.run(grid, params, final, history=history, evaluation=kept, gallery=gallery)
 
 
 def write_everything(folder: Path) -> str:

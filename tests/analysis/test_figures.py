@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import Writer, evaluation_of, settings
+from made_up_runs import Writer, evaluation_of, gallery_of, settings
 
 from analysis import paper
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
-from analysis.figures import FIGURES, class_gains, components, cost, sensitivity
+from analysis.figures import FIGURES, class_gains, components, cost, qualitative, sensitivity
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
@@ -219,6 +219,50 @@ def test_sensitivity_changes_one_setting_at_a_time(tracked: Tracked) -> None:
     assert omega["value"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert omega[omega["default"]]["value"].tolist() == [0.5]
     assert rows[rows["default"]].groupby("setting").size().eq(1).all()
+
+
+def test_images_are_chosen_by_rule() -> None:
+    truth = [np.full((4, 10), 0, np.uint8) for _ in range(5)]
+    truth[3][0, :3] = 18  # the rarest class, bicycle
+    truth[1][0, :1] = 18
+    truth[0][0, :] = 255
+
+    def painted(*wrong: int) -> list[np.ndarray]:
+        labels = [t % 255 for t in truth]
+        for one, rows in zip(labels, wrong, strict=True):
+            one[4 - rows :] = 1
+        return labels
+
+    gallery = qualitative.Gallery(
+        list("abcde"), [], truth, truth,
+        {"supervised": painted(0, 1, 1, 1, 1), "source_only": painted(3, 3, 3, 3, 3),
+         "semidavil": painted(0, 0, 3, 1, 2)}, {},
+    )  # fmt: skip
+    scores = qualitative.scores(gallery, "gta5-cityscapes")
+    assert scores["supervised"].tolist() == pytest.approx([100, 87.18, 75, 86.49, 75], abs=0.01)
+    assert qualitative.rival(gallery, "gta5-cityscapes") == "supervised"
+    chosen = qualitative.choose(gallery, "gta5-cityscapes")
+    assert [(gallery.names[pick.index], pick.reason) for pick in chosen] == [
+        ("b", "best margin"), ("a", "median margin"), ("c", "worst margin"), ("d", "rare: bicycle"),
+    ]  # fmt: skip
+
+
+def test_qualitative_shows_each_method_on_the_same_images(tracked: Tracked) -> None:
+    drawn = FIGURES["qualitative"](tracked)
+    numbers = drawn.numbers
+    assert set(numbers["method"]) == set(qualitative.SHOWN)
+    per_image = numbers.groupby(["benchmark", "image"])["method"].nunique()
+    assert (per_image == len(qualitative.SHOWN)).all()
+    assert (per_image.groupby("benchmark").size() >= 3).all()
+    first = tracked.table.set_index("run_id").loc[list(drawn.run_ids)]
+    assert set(first["seed"]) == {0}
+    stored = gallery_of(0.06, 0)
+    image = int(numbers["image"].iloc[0].removeprefix("image"))
+    wrong = stored[f"labels/{image}"] != stored[f"truth/{image}"]
+    wrong &= stored[f"truth/{image}"] < 19
+    shown = drawn.figure.subfigs[0].axes[len(qualitative.SHOWN) + 2 :][len(qualitative.SHOWN) + 1]
+    errors = np.asarray(shown.images[0].get_array())
+    np.testing.assert_array_equal(errors.any(-1), wrong)
 
 
 def test_pareto_front() -> None:

@@ -1,6 +1,7 @@
 """Disparities on disk, from an estimator, and the images chosen by them."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -48,6 +49,9 @@ def test_a_missing_disparity_is_named_with_the_remedy(
     assert str(disparity_path(copies[3])) in str(error.value)
     with pytest.raises(DataError, match=r"unknown data\.depth 'sonar'"):
         disparity_source("sonar", "cityscapes", copies, tmp_path)
+    photograph = replace(copies[0], image=tmp_path / "0001TP_006690.png")
+    with pytest.raises(DataError, match=r"camvid has no disparity maps: set data.depth=hf:NAME"):
+        disparity_source("disparity", "camvid", [photograph], tmp_path)
     with pytest.raises(DataError, match="hf download"):
         disparity_source("hf:nobody/nothing", "cityscapes", copies, tmp_path)
 

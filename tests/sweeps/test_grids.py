@@ -98,6 +98,16 @@ def test_rivals_bring_their_own_recipe() -> None:
     assert cells["semidavil"].key() == TOY.replace({"data.budget": 100}).key()
 
 
+def test_sdepth_is_a_cell_where_there_is_depth() -> None:
+    def has_sdepth(benchmark: str, **changes: str) -> bool:
+        cells = GRIDS["methods"].cells(preset("small", changes), [benchmark], [50])
+        return "sdepth" in {c.training.method for c in cells}
+
+    assert has_sdepth("gta5-cityscapes")
+    assert not has_sdepth("idda-camvid")
+    assert has_sdepth("idda-camvid", **{"data.depth": "hf:Intel/dpt-large"})
+
+
 def test_a_grid_of_images_is_refused_on_volumes() -> None:
     with pytest.raises(ConfigError, match="uamt, urpc"):
         GRIDS["attention"].cells(TOY, ["synapse"])

@@ -1,0 +1,223 @@
+"""What methods make of the same images, chosen by rule."""
+
+import io
+import textwrap
+from dataclasses import dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import SubFigure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from analysis import style
+from analysis.drawn import Drawn
+from analysis.runs import AnalysisError, Tracked
+from analysis.selection import Selected, select
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.metrics import iou
+
+GRID, OURS = "methods", "semidavil"
+SHOWN = ("source_only", "supervised", "unimatch", "sdepth", "semivl", OURS)  # left to right
+ROW = 0.86  # inches of one image: predictions, and their errors below
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The same images as several methods see them.
+
+    Attributes:
+        names, captions: of the images.
+        images, truth: arrays of each image.
+        labels: of each method, the predicted class indices of each image.
+        run_ids: where each method's come from.
+    """
+
+    names: list[str]
+    captions: list[str]
+    images: list[np.ndarray]
+    truth: list[np.ndarray]
+    labels: dict[str, list[np.ndarray]]
+    run_ids: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An image and why it is shown."""
+
+    index: int
+    reason: str
+
+
+def draw(tracked: Tracked) -> Drawn:
+    """Input, truth, prediction and errors of each method on four images per benchmark.
+
+    Raises:
+        AnalysisError: no benchmark has predictions of SemiDAViL and another method.
+    """
+    chosen = select(tracked, GRID)
+    galleries = {name: read(tracked, chosen, name) for name in chosen.benchmarks}
+    found = {
+        name: g for name, g in galleries.items() if g and OURS in g.labels and len(g.labels) > 1
+    }
+    if not found:
+        raise AnalysisError(f"no predictions of {OURS} and another method on one benchmark")
+    picks = {name: choose(gallery, name) for name, gallery in found.items()}
+    heights = [ROW * len(picks[name]) + 0.62 for name in found]
+    figure = plt.figure(figsize=(style.PAGE, sum(heights)))
+    panels = figure.subfigures(len(found), 1, squeeze=False, height_ratios=heights, hspace=0)[:, 0]
+    rows, told = [], []
+    for panel, (name, gallery) in zip(panels, found.items(), strict=True):
+        _panel(panel, chosen.heading(name), gallery, picks[name], name)
+        strongest = rival(gallery, name)
+        told.append(f"{style.benchmark_name(name)}: margin to {style.label(strongest)}")
+        rows += _numbers(gallery, picks[name], name)
+    return Drawn(
+        figure=figure,
+        title="Predictions of the methods",
+        caption="Input, ground truth and predictions; below them the caption that the model was given "
+        "and the wrong pixels of each method (black: right, or not labelled). Chosen by rule from the "
+        f"{len(next(iter(found.values())).names)} evenly spaced validation images that runs keep: the "
+        "best, the median and the worst margin in an image's mIoU of SemiDAViL over the strongest other "
+        "method, and the image with the most of the rarest class. "
+        f"{'; '.join(told)}. Colours are Cityscapes' own. First seed. {chosen.note()}",
+        alt="Rows of street images: input, ground truth, and the segmentation of each method.",
+        numbers=pd.DataFrame(rows),
+        run_ids=tuple(sorted(run for g in found.values() for run in g.run_ids.values())),
+        grid=GRID,
+    )
+
+
+def read(tracked: Tracked, chosen: Selected, benchmark: str) -> Gallery | None:
+    """The kept predictions of each method's first seed; None where there are none."""
+    here = chosen.of(benchmark).sort_values(["budget", "seed"])
+    gallery: Gallery | None = None
+    for method in SHOWN:
+        for run_id in here[here["method"] == method]["run_id"][:1]:
+            stored = tracked.gallery(run_id)
+            if not stored:
+                continue
+            numbers = range(len(stored["names"]))
+            names = list(map(str, stored["names"]))
+            if gallery is None:
+                pictures = [Image.open(io.BytesIO(stored[f"image/{i}"].tobytes())) for i in numbers]
+                truth = [stored[f"truth/{i}"] for i in numbers]
+                gallery = Gallery(
+                    names, [], [np.asarray(p.convert("RGB")) for p in pictures], truth, {}, {}
+                )
+            if names != gallery.names:
+                raise AnalysisError(f"run {run_id} kept other images than {gallery.run_ids}")
+            if method == OURS:
+                gallery.captions[:] = map(str, stored["captions"])
+            gallery.labels[method] = [stored[f"labels/{i}"] for i in numbers]
+            gallery.run_ids[method] = run_id
+    return gallery
+
+
+def scores(gallery: Gallery, benchmark: str) -> pd.DataFrame:
+    """mIoU (per cent) of each image (rows) by each method, over the classes of its ground truth."""
+    classes = len(BENCHMARKS[benchmark].classes)
+    table = {}
+    for method, predictions in gallery.labels.items():
+        values = []
+        for truth, labels in zip(gallery.truth, predictions, strict=True):
+            valid = truth < classes
+            pairs = truth[valid].astype(int) * classes + labels[valid]
+            confusion = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+            there = confusion.sum(1) > 0
+            values.append(100 * iou(confusion)[there].mean() if there.any() else np.nan)
+        table[method] = values
+    return pd.DataFrame(table)
+
+
+def rival(gallery: Gallery, benchmark: str) -> str:
+    """The other method with the highest mean score over the images."""
+    return str(scores(gallery, benchmark).drop(columns=OURS).mean().idxmax())
+
+
+def choose(gallery: Gallery, benchmark: str) -> list[Choice]:
+    """Best, median and worst margin over the strongest other method, and the rarest class."""
+    table = scores(gallery, benchmark)
+    margin = (table[OURS] - table[rival(gallery, benchmark)]).dropna().sort_values(kind="stable")
+    order = [int(index) for index in margin.index[::-1]]
+    picked = [
+        Choice(order[0], "best margin"),
+        Choice(order[len(order) // 2], "median margin"),
+        Choice(order[-1], "worst margin"),
+    ]
+    classes = BENCHMARKS[benchmark].classes
+    counts = np.stack(
+        [np.bincount(t.ravel(), minlength=256)[: len(classes)] for t in gallery.truth]
+    )
+    total = counts.sum(0)
+    for rare in np.argsort(np.where(total > 0, total, np.iinfo(int).max)):
+        index = int(counts[:, rare].argmax())
+        if total[rare] and index not in [pick.index for pick in picked]:
+            picked.append(Choice(index, f"rare: {classes[rare]}"))
+            break
+    unique: dict[int, Choice] = {}
+    for pick in picked:
+        unique.setdefault(pick.index, pick)
+    return list(unique.values())
+
+
+def _panel(
+    panel: SubFigure, heading: str, gallery: Gallery, picks: list[Choice], benchmark: str
+) -> None:
+    methods = list(gallery.labels)
+    classes, palette = BENCHMARKS[benchmark].classes, BENCHMARKS[benchmark].palette
+    height = ROW * len(picks) + 0.62
+    axes = panel.subplots(
+        2 * len(picks), 2 + len(methods), squeeze=False,
+        gridspec_kw={
+            "left": 0.035, "right": 0.998, "top": 1 - 0.27 / height, "bottom": 0.34 / height,
+            "wspace": 0.03, "hspace": 0.05,
+        },
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, title in zip(
+        axes[0], ["Input", "Truth", *(style.label(m) for m in methods)], strict=True
+    ):
+        ax.set_title(title, fontsize=6.5, pad=2)
+    for row, pick in enumerate(picks):
+        upper, lower = axes[2 * row], axes[2 * row + 1]
+        truth = gallery.truth[pick.index]
+        upper[0].imshow(gallery.images[pick.index], aspect="auto")
+        upper[0].text(
+            -0.06, 0.0, pick.reason, transform=upper[0].transAxes, rotation=90, fontsize=5.5,
+            ha="right", va="center",
+        )  # fmt: skip
+        upper[1].imshow(palette[truth], aspect="auto")
+        caption = gallery.captions[pick.index] if gallery.captions else ""
+        lower[0].text(
+            0, 0.95, textwrap.fill(caption, 46, max_lines=5, placeholder=" …"),
+            transform=lower[0].transAxes, fontsize=4.4, va="top",
+        )  # fmt: skip
+        for column, method in enumerate(methods, start=2):
+            labels = gallery.labels[method][pick.index]
+            wrong = (labels != truth) & (truth < len(classes))
+            upper[column].imshow(palette[labels], aspect="auto", interpolation="nearest")
+            errors = np.where(wrong[..., None], palette[labels], 0).astype(np.uint8)
+            lower[column].imshow(errors, aspect="auto", interpolation="nearest")
+    panel.text(0.002, 1 - 0.04 / height, heading, fontsize=7, weight="bold", va="top")
+    patches = [
+        Patch(color=tuple((palette[i] / 255).tolist()), label=name)
+        for i, name in enumerate(classes)
+    ]
+    panel.legend(
+        handles=patches, loc="lower center", ncols=10, fontsize=5.5, frameon=False,
+        handlelength=1, handleheight=0.8, columnspacing=0.8, handletextpad=0.4, borderpad=0,
+    )  # fmt: skip
+
+
+def _numbers(gallery: Gallery, picks: list[Choice], benchmark: str) -> list[dict[str, object]]:
+    table = scores(gallery, benchmark)
+    return [
+        {"benchmark": benchmark, "image": gallery.names[pick.index], "reason": pick.reason,
+         "method": method, "miou_of_image": table[method][pick.index],
+         "run_id": gallery.run_ids[method]}
+        for pick in picks
+        for method in gallery.labels
+    ]  # fmt: skip
