@@ -98,6 +98,13 @@ def test_rivals_bring_their_own_recipe() -> None:
     assert cells["semidavil"].key() == TOY.replace({"data.budget": 100}).key()
 
 
+def test_the_oracle_is_marked_wherever_variants_are_named() -> None:
+    grid = GRIDS["captions"]
+    names = {c.model.captions: grid.variant(c) for c in grid.cells(TOY)}
+    assert names.pop("oracle") == "oracle (bound)"
+    assert all(name == captions for captions, name in names.items())
+
+
 def test_sdepth_is_a_cell_where_there_is_depth() -> None:
     def has_sdepth(benchmark: str, **changes: str) -> bool:
         cells = GRIDS["methods"].cells(preset("small", changes), [benchmark], [50])
