@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,10 @@ def run_sweep(
     estimate = sum(estimates) / len(estimates) if estimates else math.nan
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
     driver = _Driver(plan, store, tags, resources.threads, progress, train)
+    store.announce(
+        driver.experiment,
+        {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency},
+    )
     try:
         # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
         with ThreadPoolExecutor(1) as background:

@@ -25,6 +25,7 @@ from semidavil.config import Config
 from sweeps.provenance import owner_is_dead, owner_tags
 
 PREFIX = "semidavil."  # of all our tags
+SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
 BATCH = 1000  # how many metrics, params and tags one call may log
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
 SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
@@ -42,9 +43,11 @@ class TrackedRun:
     """One run as the store knows it. Tags are ours, without their prefix."""
 
     run_id: str
+    name: str
     experiment: str
     status: str  # MLflow's: RUNNING, FINISHED, FAILED, KILLED
     started: int  # ms since 1970
+    ended: int | None  # ms since 1970; None while it is open
     tags: Mapping[str, str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
@@ -156,9 +159,11 @@ class Store:
         return [
             TrackedRun(
                 run_id=run.info.run_id,
+                name=run.info.run_name or "",
                 experiment=names[run.info.experiment_id],
                 status=run.info.status,
                 started=run.info.start_time,
+                ended=run.info.end_time,
                 tags={
                     name.removeprefix(PREFIX): value
                     for name, value in run.data.tags.items()
@@ -169,6 +174,18 @@ class Store:
             )
             for run in runs
         ]
+
+    def announce(self, experiment_id: str, sweep: Mapping[str, Any]) -> None:
+        """Leaves word of the sweep that this process runs, for `announced` on any machine."""
+        text = json.dumps({**sweep, **owner_tags()})
+        patiently(lambda: self.client.set_experiment_tag(experiment_id, SWEEP, text))
+
+    def announced(self) -> dict[str, dict[str, Any]]:
+        """The last sweep of each experiment that had one, by the experiment's name."""
+        if self.is_new():
+            return {}
+        experiments = _pages(lambda token: self.client.search_experiments(page_token=token))
+        return {e.name: json.loads(e.tags[SWEEP]) for e in experiments if SWEEP in e.tags}
 
     def close_dead(self, runs: Sequence[TrackedRun]) -> list[TrackedRun]:
         """Marks as KILLED those that are open although their process has ended; returns them."""

@@ -10,6 +10,8 @@ def tracked(
     key: str,
     status: str = "FINISHED",
     *,
+    name: str = "",
+    ended: int | None = None,
     tags: Mapping[str, str] | None = None,
     experiment: str = "attention",
     metrics: Mapping[str, float] | None = None,
@@ -18,9 +20,11 @@ def tracked(
     """A run of this process, unless `tags` say otherwise."""
     return TrackedRun(
         run_id="0123456789abcdef",
+        name=name,
         experiment=experiment,
         status=status,
         started=0,
+        ended=ended,
         tags={"key": key, **owner_tags(), **(tags or {})},
         params=params or {},
         metrics=metrics or {},

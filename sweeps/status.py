@@ -1,0 +1,179 @@
+"""How the sweeps are doing, from any terminal or machine that reaches the tracking store.
+
+    python sweeps/status.py                # every grid's last sweep
+    python sweeps/status.py --watch 10     # again every ten seconds
+
+On another machine, set MLFLOW_TRACKING_URI as for the sweep itself.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.progress import duration
+from sweeps.provenance import owner_is_dead
+from sweeps.tracking import SILENCE_SECONDS, Store, TrackedRun, TrackingError, tracking_uri
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Status:
+    """A grid's last sweep.
+
+    Attributes:
+        done, failed: cells that ended in it.
+        waiting: cells that have not begun.
+        running: open runs whose process lives.
+        best: by benchmark, the best finished run of the grid, of any sweep.
+        seconds_left: NaN while nothing has finished.
+    """
+
+    grid: str
+    state: str  # running, stopped or finished
+    done: int
+    failed: int
+    waiting: int
+    seconds_left: float
+    running: list[TrackedRun] = field(default_factory=list)
+    best: dict[str, TrackedRun] = field(default_factory=dict)
+
+
+def status_of(
+    grid: str, sweep: Mapping[str, Any], runs: Sequence[TrackedRun], now: float
+) -> Status:
+    """What became of `sweep`, as `Store.announced` has it, by its grid's `runs`."""
+    mine = [run for run in runs if run.experiment == grid]
+    since = 1000 * float(sweep["started"])
+    ended = [run for run in mine if run.ended is not None and run.ended >= since]
+    done = [run for run in ended if run.status == "FINISHED"]
+    failed = sum(run.status == "FAILED" for run in ended)
+    running = [run for run in mine if run.ended is None and not run.is_dead()]
+    left = int(sweep["cells"]) - len(done) - failed
+    dead = owner_is_dead(sweep)
+    if dead is None:  # on another machine: judged by its runs' last sign of life
+        last = max([float(sweep["started"]), *(run.progress["time"] for run in mine)])
+        dead = now - last > SILENCE_SECONDS
+    state = "finished" if left <= 0 else "stopped" if dead else "running"
+    seconds = [run.metrics.get("final/seconds", math.nan) for run in done]
+    pace = sum(seconds) / len(seconds) if seconds else math.nan
+    begun = sum(share(run) for run in running)
+    slots = max(1, min(int(sweep["concurrency"]), left))
+    return Status(
+        grid=grid,
+        state=state,
+        done=len(done),
+        failed=failed,
+        waiting=max(0, left - len(running)),
+        seconds_left=max(0.0, left - begun) * pace / slots if left > 0 else 0.0,
+        running=running,
+        best=best_runs(mine),
+    )
+
+
+def share(run: TrackedRun) -> float:
+    """How much of its training an open run has behind it."""
+    steps = int(run.params.get("training.steps", "0"))
+    return min(1.0, float(run.progress["step"]) / steps) if steps else 0.0
+
+
+def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:
+    """The finished run with the highest score on each benchmark."""
+    best: dict[str, TrackedRun] = {}
+    for run in runs:
+        benchmark = run.params.get("data.benchmark", "")
+        if run.status != "FINISHED" or math.isnan(score(run)):
+            continue
+        if benchmark not in best or score(run) > score(best[benchmark]):
+            best[benchmark] = run
+    return best
+
+
+def score(run: TrackedRun) -> float:
+    known = BENCHMARKS.get(run.params.get("data.benchmark", ""))
+    return run.metrics.get(f"final/{known.metric}", math.nan) if known else math.nan
+
+
+def render(statuses: Sequence[Status], now: float) -> Group:
+    """All of it as tables."""
+    table = Table("grid", "state", "done", "failed", "running", "waiting", "left", "best so far")
+    for one in statuses:
+        best = [
+            f"{run.name} {BENCHMARKS[benchmark].score} {score(run):.2f}"
+            for benchmark, run in one.best.items()
+        ]
+        table.add_row(
+            escape(one.grid), one.state, str(one.done), str(one.failed), str(len(one.running)),
+            str(one.waiting), duration(one.seconds_left) if one.state == "running" else "",
+            escape("\n".join(best)),
+        )  # fmt: skip
+    open_runs = [(one.grid, run) for one in statuses for run in one.running]
+    if not open_runs:
+        return Group(table)
+    cells = Table("running", "steps", "last word", "where")
+    for grid, run in open_runs:
+        silent = now - max(run.progress["time"], run.started / 1000)
+        cells.add_row(
+            escape(f"{grid}: {run.name}"),
+            f"{run.progress['step']:.0f}/{run.params.get('training.steps', '?')}",
+            f"{duration(max(0.0, silent))} ago",
+            escape(run.tags.get("host", "?")),
+        )
+    return Group(table, cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    command = argparse.ArgumentParser(
+        prog="python sweeps/status.py", description="How the sweeps are doing."
+    )
+    command.add_argument(
+        "--grid", metavar="NAME", help="one grid only [default: all that have run]"
+    )
+    command.add_argument("--watch", metavar="SECONDS", type=float, help="show it again and again")
+    options = command.parse_args(arguments)
+    console = Console()
+
+    def look() -> Group:
+        now, runs = time.time(), store.runs()
+        statuses = [
+            status_of(grid, sweep, runs, now)
+            for grid, sweep in store.announced().items()
+            if options.grid in (None, grid)
+        ]
+        if not statuses:
+            raise TrackingError(
+                f"no sweep of {options.grid or 'any grid'} in {store.uri}: start one with "
+                f"python sweeps/run.py --grid {options.grid or 'attention'}"
+            )
+        return render(statuses, now)
+
+    try:
+        store = Store(ROOT, tracking_uri())
+        if not options.watch:
+            console.print(look())
+            return 0
+        with Live(look(), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(options.watch)
+                live.update(look(), refresh=True)
+    except KeyboardInterrupt:
+        return 0
+    except TrackingError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
