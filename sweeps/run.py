@@ -87,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
         help="show every cell, its state and the expected time; without --grid: the grids",
     )
     what.add_argument(
+        "--rerun",
+        metavar="RUN_ID",
+        help="train a finished run again from what MLflow knows of it, and compare the numbers",
+    )
+    what.add_argument(
         "--retry-failed",
         action="store_true",
         help="also run cells whose loss became infinite, which would happen again unless the code "
@@ -179,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     console = Console()
     try:
+        if options.rerun:
+            return _rerun(options, console)
         if options.grid is None and not options.list:
             raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
         if options.grid is not None:
@@ -271,6 +278,21 @@ def _resources(options: argparse.Namespace, base: Config) -> "Resources":
         options.gpus_per_trial,
         options.address,
     )
+
+
+def _rerun(options: argparse.Namespace, console: Console) -> int:
+    from sweeps.rerun import rerun
+    from sweeps.tracking import Store, tracking_uri
+    from sweeps.trial import TRAIN
+
+    changes = parse_settings(options.settings)
+    if wrong := [path for path in changes if not path.startswith("runtime.")]:
+        raise ConfigError(f"--rerun with --set {wrong[0]}: only runtime.* may differ from the run")
+    changes.setdefault("runtime.cache_dir", str(ROOT / "data"))
+    if options.data_root:
+        changes.setdefault("runtime.data_root", str(Path(options.data_root).resolve()))
+    store, train = Store(ROOT, tracking_uri()), os.environ.get(TRAIN_VARIABLE, TRAIN)
+    return rerun(store, options.rerun, changes, ROOT, console, train)
 
 
 def _overview(options: argparse.Namespace, console: Console) -> int:

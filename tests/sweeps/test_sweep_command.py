@@ -244,3 +244,30 @@ def test_data_are_never_left_alone_silently(capsys: pytest.CaptureFixture[str]) 
 def test_the_oracle_is_refused_outside_its_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--grid", "attention", "--set", "model.captions=oracle", "--list"]) == 2
     assert "--grid captions" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_is_made_again_from_the_store_alone(sweeps: Sweeps) -> None:
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    run = sweeps.store.runs()[0]
+    code, output = sweeps.run("--rerun", run.run_id[:12])
+    assert code == 0, output
+    assert "mIoU is reproduced" in output
+    assert f"{run.metrics['final/miou']:.4f}" in output
+    assert sweeps.states() == {"FINISHED": 4}  # nothing is tracked twice
+
+    other = run.metrics["final/miou"] + 0.5
+    sweeps.store.client.log_metric(run.run_id, "final/miou", other, step=10**6)
+    sweeps.store.client.set_tag(run.run_id, "semidavil.version.torch", "0.1")
+    code, output = sweeps.run("--rerun", run.run_id)
+    assert code == 1
+    assert "not reproduced: -0.5000" in output
+    assert "version.torch 0.1 -> " in output
+
+    code, output = sweeps.run("--rerun", "no-such-run")
+    assert code == 1
+    assert "no run in" in output
+    code, output = sweeps.run("--rerun", run.run_id, "--set", "training.lr=1")
+    assert code == 2
+    assert "only runtime.*" in output

@@ -1,0 +1,103 @@
+"""Trains a tracked run again from what MLflow knows of it, and compares the numbers.
+
+Nothing is tracked: the run stays the one of its Config.
+"""
+
+import math
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.provenance import code_tags
+from sweeps.tracking import Store, TrackedRun, TrackingError
+
+TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no difference at all
+
+
+def rerun(
+    store: Store, run_id: str, changes: Mapping[str, str], root: Path, console: Console, train: str
+) -> int:
+    """Prints recorded and new numbers; returns 0 if the score is the same, else 1.
+
+    Args:
+        run_id: of a finished run, or its first letters.
+        changes: settings of `runtime`, such as where data are on this machine.
+        root: the checkout, whose code runs.
+        train: the training function as `module:function`.
+
+    Raises:
+        TrackingError: no such run, or it has not finished.
+    """
+    run = find(store, run_id)
+    config = Config.from_params(run.params).replace(changes)
+    if config.key() != run.key:
+        raise TrackingError(
+            f"run {run.run_id} was made by a version whose results are not comparable: check out "
+            f"its commit, {run.tags.get('commit', 'unknown')}"
+        )
+    for text in environment_differences(run, code_tags(root)):
+        console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    module_name, _, name = train.partition(":")
+    module = import_module(module_name)
+    module.prepare(config)
+    with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
+        bar = bars.add_task(escape(run.name), total=config.training.steps)
+        result = getattr(module, name)(
+            config,
+            report=lambda r: bars.update(bar, completed=r.step, total=r.total_steps),
+            checkpoint_dir=Path(folder),
+        )
+    return compare(run, config, result.metrics, console)
+
+
+def find(store: Store, run_id: str) -> TrackedRun:
+    """The finished run whose id begins so."""
+    found = [run for run in store.runs() if run.run_id.startswith(run_id)]
+    if len(found) != 1:
+        which = "several runs" if found else "no run"
+        raise TrackingError(f"{which} in {store.uri} with an id that begins with {run_id!r}")
+    if found[0].status != "FINISHED":
+        raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
+    return found[0]
+
+
+def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str]:
+    """`version.torch 2.13 -> 2.14` for each tag of code and packages that is not as it was."""
+    return [
+        f"{name} {run.tags[name]} -> {value}"
+        for name, value in now.items()
+        if name in run.tags and run.tags[name] != value
+    ]
+
+
+def compare(run: TrackedRun, config: Config, metrics: Mapping[str, Any], console: Console) -> int:
+    """Prints recorded against new metrics, the score first; 0 if the score is the same."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    recorded = {
+        name.removeprefix("final/"): value
+        for name, value in run.metrics.items()
+        if name.removeprefix("final/") in metrics and name.startswith("final/")
+    }
+    table = Table("metric", "recorded", "now", title=escape(run.name), title_justify="left")
+    for name in sorted(recorded, key=lambda name: (name != benchmark.metric, name)):
+        table.add_row(name, f"{recorded[name]:.4f}", f"{metrics[name]:.4f}")
+    console.print(table)
+    difference = metrics[benchmark.metric] - recorded.get(benchmark.metric, math.nan)
+    if abs(difference) <= TOLERANCE:
+        console.print(f"{benchmark.score} is reproduced")
+        return 0
+    console.print(
+        f"[red]{benchmark.score} is not reproduced:[/] {difference:+.4f}. Another processor or GPU, "
+        "other versions or other data change results slightly; the same machine and commit do not.",
+        soft_wrap=True,
+    )
+    return 1
