@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from semidavil.config import preset
 from semidavil.data.benchmarks import CITYSCAPES_19
-from sweeps.tracking import RunLog, Store
+from sweeps.run_log import RunLog
+from sweeps.tracking import Store
 
 RUN_SECONDS = 20.0
 REPORTS = 30

@@ -98,6 +98,12 @@ class SweepProgress:
         )
         self._refresh()
 
+    def skip(self, name: str) -> None:
+        """A cell that another sweep has begun meanwhile."""
+        self.total -= 1
+        self.bars.update(self.whole, total=self.total)
+        self.say(f"{escape(name)}: another sweep has begun it")
+
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 

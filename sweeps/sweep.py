@@ -48,16 +48,25 @@ class _Driver:
         self.outcome = Outcome()
 
     def next_task(self) -> Task | None:
-        if not self.queue:
-            return None
-        cell = self.queue.popleft()
+        """The next cell that nobody else has begun since the plan was made."""
+        while self.queue:
+            cell = self.queue.popleft()
+            if task := self._claim(cell):
+                return task
+            self.progress.skip(cell.name)
+        return None
+
+    def _claim(self, cell: Cell) -> Task | None:
         config = self._placed(cell.config)
         earlier = cell.run.progress if cell.run else {"step": 0, "seconds": 0.0}
         tags = {**self.tags, "benchmark": config.data.benchmark, "grid": self.plan.grid_name}
+        run_id = self.store.claim(self.experiment, cell.name, config, tags, cell.run)
+        if run_id is None:
+            return None
         task = Task(
             name=cell.name,
             params=config.to_params(),
-            run_id=self.store.open_run(self.experiment, cell.name, config, tags, cell.run),
+            run_id=run_id,
             tracking_uri=self.store.uri,
             folder=str(self.store.checkpoints / config.key()),
             logged_step=int(earlier["step"]),

@@ -1,7 +1,7 @@
 """MLflow: what a run logs, and which runs there are. Nothing else talks to MLflow.
 
 The driver opens a `Store`, creates the experiment and the runs, and closes what dead processes left
-open; a worker logs into the run that it is given through a `RunLog`. Everything goes through
+open; a worker logs into the run that it is given through a `run_log.RunLog`. Everything goes through
 `MlflowClient`: no global, "active" run exists that trials sharing a process could inherit.
 """
 
@@ -27,8 +27,8 @@ from sweeps.provenance import owner_is_dead, owner_tags
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
 BATCH = 1000  # how many metrics, params and tags one call may log
-FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
 SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
+SETTLE_SECONDS = 0.3  # for two sweeps that continue one run at once to see each other
 OPEN = ("RUNNING", "SCHEDULED")
 
 T = TypeVar("T")
@@ -62,6 +62,10 @@ class TrackedRun:
         return {"step": 0, "seconds": 0.0, "time": 0.0} | json.loads(
             self.tags.get("progress", "{}")
         )
+
+    def is_taken(self) -> bool:
+        """Finished, or somebody is at work on it."""
+        return self.status == "FINISHED" or (self.status in OPEN and not self.is_dead())
 
     def is_dead(self) -> bool:
         """Open in the store, but nobody works on it any more."""
@@ -140,8 +144,8 @@ class Store:
             )
         return found.experiment_id
 
-    def runs(self) -> list[TrackedRun]:
-        """All runs of this harness, in whichever experiment, oldest first."""
+    def runs(self, key: str | None = None) -> list[TrackedRun]:
+        """All runs of this harness, in whichever experiment, oldest first; or those of one Config."""
         if self.is_new():
             return []
         experiments = _pages(lambda token: self.client.search_experiments(page_token=token))
@@ -149,7 +153,7 @@ class Store:
         runs = _pages(
             lambda token: self.client.search_runs(
                 list(names),
-                f"tags.`{PREFIX}key` LIKE '%'",
+                f"tags.`{PREFIX}key` " + (f"= '{key}'" if key else "LIKE '%'"),
                 ViewType.ACTIVE_ONLY,
                 BATCH,
                 ["attributes.start_time"],
@@ -193,6 +197,40 @@ class Store:
         for run in dead:
             self.close(run.run_id, "KILLED", "its process ended without a word")
         return dead
+
+    def claim(
+        self,
+        experiment_id: str,
+        name: str,
+        config: Config,
+        tags: Mapping[str, str],
+        previous: TrackedRun | None = None,
+    ) -> str | None:
+        """`open_run`, unless another sweep has the cell: then None.
+
+        Of two sweeps that open a run for one cell at the same moment, the older run is kept. Of two
+        that continue the same run, the one that wrote its name into it last.
+        """
+        key = config.key()
+        if any(run.is_taken() for run in self.runs(key)):
+            return None
+        run_id = self.open_run(experiment_id, name, config, tags, previous)
+        if previous is not None:
+            time.sleep(SETTLE_SECONDS)
+        runs = {run.run_id: run for run in self.runs(key)}
+        mine = runs.pop(run_id)
+        if any(mine.tags.get(tag) != value for tag, value in owner_tags().items()):
+            return None
+        older = [
+            run
+            for run in runs.values()
+            if run.is_taken() and (run.started, run.run_id) < (mine.started, mine.run_id)
+        ]
+        if older and previous is None:
+            patiently(lambda: self.client.delete_run(run_id))
+        elif older:
+            self.close(run_id, "KILLED", "another sweep has begun this cell")
+        return None if older else run_id
 
     def open_run(
         self,
@@ -241,91 +279,6 @@ class Store:
         grids = run.tags.get("grids", "").split()
         if grid not in grids:
             log_batches(self.client, run.run_id, tags={"grids": " ".join([*grids, grid])})
-
-
-class RunLog:
-    """Logs one run from the process that trains it.
-
-    Metrics wait for up to `FLUSH_SECONDS` and then go out together. All of them are also written to
-    a journal in `folder` at once, so that those of a killed process are delivered by the next
-    attempt; what is logged already is not logged twice when training repeats steps.
-
-    Args:
-        logged_step, seconds: what the store has of earlier attempts, and their training time; the
-            journal knows better where it is still there.
-    """
-
-    def __init__(
-        self, uri: str, run_id: str, folder: Path, logged_step: int = 0, seconds: float = 0.0
-    ) -> None:
-        quiet_logs()
-        self.client, self.run_id = MlflowClient(uri), run_id
-        self.journal = folder / "metrics.jsonl"
-        entries = []
-        for line in _read_journal(self.journal):
-            if "values" in line:
-                entries.append(line)
-            elif line["sent_to"] == run_id:
-                logged_step = max(logged_step, line["step"])
-                seconds = max(seconds, line["seconds"])
-        self.waiting = [entry for entry in entries if entry["step"] > logged_step]
-        self.step = max([logged_step, *(entry["step"] for entry in entries)])
-        self.seconds_before, self.started = seconds, time.monotonic()
-        self.flushed = self.started
-
-    @property
-    def seconds(self) -> float:
-        """Training time so far, of all attempts."""
-        return self.seconds_before + time.monotonic() - self.started
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the metrics of a step, unless an earlier attempt has had them."""
-        if step > self.step:
-            entry = {"step": step, "time": int(time.time() * 1000), "values": dict(values)}
-            self._write(entry)
-            self.waiting.append(entry)
-            self.step = step
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self, tags: Mapping[str, str] | None = None) -> None:
-        """Sends what waits, with a sign of life."""
-        progress = {"step": self.step, "seconds": round(self.seconds, 1), "time": int(time.time())}
-        metrics = [
-            Metric(name, value, entry["time"], entry["step"])
-            for entry in self.waiting
-            for name, value in entry["values"].items()
-        ]
-        all_tags = {"progress": json.dumps(progress), **(tags or {})}
-        log_batches(self.client, self.run_id, metrics=metrics, tags=all_tags)
-        self.waiting, self.flushed = [], time.monotonic()
-        self._write({"sent_to": self.run_id, "step": self.step, "seconds": progress["seconds"]})
-
-    def _write(self, line: Mapping[str, Any]) -> None:
-        with self.journal.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def finish(self, values: Mapping[str, float], artifacts: Path) -> None:
-        """Final metrics and the contents of `artifacts`; then, and only then, FINISHED."""
-        entry = {"step": self.step, "time": int(time.time() * 1000), "values": dict(values)}
-        self.waiting.append(entry)
-        patiently(lambda: self.client.log_artifacts(self.run_id, str(artifacts)))
-        self.flush()
-        patiently(lambda: self.client.set_terminated(self.run_id, "FINISHED"))
-
-    def fail(self, reason: str, retry: bool, files: Sequence[Path]) -> None:
-        """FAILED, with the reason, whether a repetition may help, and files that explain it."""
-        self.flush({"reason": reason[:500], "retry": str(retry).lower()})
-        for file in files:
-            patiently(partial(self.client.log_artifact, self.run_id, str(file)))
-        patiently(lambda: self.client.set_terminated(self.run_id, "FAILED"))
-
-
-def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the process died writing this line
-                yield json.loads(line)
 
 
 def log_batches(

@@ -18,7 +18,7 @@ from typing import Any
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.provenance import device_name
-from sweeps.tracking import RunLog
+from sweeps.run_log import RunLog
 
 TRAIN = "semidavil.train:train"
 LOG_NAME = "train.log"

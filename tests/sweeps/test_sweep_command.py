@@ -271,3 +271,16 @@ def test_a_run_is_made_again_from_the_store_alone(sweeps: Sweeps) -> None:
     code, output = sweeps.run("--rerun", run.run_id, "--set", "training.lr=1")
     assert code == 2
     assert "only runtime.*" in output
+
+
+@pytest.mark.slow
+def test_two_sweeps_of_one_grid_share_its_cells(sweeps: Sweeps) -> None:
+    grid = ("--grid", "attention", "--budgets", "0", "100", "--concurrency", "1")
+    both = [sweeps.start(*grid, step_seconds=0.15) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sweeps.states() == {"FINISHED": 8}
+    assert set(sweeps.keys().values()) == {1}
+    assert len(sweeps.trainings()) == 8
+    assert len({event.split()[-1] for event in sweeps.trainings()}) == 2  # each has done some
+    assert any("another sweep has begun it" in output for output in outputs)
