@@ -38,12 +38,17 @@ def main() -> None:
     from analysis.runs import load_runs
     from semidavil.config import preset
 
-    runs = load_runs()
-    usual = preset(options.preset).to_params()
-    varied = ("data.budget", "model.fusion", "training.method", "seed")
-    same = [c for c in usual if c not in varied and c in runs and not c.startswith("runtime.")]
-    runs = runs[(runs[same] == pd.Series(usual)[same]).all(axis=1)]
+    runs = load_runs().table
     runs = runs[runs["seed"].isin(options.seeds)]
+    keys = [
+        preset(
+            options.preset,
+            {"data.budget": r.budget, "model.fusion": r.fusion, "training.method": r.method,
+             "seed": r.seed},
+        ).key()
+        for r in runs.itertuples()
+    ]  # fmt: skip
+    runs = runs[runs["key"] == keys]
     dlg = runs[runs["fusion"] == "dlg"]
     print_table("method", dlg, "method")
     print_table("attention (semidavil)", runs[runs["method"] == "semidavil"], "fusion")
@@ -58,6 +63,7 @@ def main() -> None:
     difference("semidavil@100 - supervised@100", ours - few["supervised"])
     difference("target_only@2975 - source_only", everything.set_index("seed")["miou"] - alone)
     budgets = dlg[dlg["method"] == "semidavil"].pivot(index="seed", columns="budget", values="miou")
+    budgets = budgets.reindex(columns=[0, 100, 2975])
     for low, high in ((0, 100), (100, 2975)):
         difference(f"semidavil@{high} - semidavil@{low}", budgets[high] - budgets[low])
 
@@ -70,6 +76,9 @@ def print_table(title: str, runs: pd.DataFrame, column: str) -> None:
 
 def difference(name: str, values: pd.Series) -> None:
     values = values.dropna()
+    if values.empty:
+        print(f"{name:36} not run")
+        return
     print(f"{name:36} {values.mean():+6.2f} ± {values.std():.2f} (n={len(values)})")
 
 
