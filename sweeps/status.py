@@ -23,7 +23,7 @@ from rich.table import Table
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.progress import duration
 from sweeps.provenance import owner_is_dead
-from sweeps.tracking import SILENCE_SECONDS, Store, TrackedRun, TrackingError, tracking_uri
+from sweeps.tracking import OPEN, SILENCE_SECONDS, Store, TrackedRun, TrackingError, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,8 @@ def status_of(
     ended = [run for run in mine if run.ended is not None and run.ended >= since]
     done = [run for run in ended if run.status == "FINISHED"]
     failed = sum(run.status == "FAILED" for run in ended)
-    running = [run for run in mine if run.ended is None and not run.is_dead()]
+    # A run that is continued keeps the end of its earlier attempt: only its status tells.
+    running = [run for run in mine if run.status in OPEN and not run.is_dead()]
     left = int(sweep["cells"]) - len(done) - failed
     dead = owner_is_dead(sweep)
     if dead is None:  # on another machine: judged by its runs' last sign of life

@@ -27,9 +27,10 @@ def finished(name: str, miou: float, seconds_after: float = 10) -> TrackedRun:
     return tracked(name, name=name, ended=ended, metrics=metrics, params=PARAMS)
 
 
-def half_way(name: str) -> TrackedRun:
+def half_way(name: str, ended: int | None = None) -> TrackedRun:
     progress = json.dumps({"step": 75, "seconds": 20.0, "time": START + 30})
-    return tracked(name, "RUNNING", name=name, params=PARAMS, tags={"progress": progress})
+    tags = {"progress": progress}
+    return tracked(name, "RUNNING", name=name, params=PARAMS, tags=tags, ended=ended)
 
 
 def test_cells_are_counted_from_the_start_of_the_sweep() -> None:
@@ -38,7 +39,7 @@ def test_cells_are_counted_from_the_start_of_the_sweep() -> None:
         finished("a", 30.0),
         finished("b", 40.0),
         tracked("c", "FAILED", ended=int(1000 * START) + 9, params=PARAMS),
-        half_way("d"),
+        half_way("d", ended=int(1000 * START) - 9),  # continued: it was stopped before
         tracked("e", "FINISHED", experiment="losses", ended=int(1000 * START) + 9),
     ]
     status = status_of("attention", sweep(), runs, START + 60)
