@@ -37,7 +37,7 @@ def main(
     preset_name: Annotated[
         str | None,
         typer.Option(
-            "--preset", help="toy, small or paper. [default: toy, small with --data-root]"
+            "--preset", help="toy, toy-long, small or paper. [default: toy, small with --data-root]"
         ),
     ] = None,
     benchmark: Annotated[str, typer.Option(help="Source and target.")] = "",

@@ -1,7 +1,7 @@
 """Evaluation on the target validation set."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ Encode = Callable[[Sequence[str]], Language]
 class Evaluator:
     """Collects an Evaluation batch by batch, on the device."""
 
-    def __init__(self, num_classes: int, threshold: float) -> None:
-        self.num_classes, self.threshold = num_classes, threshold
+    def __init__(self, num_classes: int, threshold: float, kept: Collection[str] = ()) -> None:
+        self.num_classes, self.threshold, self.kept = num_classes, threshold, kept
+        self._labels: dict[str, np.ndarray] = {}
         self._names: list[str] = []
         self._counts: list[Tensor] = []
         self._confident: list[Tensor] = []
@@ -39,11 +40,15 @@ class Evaluator:
             (valid & (confidence >= self.threshold), self._confident),
         ):
             kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
+        for name, labels in zip(names, predictions, strict=True):
+            if name in self.kept:
+                self._labels[name] = labels.byte().cpu().numpy()
         self._names += names
 
     def result(self) -> Evaluation:
         confident = torch.cat(self._confident).sum(0).cpu().numpy()
-        return Evaluation(self._names, torch.cat(self._counts).cpu().numpy(), confident)
+        counts = torch.cat(self._counts).cpu().numpy()
+        return Evaluation(self._names, counts, confident, self._labels)
 
 
 @torch.inference_mode()
@@ -57,14 +62,16 @@ def evaluate(
     batch_size: int,
     num_workers: int = 0,
     threshold: float = 0.95,
+    kept: Collection[str] = (),
 ) -> dict[str, Evaluation]:
     """Evaluates each network on the whole set, at the labels' own size.
 
     Args:
         window: (height, width) of `sliding_window`.
         threshold: the confidence from which a prediction would be a pseudo-label.
+        kept: names of the images whose predictions the evaluations keep.
     """
-    found = {name: Evaluator(num_classes, threshold) for name in networks}
+    found = {name: Evaluator(num_classes, threshold, kept) for name in networks}
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
     for items in loader:
         images = torch.stack([item["image"] for item in items]).to(device)
@@ -75,10 +82,10 @@ def evaluate(
         for name, network in networks.items():
             logits = sliding_window(network.eval(), images, language, window)
             if same_size:
-                found[name].add(at_size(logits, labels[0].shape), torch.stack(labels), names)
+                found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
             else:
                 for one, label, image in zip(logits, labels, names, strict=True):
-                    found[name].add(at_size(one[None], label.shape), label[None], [image])
+                    found[name].add(_at_size(one[None], label.shape), label[None], [image])
     return {name: evaluator.result() for name, evaluator in found.items()}
 
 
@@ -117,7 +124,7 @@ def _starts(size: int, window: int) -> list[int]:
     return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
-def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) at another (height, width)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits

@@ -2,18 +2,15 @@
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from semidavil.data.loading import EvalSet
-from semidavil.evaluate import Encode, at_size, sliding_window
-from semidavil.segmenter import Segmenter
 
 KEPT = 50  # validation images whose predictions are kept
 LONGEST = 256  # pixels of their longer side at most
@@ -30,30 +27,33 @@ class Prediction:
     labels: np.ndarray  # (H, W) uint8
 
 
-@torch.inference_mode()
-def predict_some(
-    network: Segmenter,
-    data: EvalSet,
-    encode: Encode,
-    window: tuple[int, int],
-    device: torch.device,
-    count: int = KEPT,
-) -> Iterator[Prediction]:
-    """Predictions of `count` evenly spaced images of `data`: the same ones in every run."""
-    network.eval()
-    for index in np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int):
-        item = data[int(index)]
-        logits = sliding_window(
-            network, item["image"][None].to(device), encode([item["caption"]]), window
-        )
-        labels = at_size(logits, item["label"].shape)[0].argmax(0)
-        yield Prediction(
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """At most `count` numbers below `total`, the first and the last among them."""
+    return [round(i) for i in np.linspace(0, total - 1, min(count, total))]
+
+
+def kept_names(data: EvalSet) -> list[str]:
+    """The images whose predictions are kept: the same ones in every run."""
+    return [data.samples[index].name for index in evenly_spaced(KEPT, len(data))]
+
+
+def predictions_of(data: EvalSet, labels: Mapping[str, np.ndarray]) -> list[Prediction]:
+    """The kept images with what a network has made of them.
+
+    Args:
+        labels: predicted classes by name, as `Evaluation.labels` of `kept_names`.
+    """
+    items = [data[index] for index in evenly_spaced(KEPT, len(data))]
+    return [
+        Prediction(
             item["name"],
             item["caption"],
             (item["image"] * 255).round().byte().permute(1, 2, 0).numpy(),
             item["label"].numpy().astype(np.uint8),
-            labels.cpu().numpy().astype(np.uint8),
+            labels[item["name"]],
         )
+        for item in items
+    ]
 
 
 def save_gallery(predictions: Sequence[Prediction], path: Path) -> None:
@@ -89,8 +89,7 @@ def save_examples(
     Args:
         palette: colours (256, 3) uint8 by class index; 255 is the colour of ignored pixels.
     """
-    chosen = np.linspace(0, len(predictions) - 1, min(count, len(predictions))).round()
-    shown = [predictions[int(index)] for index in chosen]
+    shown = [predictions[index] for index in evenly_spaced(count, len(predictions))]
     save_sheet(
         [_row([p.image, palette[p.labels], palette[p.truth]], p.caption) for p in shown], path
     )

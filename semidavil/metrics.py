@@ -1,7 +1,7 @@
 """Segmentation metrics from confusion matrices (rows = truth). Imports no torch: analysis uses them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,13 @@ class Evaluation:
         per_image: a confusion matrix of each, (N, C, C) int64, rows = truth.
         confident: the same over all images, of the pixels whose largest probability reaches the
             pseudo-label threshold: what a teacher of this skill would teach, (C, C) int64.
+        labels: predicted classes (H, W) uint8 of the images that were to be kept, by name.
     """
 
     names: list[str]
     per_image: np.ndarray
     confident: np.ndarray
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def confusion(self) -> np.ndarray:

@@ -28,7 +28,7 @@ from semidavil.data.loading import (
     open_reader,
 )
 from semidavil.evaluate import evaluate
-from semidavil.gallery import predict_some, save_examples, save_gallery
+from semidavil.gallery import kept_names, predictions_of, save_examples, save_gallery
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.methods.base import Method
@@ -78,7 +78,7 @@ class SceneExperiment:
         return evaluate(
             networks, self.validation, self.method.encode, len(self.benchmark.classes),
             self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
-            self.config.training.confidence,
+            self.config.training.confidence, kept_names(self.validation),
         )  # fmt: skip
 
     def summary(self, evaluation: Evaluation) -> dict[str, float]:
@@ -96,13 +96,9 @@ class SceneExperiment:
             "evaluation": folder / "evaluation.npz",
             "gallery": folder / "gallery.npz",
         }
-        network = self.method.networks()[name]
-        save_weights(files["weights"], network, self.config, name)
+        save_weights(files["weights"], self.method.networks()[name], self.config, name)
         evaluation.save(files["evaluation"])
-        crop = self.config.data.crop
-        predictions = list(
-            predict_some(network, self.validation, self.method.encode, crop, self.device)
-        )
+        predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])
         save_gallery(predictions, files["gallery"])
         return files

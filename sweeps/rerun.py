@@ -3,10 +3,8 @@
 Nothing is tracked: the run stays the one of its Config.
 """
 
-import math
 import tempfile
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.provenance import code_tags
 from sweeps.tracking import Store, TrackedRun, TrackingError
+from sweeps.trial import load_training
 
 TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no difference at all
 
@@ -46,12 +45,11 @@ def rerun(
         )
     for text in environment_differences(run, code_tags(root)):
         console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
-    module_name, _, name = train.partition(":")
-    module = import_module(module_name)
+    module, train_function = load_training(train)
     module.prepare(config)
     with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
-        result = getattr(module, name)(
+        result = train_function(
             config,
             report=lambda r: bars.update(bar, completed=r.step, total=r.total_steps),
             checkpoint_dir=Path(folder),
@@ -83,15 +81,13 @@ def compare(run: TrackedRun, config: Config, metrics: Mapping[str, Any], console
     """Prints recorded against new metrics, the score first; 0 if the score is the same."""
     benchmark = BENCHMARKS[config.data.benchmark]
     recorded = {
-        name.removeprefix("final/"): value
-        for name, value in run.metrics.items()
-        if name.removeprefix("final/") in metrics and name.startswith("final/")
+        name: run.metrics[f"final/{name}"] for name in metrics if f"final/{name}" in run.metrics
     }
     table = Table("metric", "recorded", "now", title=escape(run.name), title_justify="left")
     for name in sorted(recorded, key=lambda name: (name != benchmark.metric, name)):
         table.add_row(name, f"{recorded[name]:.4f}", f"{metrics[name]:.4f}")
     console.print(table)
-    difference = metrics[benchmark.metric] - recorded.get(benchmark.metric, math.nan)
+    difference = metrics[benchmark.metric] - run.score
     if abs(difference) <= TOLERANCE:
         console.print(f"{benchmark.score} is reproduced")
         return 0

@@ -155,8 +155,8 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     data_root = changes.pop("runtime.data_root", options.data_root)
     cache_dir = changes.pop("runtime.cache_dir", str(ROOT / "data"))
     # Workers may run in another folder, or on another machine.
-    changes["runtime.data_root"] = str(Path(data_root).expanduser().resolve()) if data_root else ""
-    changes["runtime.cache_dir"] = str(Path(cache_dir).expanduser().resolve())
+    changes["runtime.data_root"] = _absolute(data_root) if data_root else ""
+    changes["runtime.cache_dir"] = _absolute(cache_dir)
     base = preset(name, changes)
     if base.data.toy and options.data_root:
         raise ConfigError(
@@ -165,6 +165,10 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
         )
     refuse_oracle(base)
     return name, base
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(folder).expanduser().resolve())
 
 
 def chosen_grids(options: argparse.Namespace) -> list[str]:
@@ -259,9 +263,9 @@ def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
     """`prepare` of the module that the training function is in, for each of `configs`."""
 
     def prepare() -> None:
-        from importlib import import_module
+        from sweeps.trial import load_training
 
-        module = import_module(train.partition(":")[0])
+        module, _ = load_training(train)
         for config in configs:
             module.prepare(config)
 
@@ -290,7 +294,7 @@ def _rerun(options: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"--rerun with --set {wrong[0]}: only runtime.* may differ from the run")
     changes.setdefault("runtime.cache_dir", str(ROOT / "data"))
     if options.data_root:
-        changes.setdefault("runtime.data_root", str(Path(options.data_root).resolve()))
+        changes.setdefault("runtime.data_root", _absolute(options.data_root))
     store, train = Store(ROOT, tracking_uri()), os.environ.get(TRAIN_VARIABLE, TRAIN)
     return rerun(store, options.rerun, changes, ROOT, console, train)
 

@@ -22,8 +22,7 @@ from rich.table import Table
 
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.progress import duration
-from sweeps.provenance import owner_is_dead
-from sweeps.tracking import OPEN, SILENCE_SECONDS, Store, TrackedRun, TrackingError, tracking_uri
+from sweeps.tracking import OPEN, Store, TrackedRun, TrackingError, is_gone, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,11 +61,9 @@ def status_of(
     # A run that is continued keeps the end of its earlier attempt: only its status tells.
     running = [run for run in mine if run.status in OPEN and not run.is_dead()]
     left = int(sweep["cells"]) - len(done) - failed
-    dead = owner_is_dead(sweep)
-    if dead is None:  # on another machine: judged by its runs' last sign of life
-        last = max([float(sweep["started"]), *(run.progress["time"] for run in mine)])
-        dead = now - last > SILENCE_SECONDS
-    state = "finished" if left <= 0 else "stopped" if dead else "running"
+    last_word = max([float(sweep["started"]), *(run.last_word for run in mine)])
+    gone = is_gone(sweep, last_word, now)
+    state = "finished" if left <= 0 else "stopped" if gone else "running"
     seconds = [run.metrics.get("final/seconds", math.nan) for run in done]
     pace = sum(seconds) / len(seconds) if seconds else math.nan
     begun = sum(share(run) for run in running)
@@ -94,16 +91,11 @@ def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:
     best: dict[str, TrackedRun] = {}
     for run in runs:
         benchmark = run.params.get("data.benchmark", "")
-        if run.status != "FINISHED" or math.isnan(score(run)):
+        if run.status != "FINISHED" or math.isnan(run.score):
             continue
-        if benchmark not in best or score(run) > score(best[benchmark]):
+        if benchmark not in best or run.score > best[benchmark].score:
             best[benchmark] = run
     return best
-
-
-def score(run: TrackedRun) -> float:
-    known = BENCHMARKS.get(run.params.get("data.benchmark", ""))
-    return run.metrics.get(f"final/{known.metric}", math.nan) if known else math.nan
 
 
 def render(statuses: Sequence[Status], now: float) -> Group:
@@ -111,7 +103,7 @@ def render(statuses: Sequence[Status], now: float) -> Group:
     table = Table("grid", "state", "done", "failed", "running", "waiting", "left", "best so far")
     for one in statuses:
         best = [
-            f"{run.name} {BENCHMARKS[benchmark].score} {score(run):.2f}"
+            f"{run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
             for benchmark, run in one.best.items()
         ]
         table.add_row(
@@ -124,11 +116,10 @@ def render(statuses: Sequence[Status], now: float) -> Group:
         return Group(table)
     cells = Table("running", "steps", "last word", "where")
     for grid, run in open_runs:
-        silent = now - max(run.progress["time"], run.started / 1000)
         cells.add_row(
             escape(f"{grid}: {run.name}"),
             f"{run.progress['step']:.0f}/{run.params.get('training.steps', '?')}",
-            f"{duration(max(0.0, silent))} ago",
+            f"{duration(max(0.0, now - run.last_word))} ago",
             escape(run.tags.get("host", "?")),
         )
     return Group(table, cells)

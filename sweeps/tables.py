@@ -58,8 +58,7 @@ def _detail(plan: Plan, cell: Cell) -> str:
 
 
 def _score(cell: Cell) -> float:
-    metric = BENCHMARKS[cell.config.data.benchmark].metric
-    return cell.run.metrics.get(f"final/{metric}", math.nan) if cell.run else math.nan
+    return cell.run.score if cell.run else math.nan
 
 
 def _time(cell: Cell) -> str:

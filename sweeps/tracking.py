@@ -8,6 +8,7 @@ open; a worker logs into the run that it is given through a `run_log.RunLog`. Ev
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -22,6 +23,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.provenance import owner_is_dead, owner_tags
 
 PREFIX = "semidavil."  # of all our tags
@@ -71,11 +73,24 @@ class TrackedRun:
         """Open in the store, but nobody works on it any more."""
         if self.status not in OPEN:
             return False
-        dead = owner_is_dead(self.tags)
-        if dead is None:  # on another machine: judged by its last sign of life
-            last = max(self.progress["time"], self.started / 1000)
-            return time.time() - last > SILENCE_SECONDS
-        return dead
+        return is_gone(self.tags, self.last_word, time.time())
+
+    @property
+    def last_word(self) -> float:
+        """When it last gave a sign of life, in seconds since 1970."""
+        return max(self.progress["time"], self.started / 1000)
+
+    @property
+    def score(self) -> float:
+        """Its benchmark's score in per cent; NaN before its end."""
+        known = BENCHMARKS.get(self.params.get("data.benchmark", ""))
+        return self.metrics.get(f"final/{known.metric}", math.nan) if known else math.nan
+
+
+def is_gone(owner: Mapping[str, str], last_word: float, now: float) -> bool:
+    """Whether the process of `owner_tags` has ended; on another machine, whether it is silent."""
+    dead = owner_is_dead(owner)
+    return now - last_word > SILENCE_SECONDS if dead is None else dead
 
 
 class Store:

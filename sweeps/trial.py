@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from semidavil.config import Config
@@ -92,8 +93,7 @@ def _train(
     note: Callable[[str], None],
     tell: Tell,
 ) -> dict[str, Any]:
-    module, _, name = task.train.partition(":")
-    train = getattr(import_module(module), name)
+    _, train = load_training(task.train)
 
     def report(progress: Any) -> None:
         log.metrics(progress.step, progress.metrics)
@@ -110,6 +110,13 @@ def _train(
     benchmark = BENCHMARKS[config.data.benchmark]
     score = f"{benchmark.score} {result.metrics[benchmark.metric]:.2f}"
     return {"score": score, "seconds": seconds}
+
+
+def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The training function of `module:function`, and its module, which has `prepare` beside it."""
+    module_name, _, name = train.partition(":")
+    module = import_module(module_name)
+    return module, getattr(module, name)
 
 
 def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -> None:

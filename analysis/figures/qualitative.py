@@ -21,6 +21,7 @@ from semidavil.metrics import iou
 GRID, OURS = "methods", "semidavil"
 SHOWN = ("source_only", "supervised", "unimatch", "sdepth", "semivl", OURS)  # left to right
 ROW = 0.86  # inches of one image: predictions, and their errors below
+FRAME = 0.62  # inches of the heading above and the legend below
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,20 @@ def draw(tracked: Tracked) -> Drawn:
     """
     chosen = select(tracked, GRID)
     galleries = {name: read(tracked, chosen, name) for name in chosen.benchmarks}
-    found = {
-        name: g for name, g in galleries.items() if g and OURS in g.labels and len(g.labels) > 1
-    }
+    found = {name: gallery for name, gallery in galleries.items() if gallery}
     if not found:
         raise AnalysisError(f"no predictions of {OURS} and another method on one benchmark")
-    picks = {name: choose(gallery, name) for name, gallery in found.items()}
-    heights = [ROW * len(picks[name]) + 0.62 for name in found]
+    tables = {name: scores(gallery, name) for name, gallery in found.items()}
+    picks = {name: choose(gallery, tables[name], name) for name, gallery in found.items()}
+    heights = [_height(picks[name]) for name in found]
     figure = plt.figure(figsize=(style.PAGE, sum(heights)))
     panels = figure.subfigures(len(found), 1, squeeze=False, height_ratios=heights, hspace=0)[:, 0]
     rows, told = [], []
     for panel, (name, gallery) in zip(panels, found.items(), strict=True):
         _panel(panel, chosen.heading(name), gallery, picks[name], name)
-        strongest = rival(gallery, name)
+        strongest = rival(tables[name])
         told.append(f"{style.benchmark_name(name)}: margin to {style.label(strongest)}")
-        rows += _numbers(gallery, picks[name], name)
+        rows += _numbers(gallery, tables[name], picks[name], name)
     return Drawn(
         figure=figure,
         title="Predictions of the methods",
@@ -90,29 +90,43 @@ def draw(tracked: Tracked) -> Drawn:
 
 
 def read(tracked: Tracked, chosen: Selected, benchmark: str) -> Gallery | None:
-    """The kept predictions of each method's first seed; None where there are none."""
-    here = chosen.of(benchmark).sort_values(["budget", "seed"])
-    gallery: Gallery | None = None
-    for method in SHOWN:
-        for run_id in here[here["method"] == method]["run_id"][:1]:
-            stored = tracked.gallery(run_id)
-            if not stored:
-                continue
-            numbers = range(len(stored["names"]))
-            names = list(map(str, stored["names"]))
-            if gallery is None:
-                pictures = [Image.open(io.BytesIO(stored[f"image/{i}"].tobytes())) for i in numbers]
-                truth = [stored[f"truth/{i}"] for i in numbers]
-                gallery = Gallery(
-                    names, [], [np.asarray(p.convert("RGB")) for p in pictures], truth, {}, {}
-                )
-            if names != gallery.names:
-                raise AnalysisError(f"run {run_id} kept other images than {gallery.run_ids}")
-            if method == OURS:
-                gallery.captions[:] = map(str, stored["captions"])
-            gallery.labels[method] = [stored[f"labels/{i}"] for i in numbers]
-            gallery.run_ids[method] = run_id
-    return gallery
+    """The kept predictions of each method's first seed, all with the same number of labels.
+
+    None where there are none of SemiDAViL, or of no other method.
+
+    Raises:
+        AnalysisError: two runs kept different images.
+    """
+    runs = _first_runs(chosen.of(benchmark))
+    stored = {method: tracked.gallery(run_id) for method, run_id in runs.items()}
+    stored = {method: arrays for method, arrays in stored.items() if arrays}
+    if OURS not in stored or len(stored) == 1:
+        return None
+    ours = stored[OURS]
+    for method, arrays in stored.items():
+        if arrays["names"].tolist() != ours["names"].tolist():
+            raise AnalysisError(
+                f"runs {runs[method]} and {runs[OURS]} kept predictions of different images"
+            )
+    numbers = range(len(ours["names"]))
+    return Gallery(
+        names=ours["names"].tolist(),
+        captions=ours["captions"].tolist(),
+        images=[np.asarray(Image.open(io.BytesIO(ours[f"image/{i}"].tobytes()))) for i in numbers],
+        truth=[ours[f"truth/{i}"] for i in numbers],
+        labels={m: [arrays[f"labels/{i}"] for i in numbers] for m, arrays in stored.items()},
+        run_ids={method: runs[method] for method in stored},
+    )
+
+
+def _first_runs(here: pd.DataFrame) -> dict[str, str]:
+    """The run of each method's first seed, at SemiDAViL's smallest number of labels above none."""
+    ours = here[here["method"] == OURS]["budget"]
+    budget = min(ours[ours > 0], default=0)
+    comparable = here[(here["budget"] == budget) | (here["method"] == "source_only")]
+    ordered = comparable.sort_values(["budget", "seed"])
+    first = ordered.drop_duplicates("method").set_index("method")["run_id"]
+    return {method: first[method] for method in SHOWN if method in first}
 
 
 def scores(gallery: Gallery, benchmark: str) -> pd.DataFrame:
@@ -131,15 +145,18 @@ def scores(gallery: Gallery, benchmark: str) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def rival(gallery: Gallery, benchmark: str) -> str:
+def rival(table: pd.DataFrame) -> str:
     """The other method with the highest mean score over the images."""
-    return str(scores(gallery, benchmark).drop(columns=OURS).mean().idxmax())
+    return str(table.drop(columns=OURS).mean().idxmax())
 
 
-def choose(gallery: Gallery, benchmark: str) -> list[Choice]:
-    """Best, median and worst margin over the strongest other method, and the rarest class."""
-    table = scores(gallery, benchmark)
-    margin = (table[OURS] - table[rival(gallery, benchmark)]).dropna().sort_values(kind="stable")
+def choose(gallery: Gallery, table: pd.DataFrame, benchmark: str) -> list[Choice]:
+    """Best, median and worst margin over the strongest other method, and the rarest class.
+
+    Args:
+        table: the gallery's `scores`.
+    """
+    margin = (table[OURS] - table[rival(table)]).dropna().sort_values(kind="stable")
     order = [int(index) for index in margin.index[::-1]]
     picked = [
         Choice(order[0], "best margin"),
@@ -162,12 +179,16 @@ def choose(gallery: Gallery, benchmark: str) -> list[Choice]:
     return list(unique.values())
 
 
+def _height(picks: list[Choice]) -> float:
+    return ROW * len(picks) + FRAME
+
+
 def _panel(
     panel: SubFigure, heading: str, gallery: Gallery, picks: list[Choice], benchmark: str
 ) -> None:
     methods = list(gallery.labels)
     classes, palette = BENCHMARKS[benchmark].classes, BENCHMARKS[benchmark].palette
-    height = ROW * len(picks) + 0.62
+    height = _height(picks)
     axes = panel.subplots(
         2 * len(picks), 2 + len(methods), squeeze=False,
         gridspec_kw={
@@ -190,9 +211,8 @@ def _panel(
             ha="right", va="center",
         )  # fmt: skip
         upper[1].imshow(palette[truth], aspect="auto")
-        caption = gallery.captions[pick.index] if gallery.captions else ""
         lower[0].text(
-            0, 0.95, textwrap.fill(caption, 46, max_lines=5, placeholder=" …"),
+            0, 0.95, textwrap.fill(gallery.captions[pick.index], 46, max_lines=5, placeholder=" …"),
             transform=lower[0].transAxes, fontsize=4.4, va="top",
         )  # fmt: skip
         for column, method in enumerate(methods, start=2):
@@ -212,8 +232,9 @@ def _panel(
     )  # fmt: skip
 
 
-def _numbers(gallery: Gallery, picks: list[Choice], benchmark: str) -> list[dict[str, object]]:
-    table = scores(gallery, benchmark)
+def _numbers(
+    gallery: Gallery, table: pd.DataFrame, picks: list[Choice], benchmark: str
+) -> list[dict[str, object]]:
     return [
         {"benchmark": benchmark, "image": gallery.names[pick.index], "reason": pick.reason,
          "method": method, "miou_of_image": table[method][pick.index],

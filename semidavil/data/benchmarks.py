@@ -74,6 +74,8 @@ LABEL_IDS: dict[str, dict[int, str | None]] = {
     },
 }  # fmt: skip
 
+WITH_DISPARITY = ("cityscapes",)  # data sets whose own files say how near things are
+
 # How the sources' classes read in CamVid's words.
 _TO_CAMVID = {
     "sidewalk": "pavement", "vegetation": "tree", "terrain": "tree", "traffic light": "sign",
@@ -117,8 +119,8 @@ class Benchmark:
 
     @property
     def has_disparity(self) -> bool:
-        """Whether the target's own files say how near things are."""
-        return self.target == "cityscapes"
+        """Whether the target's images come with disparity maps."""
+        return self.target in WITH_DISPARITY
 
     def lookup(self, dataset: str) -> np.ndarray:
         """Class index by raw label id (65536,) uint8: 255 is ignored, 254 an unknown id."""

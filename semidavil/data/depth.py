@@ -21,6 +21,7 @@ from PIL import Image
 from rich.progress import track
 
 from semidavil.caption_store import hash_files
+from semidavil.data.benchmarks import WITH_DISPARITY
 from semidavil.data.readers import DataError, Sample, read_rgb, read_unchanged
 
 Disparities = Callable[[Sample], np.ndarray]
@@ -41,12 +42,12 @@ def disparity_source(
     """
     kind, _, argument = name.partition(":")
     if kind == "disparity" and not argument:
+        if dataset not in WITH_DISPARITY:
+            raise DataError(
+                f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
+                "transformers"
+            )
         for sample in samples:
-            if disparity_path(sample) == sample.image:
-                raise DataError(
-                    f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator "
-                    "of transformers"
-                )
             if not disparity_path(sample).is_file():
                 raise DataError(
                     f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "
@@ -60,7 +61,7 @@ def disparity_source(
 
 
 def disparity_path(sample: Sample) -> Path:
-    """Where Cityscapes keeps an image's disparity; the image itself in layouts that have none."""
+    """Where Cityscapes keeps an image's disparity."""
     parts = ["disparity" if part == "leftImg8bit" else part for part in sample.image.parts]
     return Path(*parts).with_name(sample.image.name.replace("_leftImg8bit", "_disparity"))
 

@@ -240,8 +240,8 @@ def test_images_are_chosen_by_rule() -> None:
     )  # fmt: skip
     scores = qualitative.scores(gallery, "gta5-cityscapes")
     assert scores["supervised"].tolist() == pytest.approx([100, 87.18, 75, 86.49, 75], abs=0.01)
-    assert qualitative.rival(gallery, "gta5-cityscapes") == "supervised"
-    chosen = qualitative.choose(gallery, "gta5-cityscapes")
+    assert qualitative.rival(scores) == "supervised"
+    chosen = qualitative.choose(gallery, scores, "gta5-cityscapes")
     assert [(gallery.names[pick.index], pick.reason) for pick in chosen] == [
         ("b", "best margin"), ("a", "median margin"), ("c", "worst margin"), ("d", "rare: bicycle"),
     ]  # fmt: skip
@@ -263,6 +263,18 @@ def test_qualitative_shows_each_method_on_the_same_images(tracked: Tracked) -> N
     shown = drawn.figure.subfigs[0].axes[len(qualitative.SHOWN) + 2 :][len(qualitative.SHOWN) + 1]
     errors = np.asarray(shown.images[0].get_array())
     np.testing.assert_array_equal(errors.any(-1), wrong)
+
+
+def test_qualitative_compares_methods_at_one_number_of_labels(store: Writer) -> None:
+    def add(method: str, budget: int, seed: int) -> str:
+        cell = settings("gta5-cityscapes", budget, seed, training__method=method)
+        return store.run("methods", cell, {"miou": 1.0}, gallery=gallery_of(0.0, seed))
+
+    add("semidavil", 0, 0)
+    wanted = {add("source_only", 0, 0), add("supervised", 100, 1), add("semidavil", 100, 0)}
+    add("semidavil", 100, 1)
+    add("supervised", 500, 0)
+    assert set(FIGURES["qualitative"](load_runs(store.uri)).run_ids) == wanted
 
 
 def test_pareto_front() -> None:

@@ -61,11 +61,17 @@ def test_confusion_is_counted_at_the_labels_own_sizes() -> None:
             return {"image": image, "label": label, "caption": "x", "name": str(index)}
 
     found = evaluate(
-        {"net": Pixels()}, Items(), encode, 6, (4, 6), torch.device("cpu"), batch_size=2
-    )
+        {"net": Pixels()}, Items(), encode, 6, (4, 6), torch.device("cpu"), batch_size=2,
+        kept={"0", "2"},
+    )  # fmt: skip
     expected = np.zeros((6, 6), int)
     for index in range(3):  # the brightest channel is the class; the complement ties below it
         expected[index, index] = (3 + index) * 6
     assert np.array_equal(found["net"].confusion, expected)
     assert found["net"].names == ["0", "1", "2"]
     assert [int(image.sum()) for image in found["net"].per_image] == [18, 24, 30]
+    assert {name: labels.shape for name, labels in found["net"].labels.items()} == {
+        "0": (4, 6), "2": (6, 6),
+    }  # fmt: skip
+    assert (found["net"].labels["2"] == 2).all()
+    assert found["net"].labels["2"].dtype == np.uint8
