@@ -100,7 +100,8 @@ def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:
 
 def render(statuses: Sequence[Status], now: float) -> Group:
     """All of it as tables."""
-    table = Table("grid", "state", "done", "failed", "running", "waiting", "left", "best so far")
+    table = Table("grid", "state", "done", "failed", "running", "waiting", "left")
+    table.add_column("best so far", overflow="fold")  # a name cut short is of no use
     for one in statuses:
         best = [
             f"{run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
