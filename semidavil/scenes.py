@@ -18,7 +18,7 @@ from semidavil.captions import caption_images
 from semidavil.checkpoint import save_weights
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.data.checks import check_data, class_pixels
+from semidavil.data.checks import check_data, class_pixels, fingerprint
 from semidavil.data.loading import (
     EvalSet,
     TrainBatches,
@@ -56,6 +56,7 @@ class SceneExperiment:
         self.config, self.device = config, device
         self.benchmark = BENCHMARKS[config.data.benchmark]
         check_data(config)
+        self.data = fingerprint(config)
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
         captions = load_captions(config, vlm)
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)

@@ -59,6 +59,7 @@ class Result:
     steps: int
     seconds: float  # of this call: a resumed run does not count what it did before
     artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
+    data: str = ""  # fingerprint of the files that it saw
 
     @property
     def confusion(self) -> np.ndarray:
@@ -73,6 +74,7 @@ class Experiment(Protocol):
     """Everything that differs between kinds of data.
 
     Attributes:
+        data: a fingerprint of the files that are trained on and scored on.
         method: a `methods.base.Method` or a `methods.volumes.VolumeMethod`.
         batches: `batches[t]` is the batch of step t.
         optimizer: its groups carry `scale`, the share of the learning rate that is theirs.
@@ -80,6 +82,7 @@ class Experiment(Protocol):
         grad_clip: the largest gradient norm; 0 switches clipping off.
     """
 
+    data: str
     method: Any
     batches: Dataset
     optimizer: torch.optim.Optimizer
@@ -220,6 +223,7 @@ def train(
         steps=settings.steps,
         seconds=time.perf_counter() - started,
         artifacts=artifacts,
+        data=experiment.data,
     )
 
 

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from semidavil.runtime import available_cpus
 from sweeps import QUIET_ENVIRONMENT
-from sweeps.trial import Task, run_trial
+from sweeps.trial import Later, Task, run_trial
 
 WORKER_DEATHS = 2  # how often a cell is started again after its process was killed
 OBJECT_STORE = 80 * 2**20  # bytes; Ray's least: nothing but paths and numbers travels
@@ -40,6 +40,17 @@ class Resources:
     @property
     def threads(self) -> int:
         return max(1, int(self.cpus))
+
+    def packed(self) -> bool:
+        """Trials share a GPU, or, without one, a machine: alone, each would have more memory."""
+        return 0 < self.gpus < 1 or (not self.gpus and self.concurrency > 1 and not self.address)
+
+    def of(self, task: Task) -> tune.PlacementGroupFactory:
+        """What a task gets: more if it is to run alone."""
+        cpus, gpus = self.cpus, self.gpus
+        if task.alone and self.packed():
+            cpus, gpus = (cpus, 1.0) if gpus else (cpus * self.concurrency, 0.0)
+        return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus}])
 
 
 class Listener(Protocol):
@@ -97,15 +108,21 @@ def started_ray(resources: Resources) -> Iterator[None]:
 
 
 def run_tasks(
-    next_task: Callable[[], Task | None], listener: Listener, resources: Resources
+    next_task: Callable[[], Task | Later | None], listener: Listener, resources: Resources
 ) -> None:
     """Runs tasks until `next_task` has no more. Ray must be up.
+
+    Args:
+        next_task: a task, None when there are no more, or `LATER` while one that is running may
+            have to be run again.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or a SIGTERM; trials may still be running until Ray is shut down.
     """
     scratch = tempfile.mkdtemp(prefix="semidavil-tune-")
-    trainable = tune.with_resources(_trainable, {"cpu": resources.cpus, "gpu": resources.gpus})
+    trainable = tune.with_resources(
+        _trainable, lambda config: resources.of(Task.from_json(config["task"]))
+    )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         tune.Tuner(
@@ -148,12 +165,14 @@ class _DriverOnly:
 class _Cells(_DriverOnly, Searcher):
     """Gives Tune the next task whenever it has a slot free."""
 
-    def __init__(self, next_task: Callable[[], Task | None]) -> None:
+    def __init__(self, next_task: Callable[[], Task | Later | None]) -> None:
         super().__init__()
         self.next_task = next_task
 
     def suggest(self, trial_id: str) -> Any:
         task = self.next_task()
+        if isinstance(task, Later):
+            return None
         return Searcher.FINISHED if task is None else {"task": task.to_json()}
 
     def on_trial_complete(

@@ -54,6 +54,9 @@ def rerun(
             report=lambda r: bars.update(bar, completed=r.step, total=r.total_steps),
             checkpoint_dir=Path(folder),
         )
+    then = run.tags.get("data", result.data)
+    if then != result.data:
+        console.print(f"[yellow]not as then:[/] data {escape(then)} -> {result.data}")
     return compare(run, config, result.metrics, console)
 
 

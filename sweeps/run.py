@@ -99,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
     )
     how = command.add_argument_group("how to run")
     how.add_argument(
+        "--retries",
+        metavar="N",
+        type=_natural,
+        default=1,
+        help="how often a failed cell is tried again at once, unless it would fail in the same way "
+        "[default: 1]; one that is out of memory beside others is also tried by itself",
+    )
+    how.add_argument(
         "--concurrency",
         metavar="N",
         type=_positive_int,
@@ -243,7 +251,9 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
         prepare = _preparation(train, distinct_preparations(plan.waiting))
         tags = {**code_tags(ROOT), "preset": preset_name}
-        failed = run_sweep(plan, store, resources, tags, console, prepare, train).failed
+        failed = run_sweep(
+            plan, store, resources, tags, console, prepare, train, options.retries
+        ).failed
         plan = plan_now()
     else:
         for run in plan.foreign():

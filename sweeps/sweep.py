@@ -3,21 +3,22 @@
 import math
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from semidavil.config import Config
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
 from sweeps.tracking import Store
-from sweeps.trial import LOG_NAME, TRAIN, Task
+from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task
 
 
 @dataclass
@@ -36,25 +37,29 @@ class _Driver:
         plan: Plan,
         store: Store,
         tags: Mapping[str, str],
-        threads: int,
+        resources: Any,
         progress: SweepProgress,
         train: str,
+        retries: int,
     ) -> None:
         self.plan, self.store, self.tags = plan, store, tags
-        self.threads, self.progress, self.train = threads, progress, train
+        self.resources, self.progress, self.train = resources, progress, train
+        self.retries = retries
         self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
-        self.open: dict[str, Task] = {}  # by run id
+        self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
+        self.retried: Counter[str] = Counter()  # by name, as is `alone`
+        self.alone: set[str] = set()
         self.outcome = Outcome()
 
-    def next_task(self) -> Task | None:
+    def next_task(self) -> Task | Later | None:
         """The next cell that nobody else has begun since the plan was made."""
         while self.queue:
             cell = self.queue.popleft()
             if task := self._claim(cell):
                 return task
             self.progress.skip(cell.name)
-        return None
+        return LATER if self.open else None
 
     def _claim(self, cell: Cell) -> Task | None:
         config = self._placed(cell.config)
@@ -72,13 +77,14 @@ class _Driver:
             logged_step=int(earlier["step"]),
             seconds=float(earlier["seconds"]),
             train=self.train,
+            alone=cell.name in self.alone,
         )
-        self.open[task.run_id] = task
+        self.open[task.run_id] = task, cell
         return task
 
     def _placed(self, config: Config) -> Config:
         """With this sweep's share of the machine, unless the user has chosen."""
-        threads = config.runtime.threads or self.threads
+        threads = config.runtime.threads or self.resources.threads
         return config.replace({"runtime.threads": threads})
 
     def started(self, task: Task) -> None:
@@ -92,7 +98,7 @@ class _Driver:
             self.outcome.finished += 1
             self.progress.end(task.name, score=news["score"], seconds=news["seconds"])
         elif task.run_id in self.open and news["state"] == "failed":
-            self._failed(task, news["reason"])
+            self._failed(task, news["reason"], Failure(news["failure"]))
 
     def revived(self, task: Task) -> None:
         self.progress.say(f"{task.name}: its worker process died; it goes on from its checkpoint")
@@ -102,8 +108,24 @@ class _Driver:
             self.store.close(task.run_id, "FAILED", reason)
             self._failed(task, reason)
 
-    def _failed(self, task: Task, reason: str) -> None:
-        del self.open[task.run_id]
+    def _failed(self, task: Task, reason: str, failure: Failure | None = None) -> None:
+        """Queues a failed cell once more if that may help; without a `failure` it may not."""
+        _, cell = self.open.pop(task.run_id)
+        if failure is Failure.MEMORY and self.resources.packed() and not task.alone:
+            self.alone.add(cell.name)
+            how = "again by itself, after the others"
+        elif failure in (Failure.OTHER, Failure.MEMORY) and self.retried[cell.name] < self.retries:
+            self.retried[cell.name] += 1
+            how = "again"
+        else:
+            self._given_up(task, reason)
+            return
+        runs = self.store.runs(cell.config.key())
+        previous = next(run for run in runs if run.run_id == task.run_id)
+        self.queue.append(replace(cell, run=previous))
+        self.progress.say(f"{escape(task.name)}: {escape(reason)}; it is tried {how}")
+
+    def _given_up(self, task: Task, reason: str) -> None:
         self.outcome.failed.append((task.name, reason, Path(task.folder) / LOG_NAME))
         self.progress.end(task.name, error=reason)
 
@@ -121,6 +143,7 @@ def run_sweep(
     console: Console,
     prepare: Callable[[], None],
     train: str = TRAIN,
+    retries: int = 1,
 ) -> Outcome:
     """Runs the waiting cells of `plan`; every run that it opens is closed when it returns.
 
@@ -129,6 +152,8 @@ def run_sweep(
         tags: what all runs have in common: commit, versions, preset.
         prepare: done once before the first cell, while Ray starts.
         train: the training function as `module:function`; see `sweeps.trial.Task`.
+        retries: how often a cell that fails is tried again in this sweep; not for one that would
+            fail in the same way. One that is out of memory beside others is tried alone besides.
 
     Raises:
         KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
@@ -141,7 +166,7 @@ def run_sweep(
     estimates = [cell.estimate for cell in waiting if not math.isnan(cell.estimate)]
     estimate = sum(estimates) / len(estimates) if estimates else math.nan
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
-    driver = _Driver(plan, store, tags, resources.threads, progress, train)
+    driver = _Driver(plan, store, tags, resources, progress, train, retries)
     store.announce(
         driver.experiment,
         {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency},

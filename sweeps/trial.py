@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum, StrEnum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,16 @@ from sweeps.run_log import RunLog
 
 TRAIN = "semidavil.train:train"
 LOG_NAME = "train.log"
+INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError")
+
+
+class Failure(StrEnum):
+    """Why a training has failed, as far as it matters for trying it again."""
+
+    DIVERGED = "diverged"  # the loss is not finite: it would be so again, in any sweep
+    INPUT = "input"  # a file is missing or broken: no use before somebody has mended it
+    MEMORY = "memory"  # too little of it beside the others
+    OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Task:
         logged_step, seconds: what an earlier attempt has logged, and its training time.
         train: `module:function` with the signature and the behaviour of `semidavil.train.train`:
             (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
+        alone: it has run out of memory beside others, and gets a whole GPU or machine.
     """
 
     name: str
@@ -47,6 +59,7 @@ class Task:
     logged_step: int = 0
     seconds: float = 0.0
     train: str = TRAIN
+    alone: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -56,6 +69,13 @@ class Task:
         return cls(**json.loads(text))
 
 
+class Later(Enum):
+    """No task now, but perhaps one when a running task has ended."""
+
+    LATER = "later"
+
+
+LATER = Later.LATER
 Tell = Callable[[dict[str, Any]], None]  # to the driver: step, total, and at the end state
 
 
@@ -74,10 +94,10 @@ def run_trial(task: Task, tell: Tell) -> None:
             final = _train(task, config, folder, log, note, tell)
         except Exception as error:
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            reason, failure = f"{type(error).__name__}: {error}", failure_of(error)
             note(f"failed: {reason}")
-            log.fail(reason, _worth_repeating(error), [folder / LOG_NAME])
-            tell({"state": "failed", "reason": reason})
+            log.fail(reason, failure is not Failure.DIVERGED, [folder / LOG_NAME])
+            tell({"state": "failed", "reason": reason, "failure": failure})
         else:
             tell({"state": "done", **final})
             shutil.rmtree(folder, ignore_errors=True)  # all of it is an artifact now
@@ -102,6 +122,7 @@ def _train(
 
     log.flush({"device": device_name(), "worker_pid": str(os.getpid())})
     result = train(config, report=report, checkpoint_dir=folder)
+    log.flush({"data": result.data})
     seconds = log.seconds
     values = {f"final/{name}": value for name, value in result.metrics.items()}
     with tempfile.TemporaryDirectory(prefix="semidavil-") as scratch:
@@ -127,9 +148,14 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
         shutil.copyfile(path, target / Path(path).name)
 
 
-def _worth_repeating(error: Exception) -> bool:
-    """A loss that became infinite does so again; by name, so that no training code is imported."""
-    return type(error).__name__ != "NonFiniteLossError"
+def failure_of(error: Exception) -> Failure:
+    """Judged by the error's name, so that no training code is imported."""
+    name = type(error).__name__
+    if name == "NonFiniteLossError":
+        return Failure.DIVERGED
+    if name in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error).lower():
+        return Failure.MEMORY
+    return Failure.INPUT if name in INPUT_ERRORS else Failure.OTHER
 
 
 def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:

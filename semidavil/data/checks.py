@@ -40,20 +40,25 @@ _memory: dict[tuple[str, Path, str], tuple[list[Sample], Scan]] = {}
 
 
 def scan(
-    reader: Reader, split: str, cache_dir: Path, *, fresh: bool = False, progress: bool = False
+    reader: Reader,
+    split: str,
+    cache_dir: Path,
+    *,
+    listed: list[Sample] | None = None,
+    progress: bool = False,
 ) -> tuple[list[Sample], Scan]:
     """All samples of a split and what is in them.
 
     Args:
         cache_dir: where outcomes are kept.
-        fresh: looks at the folder again, rather than trust what this process saw before.
+        listed: the split's samples, listed just now; None trusts what this process saw before.
 
     Raises:
         DataError: a missing folder, no image, or an image without a label.
     """
     key = (reader.name, reader.root, split)
-    if fresh or key not in _memory:
-        samples = reader.samples(split)
+    if listed is not None or key not in _memory:
+        samples = reader.samples(split) if listed is None else listed
         _memory[key] = samples, _scan_or_recall(reader, split, samples, cache_dir, progress)
     return _memory[key]
 
@@ -105,16 +110,13 @@ def check_data(config: Config, progress: bool = False) -> None:
     from semidavil.data.loading import cache_dir, open_reader
     from semidavil.data.splits import split_target
 
-    benchmark = BENCHMARKS[config.data.benchmark]
-    parts = [(benchmark.target, "train"), (benchmark.target, "val")]
-    if benchmark.source:
-        parts.append((benchmark.source, "train"))
+    parts = _parts(config)
     # What a listing shows comes first: a full scan of real sets takes minutes.
     listings = [open_reader(config, dataset).samples(split) for dataset, split in parts]
     split_target(listings[0], config.data.budget, config.seed)
-    for dataset, split in parts:
+    for (dataset, split), listed in zip(parts, listings, strict=True):
         reader = open_reader(config, dataset)
-        _, found = scan(reader, split, cache_dir(config), fresh=True, progress=progress)
+        _, found = scan(reader, split, cache_dir(config), listed=listed, progress=progress)
         problems = list(found.errors)
         if reader.drop_size_mismatch and found.mismatched:
             warnings.warn(
@@ -130,6 +132,38 @@ def check_data(config: Config, progress: bool = False) -> None:
                 f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
                 "Restore the files from the data set's archive"
             )
+
+
+def fingerprint(config: Config) -> str:
+    """16 hex digits of the images and labels that a run trains on and is scored on.
+
+    Of the files' names and sizes and of the labels' pixel counts: the same wherever the folder lies
+    and whenever it was copied.
+    """
+    from semidavil.data.loading import cache_dir, open_reader
+
+    digest = hashlib.blake2b(digest_size=8)
+    for dataset, split in _parts(config):
+        reader = open_reader(config, dataset)
+        samples, found = scan(reader, split, cache_dir(config))
+        digest.update(f"{dataset} {split} {sorted(found.pixels.items())}\0".encode())
+        paths = [path for sample in samples for path in (sample.image, sample.label)]
+        digest.update(names_and_sizes(reader.root, paths))
+    return digest.hexdigest()
+
+
+def names_and_sizes(root: Path, paths: Sequence[Path]) -> bytes:
+    """What `fingerprint` takes of files below `root`."""
+    # os.path: pathlib's relative paths cost a second per ten thousand files.
+    start = len(os.path.join(root, ""))
+    return "".join(f"{os.fspath(p)[start:]}\0{os.stat(p).st_size}\0" for p in paths).encode()
+
+
+def _parts(config: Config) -> list[tuple[str, str]]:
+    """Data set and split of all that a run looks at."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    parts = [(benchmark.target, "train"), (benchmark.target, "val")]
+    return [*parts, (benchmark.source, "train")] if benchmark.source else parts
 
 
 def _scan_or_recall(
@@ -207,5 +241,6 @@ def describe(dataset: str, root: Path, cache_dir: Path) -> dict[str, Scan]:
     scans = {}
     for split in reader.splits:
         if split in ("train", "val") or reader.folders(split)[0].is_dir():
-            scans[split] = scan(reader, split, cache_dir, fresh=True, progress=True)[1]
+            listed = reader.samples(split)
+            scans[split] = scan(reader, split, cache_dir, listed=listed, progress=True)[1]
     return scans

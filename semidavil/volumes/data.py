@@ -1,5 +1,6 @@
 """Patches of volumes for training; a step's batch depends on seed and step alone."""
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.data.checks import names_and_sizes
 from semidavil.data.loading import data_root
 from semidavil.data.readers import DataError
 from semidavil.data.splits import split_at_random
@@ -49,6 +51,13 @@ def check_volumes(config: Config, reader: Synapse) -> None:
             raise DataError(f"synapse: there is no scan for {split} in {reader.root}")
         for case in cases:
             reader.read(case)
+
+
+def fingerprint(reader: Synapse) -> str:
+    """16 hex digits of the scans, by their files' names and sizes."""
+    cases = [case for split in ("train", "test") for case in reader.cases(split)]
+    paths = [path for case in cases for path in dict.fromkeys((case.image, case.label))]
+    return blake2b(names_and_sizes(reader.root, paths), digest_size=8).hexdigest()
 
 
 class VolumeBatches(Dataset):

@@ -12,7 +12,7 @@ from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
-from semidavil.volumes.data import VolumeBatches, check_volumes, open_synapse
+from semidavil.volumes.data import VolumeBatches, check_volumes, fingerprint, open_synapse
 from semidavil.volumes.evaluation import VolumeEvaluation, evaluate_volumes, save_slices
 from semidavil.volumes.network import PyramidUNet
 
@@ -32,6 +32,7 @@ class VolumeExperiment:
         self.config, self.device, settings = config, device, config.volumes
         self.organs = BENCHMARKS[config.data.benchmark].classes
         reader = open_synapse(config)
+        self.data = fingerprint(reader)
         batches = VolumeBatches(config, reader)
         self.batches: Dataset = batches
         self.scans = {case.name: reader.read(case) for case in reader.cases("test")}

@@ -7,7 +7,8 @@ cell should die or wait, by files in the folder that `FAKE_TRAINING` names.
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,15 @@ from semidavil.config import Config
 
 STEPS = 10
 CHECKPOINT_EVERY = 2
-NON_FINITE, BROKEN, KILLED = 0.111, 0.222, 0.333  # learning rates that end a cell that way
+# Learning rates that end a cell that way; BROKEN_ONCE only at its first attempt, CROWDED beside others.
+NON_FINITE, BROKEN, KILLED, BROKEN_ONCE, CROWDED = 0.111, 0.222, 0.333, 0.444, 0.555
 
 
 class NonFiniteLossError(RuntimeError):
+    pass
+
+
+class OutOfMemoryError(RuntimeError):
     pass
 
 
@@ -36,6 +42,7 @@ class Result:
     metrics: dict[str, float]
     steps: int
     artifacts: dict[str, Path]
+    data: str = "feed"
 
 
 def prepare(config: Config) -> None:
@@ -53,6 +60,22 @@ def train(
     report: Callable[[Report], None],
     checkpoint_dir: Path,
 ) -> Result:
+    with _at_work():
+        return _train(config, report, checkpoint_dir)
+
+
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """Leaves word of a training, so that those at the same time can be counted."""
+    mark = Path(os.environ["FAKE_TRAINING"]) / f"at-work-{os.getpid()}"
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink()
+
+
+def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Path) -> Result:
     # Globals that trials share in a reused worker: a real training sets its own, as this one does.
     generator = np.random.default_rng(config.seed)
     checkpoint = checkpoint_dir / "last.pt"
@@ -68,9 +91,18 @@ def train(
             raise NonFiniteLossError("the loss is not finite at step 5")
         if step == 5 and config.training.lr == BROKEN and config.model.fusion == "vlga":
             raise ValueError("a broken image")
+        if step == 5 and config.training.lr == BROKEN_ONCE and first == 0:
+            raise ValueError("the network drive is away")
+        if config.training.lr == CROWDED:
+            _need_all_memory()
         if step == 5 and config.training.lr == KILLED and first == 0:
             os.kill(os.getpid(), signal.SIGKILL)
     weights = checkpoint_dir / "segmenter.safetensors"
     weights.write_bytes(b"weights")
     miou = 30 + 10 * float(draws.mean()) + config.data.budget / 1000
     return Result({"miou": miou, "iou/road": 90.0}, STEPS, {"weights": weights})
+
+
+def _need_all_memory() -> None:
+    if len(list(Path(os.environ["FAKE_TRAINING"]).glob("at-work-*"))) > 1:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_training import BROKEN, KILLED, NON_FINITE
+from fake_training import BROKEN, BROKEN_ONCE, CROWDED, KILLED, NON_FINITE
 
 from semidavil.config import preset
 from sweeps.grids import GRIDS
@@ -109,10 +109,39 @@ def test_one_broken_cell_leaves_the_others_and_the_command_fails(sweeps: Sweeps)
     (log,) = re.findall(r"\S+train\.log", output)
     assert "Traceback" in Path(log).read_text()
 
-    code, _ = sweeps.run(*arguments)  # broken still: one more attempt, no second run
+    assert len(sweeps.trainings()) == 5, "it is tried once more"
+
+    code, _ = sweeps.run(*arguments, "--retries", "0")  # broken still; no second run
     assert code == 1
     assert sweeps.states() == {"FINISHED": 3, "FAILED": 1}
-    assert len(sweeps.trainings()) == 5
+    assert len(sweeps.trainings()) == 6
+
+
+@pytest.mark.slow
+def test_a_failure_that_passes_is_overcome_from_the_checkpoint(sweeps: Sweeps) -> None:
+    code, output = sweeps.run(*FOUR, "--set", f"training.lr={BROKEN_ONCE}")
+    assert code == 0, output
+    assert sweeps.states() == {"FINISHED": 4}
+    starts = Counter(event.split()[0] for event in sweeps.trainings())
+    assert starts == {"train-from-0": 4, "train-from-4": 4}
+    runs = sweeps.store.runs()
+    assert {run.tags["attempts"] for run in runs} == {"2"}
+    assert {run.tags["reason"] for run in runs} == {""}
+    assert {run.tags["data"] for run in runs} == {"feed"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [(), ("--gpus-per-trial", "0.5")], ids=["cores", "gpu"])
+def test_what_is_out_of_memory_beside_others_runs_alone_at_the_end(
+    sweeps: Sweeps, share: tuple[str, ...]
+) -> None:
+    arguments = (*FOUR, "--retries", "0", "--set", f"training.lr={CROWDED}", *share)
+    process = sweeps.start(*arguments, step_seconds=0.2)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert "out of memory" in output
+    assert "by itself" in output
+    assert sweeps.states() == {"FINISHED": 4}
 
 
 @pytest.mark.slow
