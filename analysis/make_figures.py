@@ -18,6 +18,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from analysis.drawn import Drawn, Table
 from analysis.figures import FIGURES
@@ -26,6 +27,7 @@ from analysis.report import report
 from analysis.runs import ROOT, AnalysisError, Tracked, load_runs
 from analysis.style import paper_style
 from analysis.tables import TABLES
+from analysis.upload import upload
 
 console = Console()
 NAMES = list(dict.fromkeys([*FIGURES, *TABLES]))
@@ -38,6 +40,7 @@ class Made:
     figures: dict[str, Drawn] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by grid, by file name
 
 
 def main(
@@ -55,6 +58,9 @@ def main(
     steps: Annotated[
         int | None, typer.Option(help="Only runs of this many steps. [default: the longest]")
     ] = None,
+    keep: Annotated[
+        bool, typer.Option(help="Also put each into MLflow, beside its grid's plan and results.")
+    ] = True,
     watch: Annotated[
         float | None, typer.Option(min=1, help="Repeat after so many seconds if runs were added.")
     ] = None,
@@ -75,7 +81,9 @@ def main(
                 tracked = _of_steps(tracked, steps)
             found = frozenset(tracked.table["run_id"])
             if found != seen:
-                make_all(tracked, only or (), out, formats or DEFAULT_FORMATS)
+                made = make_all(tracked, only or (), out, formats or DEFAULT_FORMATS)
+                if keep:
+                    _keep(tracked, made)
                 seen = found
         except AnalysisError as error:
             if watch is None:
@@ -121,6 +129,7 @@ def make_all(tracked: Tracked, only: Sequence[str], out: Path, formats: Sequence
         write(out, files)
         _say(out, name, list(files))
         one = made.figures.get(name) or made.tables[name]
+        made.files.setdefault(one.grid, {}).update(files)
         if one.missing:
             console.print(f"  [yellow]{one.missing}[/]", soft_wrap=True, highlight=False)
     if not only:
@@ -143,6 +152,23 @@ def _make(tracked: Tracked, name: str, formats: Sequence[str], made: Made) -> di
     if name in made.tables:
         files |= table_files(name, made.tables[name], formats)
     return files
+
+
+def _keep(tracked: Tracked, made: Made) -> None:
+    """What cannot be put into MLflow, as on a server that only lets read, is no reason to fail."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        grids = upload(tracked, made.files)
+    except (MlflowException, OSError) as error:
+        console.print(
+            f"[yellow]not put into MLflow (--no-keep does not try):[/] {escape(str(error))}",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    if grids:
+        console.print(f"in MLflow, beside plan and results: {', '.join(grids)}", highlight=False)
 
 
 def _say(out: Path, name: str, files: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "semidavil."  # of the tags that the sweeps write
 KEY = f"{PREFIX}key"
+OVERVIEW = f"{PREFIX}overview"  # of the run that stands for a grid; its value is the grid
 PAGE = 1000
 # Short columns of the table <- parameter of the run.
 FIELDS = {
@@ -57,7 +58,7 @@ class Tracked:
     _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def _client(self) -> Any:
+    def client(self) -> Any:
         return _client(self.uri)
 
     def of_grid(self, grid: str) -> pd.DataFrame:
@@ -71,9 +72,20 @@ class Tracked:
             raise AnalysisError(f"no finished run; make them: {command(grid)}")
         return mine
 
+    def overviews(self) -> dict[str, str]:
+        """The run that stands for each grid that was swept, by the grid's name."""
+        experiments = [e.experiment_id for e in self.client.search_experiments(max_results=PAGE)]
+        found = self.client.search_runs(
+            experiments,
+            f"tags.`{OVERVIEW}` LIKE '%'",
+            max_results=PAGE,
+            order_by=["attributes.start_time DESC", "attributes.run_id DESC"],
+        )
+        return {run.data.tags[OVERVIEW]: run.info.run_id for run in found}  # the oldest stays
+
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric over steps, float indexed by step, the last value of each; may be empty."""
-        points = self._client.get_metric_history(run_id, metric)
+        points = self.client.get_metric_history(run_id, metric)
         points = sorted(points, key=lambda p: (p.step, p.timestamp))
         return pd.Series({p.step: p.value for p in points}, dtype=float)
 
@@ -99,9 +111,9 @@ class Tracked:
         return self._read(run_id, "gallery.npz")
 
     def _read(self, run_id: str, name: str) -> dict[str, np.ndarray]:
-        if name not in {file.path for file in self._client.list_artifacts(run_id)}:
+        if name not in {file.path for file in self.client.list_artifacts(run_id)}:
             return {}
-        path = self._client.download_artifacts(run_id, name)
+        path = self.client.download_artifacts(run_id, name)
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
 

@@ -226,6 +226,7 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     configs = grid.cells(base, options.benchmark, options.budgets, options.seeds)
 
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
+    from sweeps.overview import write_overview
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
     from sweeps.sweep import distinct_preparations, run_sweep
@@ -246,15 +247,19 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
     plan = plan_now()
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
+    write_overview(store, plan, resources.concurrency)
     failed: list[tuple[str, str, Path]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
         prepare = _preparation(train, distinct_preparations(plan.waiting))
         tags = {**code_tags(ROOT), "preset": preset_name}
-        failed = run_sweep(
-            plan, store, resources, tags, console, prepare, train, options.retries
-        ).failed
-        plan = plan_now()
+        try:
+            failed = run_sweep(
+                plan, store, resources, tags, console, prepare, train, options.retries
+            ).failed
+        finally:
+            plan = plan_now()
+            write_overview(store, plan, resources.concurrency)
     else:
         for run in plan.foreign():
             store.add_to_grid(run, name)

@@ -28,6 +28,9 @@ from sweeps.provenance import owner_is_dead, owner_tags
 
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
+OVERVIEW = f"{PREFIX}overview"  # a run's tag: it stands for its whole experiment
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # Markdown above a run
 BATCH = 1000  # how many metrics, params and tags one call may log
 SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
 SETTLE_SECONDS = 0.3  # for two sweeps that continue one run at once to see each other
@@ -122,6 +125,7 @@ class Store:
             )
         self.checkpoints = self.folder / "checkpoints"
         self._client: MlflowClient | None = None
+        self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
 
     @property
     def client(self) -> MlflowClient:
@@ -194,6 +198,45 @@ class Store:
             for run in runs
         ]
 
+    def overview(self, experiment_id: str, name: str, about: str) -> str:
+        """The run that stands for an experiment, created if need be; runs opened later are its children.
+
+        Of two that sweeps create at the same moment, both take the older one.
+        """
+        found = self._find_overviews(experiment_id)
+        if not found:
+            tags = {OVERVIEW: name, NOTE: about}
+            patiently(lambda: self.client.create_run(experiment_id, run_name=name, tags=tags))
+            found = self._find_overviews(experiment_id)
+        self._overviews[experiment_id] = found[0]
+        return found[0]
+
+    def _find_overviews(self, experiment_id: str) -> list[str]:
+        runs = _pages(
+            lambda token: self.client.search_runs(
+                [experiment_id],
+                f"tags.`{OVERVIEW}` LIKE '%'",
+                order_by=["attributes.start_time", "attributes.run_id"],
+                page_token=token,
+            )
+        )
+        return [run.info.run_id for run in runs]
+
+    def write_overview(
+        self, run_id: str, status: str, metrics: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        """Status and metrics of an overview as they are now, and text artifacts by file name."""
+        now = int(time.time() * 1000)
+        log_batches(
+            self.client, run_id, metrics=[Metric(name, v, now, 0) for name, v in metrics.items()]
+        )
+        for name, text in texts.items():
+            patiently(partial(self.client.log_text, run_id, text, name))
+        if status in OPEN:
+            patiently(lambda: self.client.update_run(run_id, status=status))
+        else:
+            patiently(lambda: self.client.set_terminated(run_id, status))
+
     def announce(self, experiment_id: str, sweep: Mapping[str, Any]) -> None:
         """Leaves word of the sweep that this process runs, for `announced` on any machine."""
         text = json.dumps({**sweep, **owner_tags()})
@@ -263,12 +306,11 @@ class Store:
         mine = {"key": config.key(), "attempts": "1", **tags, **owner_tags()}
         params = [Param(path, value) for path, value in config.to_params().items()]
         if previous is None:
+            all_tags = {PREFIX + tag: value for tag, value in mine.items()}
+            if experiment_id in self._overviews:
+                all_tags[PARENT] = self._overviews[experiment_id]
             run = patiently(
-                lambda: self.client.create_run(
-                    experiment_id,
-                    run_name=name,
-                    tags={PREFIX + tag: value for tag, value in mine.items()},
-                )
+                lambda: self.client.create_run(experiment_id, run_name=name, tags=all_tags)
             )
             log_batches(self.client, run.info.run_id, params=params)
             return run.info.run_id

@@ -1,0 +1,64 @@
+"""One run per grid in MLflow that stands for the whole: its plan, its results, its newest figures.
+
+It is the parent of the grid's runs, so that MLflow shows them below it. `analysis/make_figures.py` adds
+the figures. It is never RUNNING, so that nothing has to close it when a sweep dies; SCHEDULED says
+that cells wait, and the next sweep of the grid goes on with the same run.
+"""
+
+import csv
+import io
+import math
+
+from rich.console import Console
+
+from sweeps.plan import Plan, State
+from sweeps.tables import print_results, summary
+from sweeps.tracking import Store
+
+WIDTH = 120  # characters of the table of results
+
+
+def write_overview(store: Store, plan: Plan, concurrency: int) -> str:
+    """Brings the overview of a plan's grid up to date, creating it if need be; returns its run id."""
+    counts = plan.counts()
+    failed = counts[State.FAILED] + counts[State.HOPELESS]
+    done = counts[State.DONE] == len(plan.cells)
+    run_id = store.overview(store.experiment_id(plan.grid_name), plan.grid_name, plan.grid.about)
+    store.write_overview(
+        run_id,
+        "FINISHED" if done else "FAILED" if failed else "SCHEDULED",
+        {
+            "cells/total": len(plan.cells),
+            "cells/done": counts[State.DONE],
+            "cells/failed": failed,
+        },
+        {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, concurrency)},
+    )
+    return run_id
+
+
+def plan_csv(plan: Plan) -> str:
+    """One line a cell: what it is, how it differs from the baseline, its state, run and score."""
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(
+        ("cell", "differs_by", "key", "state", "score", "seconds", "run_id", "made_by", "reason")
+    )
+    for cell in plan.cells:
+        about = cell.name, plan.grid.difference(cell.config), cell.config.key(), cell.state.value
+        run = cell.run
+        if run is None:
+            lines.writerow((*about, "", "", "", "", ""))
+            continue
+        seconds = run.metrics.get("final/seconds", math.nan)
+        done = (f"{run.score:.4f}", f"{seconds:.1f}") if cell.state is State.DONE else ("", "")
+        lines.writerow((*about, *done, run.run_id, run.experiment, run.tags.get("reason", "")))
+    return file.getvalue()
+
+
+def results_text(plan: Plan, concurrency: int) -> str:
+    """What the command prints at the end of a sweep."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, record=True)
+    print_results(console, plan)
+    console.print(summary(plan, concurrency), highlight=False, soft_wrap=True)
+    return console.export_text()
