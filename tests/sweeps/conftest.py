@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from sweep_process import Sweeps
 
 from sweeps.tracking import Store
 
@@ -20,3 +21,8 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.client.search_experiments()
     assert store.database is not None
     return store.database
+
+
+@pytest.fixture
+def sweeps(store: Store) -> Sweeps:
+    return Sweeps(store)

@@ -84,9 +84,12 @@ def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Pat
     _log(f"train-from-{first}", config)
     for step in range(first + 1, STEPS + 1):
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
+        _log(f"step-{step}", config)
         report(Report(step, STEPS, {"train/loss": float(draws[step - 1]), "train/lr": 0.1}))
         if step % CHECKPOINT_EVERY == 0:
-            checkpoint.write_text(str(step))
+            written = checkpoint.with_suffix(".tmp")
+            written.write_text(str(step))
+            written.replace(checkpoint)
         if step == 5 and config.training.lr == NON_FINITE:
             raise NonFiniteLossError("the loss is not finite at step 5")
         if step == 5 and config.training.lr == BROKEN and config.model.fusion == "vlga":

@@ -1,0 +1,64 @@
+"""`sweeps/run.py` as a process of its own, with `fake_training` for the training."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeps.tracking import Store
+
+RUN = Path(__file__).parents[2] / "sweeps" / "run.py"
+
+
+class Sweeps:
+    """Starts the command against a store of its own."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.folder = store.folder
+        self.environment = os.environ | {
+            "MLFLOW_TRACKING_URI": store.uri,
+            "SEMIDAVIL_TRAIN": "fake_training:train",
+            "FAKE_TRAINING": str(store.folder),
+            "PYTHONPATH": str(Path(__file__).parent),
+            "COLUMNS": "200",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self, *arguments: str, step_seconds: float = 0.01) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(RUN), *arguments],
+            cwd=self.folder,
+            env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=180)
+        return process.returncode, output
+
+    def states(self) -> Counter[str]:
+        return Counter(run.status for run in self.store.runs())
+
+    def keys(self) -> Counter[str]:
+        return Counter(run.key for run in self.store.runs())
+
+    def events(self) -> list[str]:
+        path = self.folder / "events.txt"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def trainings(self) -> list[str]:
+        return [event for event in self.events() if event.startswith("train-from")]
+
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < deadline, f"not reached; events: {self.events()}"
+            time.sleep(0.1)
