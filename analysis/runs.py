@@ -1,11 +1,9 @@
 """Tracked runs as one tidy table, with the histories and evaluations behind them (no torch)."""
 
-import gc
 import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +14,7 @@ import pandas as pd
 
 from semidavil.config import Config, Section
 from semidavil.metrics import Evaluation
+from sweeps.garbage import no_garbage_collection
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -154,7 +153,7 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     defaults = default_settings()
     rows: dict[str, dict[str, Any]] = {}
     known = set(names.values())
-    with _no_garbage_collection():
+    with no_garbage_collection():
         for run in _finished(client, list(names)):
             row = _row(run, names[run.info.experiment_id], defaults)
             if row:
@@ -248,15 +247,3 @@ def _client(uri: str) -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(uri)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Millions of small objects that all live on: scanning them again and again is the main cost."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -234,9 +235,8 @@ class Config(Section):
 
     def key(self) -> str:
         """The run's identity: 16 hexadecimal digits, the same on every machine."""
-        content: dict[str, Any] = {
-            path: mine for path, (mine, _) in self.differences(Config()).items()
-        }
+        defaults = _defaults()
+        content = {path: value for path, value in self._results() if value != defaults[path]}
         content["version"] = RESULTS_VERSION
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -263,9 +263,14 @@ class Config(Section):
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Fields in which two Configs differ, runtime left out: `{path: (self's, other's)}`."""
-        mine = dict(_leaves(self.model_dump(mode="json", exclude={"runtime"})))
-        theirs = dict(_leaves(other.model_dump(mode="json", exclude={"runtime"})))
-        return {path: (mine[path], theirs[path]) for path in mine if mine[path] != theirs[path]}
+        theirs = dict(other._results())
+        return {
+            path: (mine, theirs[path]) for path, mine in self._results() if mine != theirs[path]
+        }
+
+    def _results(self) -> Iterator[tuple[str, Any]]:
+        """Path and value of every field that changes a run's result."""
+        return _leaves(self.model_dump(mode="json", exclude={"runtime"}))
 
     @classmethod
     def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
@@ -285,6 +290,12 @@ class Config(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """What a Config that changes nothing holds, by path."""
+    return dict(Config()._results())
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.garbage import no_garbage_collection
 from sweeps.provenance import owner_is_dead, owner_tags
 
 PREFIX = "semidavil."  # of all our tags
@@ -88,6 +90,22 @@ class TrackedRun:
         """Its benchmark's score in per cent; NaN before its end."""
         known = BENCHMARKS.get(self.params.get("data.benchmark", ""))
         return self.metrics.get(f"final/{known.metric}", math.nan) if known else math.nan
+
+
+def _tracked(run: Any, experiment: str) -> TrackedRun:
+    tags = {n.removeprefix(PREFIX): v for n, v in run.data.tags.items() if n.startswith(PREFIX)}
+    return TrackedRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment=experiment,
+        status=run.info.status,
+        started=run.info.start_time,
+        ended=run.info.end_time,
+        # One copy of the names and values that thousands of runs have in common.
+        tags={sys.intern(name): sys.intern(value) for name, value in tags.items()},
+        params={sys.intern(n): sys.intern(value) for n, value in run.data.params.items()},
+        metrics={sys.intern(name): value for name, value in run.data.metrics.items()},
+    )
 
 
 def is_gone(owner: Mapping[str, str], last_word: float, now: float) -> bool:
@@ -169,34 +187,18 @@ class Store:
             return []
         experiments = _pages(lambda token: self.client.search_experiments(page_token=token))
         names = {found.experiment_id: found.name for found in experiments}
-        runs = _pages(
-            lambda token: self.client.search_runs(
-                list(names),
-                f"tags.`{PREFIX}key` " + (f"= '{key}'" if key else "LIKE '%'"),
-                ViewType.ACTIVE_ONLY,
-                BATCH,
-                ["attributes.start_time"],
-                token,
+        with no_garbage_collection():
+            runs = _pages(
+                lambda token: self.client.search_runs(
+                    list(names),
+                    f"tags.`{PREFIX}key` " + (f"= '{key}'" if key else "LIKE '%'"),
+                    ViewType.ACTIVE_ONLY,
+                    BATCH,
+                    ["attributes.start_time"],
+                    token,
+                )
             )
-        )
-        return [
-            TrackedRun(
-                run_id=run.info.run_id,
-                name=run.info.run_name or "",
-                experiment=names[run.info.experiment_id],
-                status=run.info.status,
-                started=run.info.start_time,
-                ended=run.info.end_time,
-                tags={
-                    name.removeprefix(PREFIX): value
-                    for name, value in run.data.tags.items()
-                    if name.startswith(PREFIX)
-                },
-                params=run.data.params,
-                metrics=run.data.metrics,
-            )
-            for run in runs
-        ]
+            return [_tracked(run, names[run.info.experiment_id]) for run in runs]
 
     def overview(self, experiment_id: str, name: str, about: str) -> str:
         """The run that stands for an experiment, created if need be; runs opened later are its children.

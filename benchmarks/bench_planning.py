@@ -1,0 +1,99 @@
+"""What planning costs: N cells against a store that holds N finished runs of them.
+
+    python benchmarks/bench_planning.py [--cells 1000 3000 10000]
+
+The runs are copies of one that is tracked in the usual way, with the params, tags and final metrics of
+a real one. Prints seconds of one core, so that a busy machine disturbs them little, and the memory that
+planning adds to the process.
+"""
+
+import argparse
+import resource
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+from semidavil.config import Config, preset
+from semidavil.data.benchmarks import CITYSCAPES_19
+from sweeps.grids import GRIDS
+from sweeps.plan import State, make_plan
+from sweeps.provenance import code_tags
+from sweeps.run_log import RunLog
+from sweeps.tracking import PREFIX, Store
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = ("tags", "params", "latest_metrics", "metrics")  # with a row per run
+
+
+def track_one_run(store: Store, config: Config, folder: Path) -> str:
+    run_id = store.open_run(store.experiment_id("attention"), "cell", config, code_tags(ROOT))
+    artifacts = folder / "artifacts"
+    artifacts.mkdir()
+    values = {f"iou/{name}": 50.0 for name in CITYSCAPES_19} | {"miou": 50.0, "seconds": 30.0}
+    log = RunLog(store.uri, run_id, folder)
+    training = {f"train/{n}": 0.5 for n in ("loss", "loss_sup", "loss_con", "lr", "a", "b", "c")}
+    log.metrics(1, training | {f"val/{name}": value for name, value in values.items()})
+    log.finish({f"final/{name}": value for name, value in values.items()}, artifacts)
+    return run_id
+
+
+def copy_run(database: Path, run_id: str, keys: list[str]) -> None:
+    """Copies of a run in SQL, which is some hundred times faster, one for each key."""
+    with sqlite3.connect(database) as connection:
+        for table in ("runs", *TABLES):
+            rows = connection.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,))
+            columns = [column[0] for column in rows.description]
+            place = columns.index("run_uuid")
+            tag = f"{PREFIX}key" if table == "tags" else None
+            copies = [
+                tuple(
+                    f"{number:032x}"
+                    if position == place
+                    else key
+                    if row[0] == tag and position == 1
+                    else value
+                    for position, value in enumerate(row)
+                )
+                for row in rows.fetchall()
+                for number, key in enumerate(keys)
+            ]
+            marks = ", ".join("?" * len(columns))
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", copies)
+    connection.close()
+
+
+def measure(number: int) -> str:
+    grid, base = GRIDS["attention"], preset("toy")
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store(Path(scratch))
+        start = time.process_time()
+        cells = grid.cells(base, seeds=range(-(-number // 24)))[:number]
+        listed = time.process_time() - start
+        run_id = track_one_run(store, cells[0], Path(scratch))
+        assert store.database is not None
+        copy_run(store.database, run_id, [cell.key() for cell in cells[1:]])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        start = time.process_time()
+        runs = store.runs()
+        read = time.process_time() - start
+        plan = make_plan("attention", grid.around(base), cells, runs)
+        planned = time.process_time() - start - read
+        more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert plan.counts() == {State.DONE: number}
+    total = listed + read + planned
+    return (
+        f"{number:6} cells: {total:5.1f} s ({listed:.1f} to list the cells, {read:.1f} to read the "
+        f"runs, {planned:.1f} to match them), {more:.0f} MiB more at the peak"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cells", metavar="N", nargs="+", type=int, default=[1000, 3000, 10_000])
+    for number in parser.parse_args().cells:
+        print(measure(number), flush=True)
+
+
+if __name__ == "__main__":
+    main()
