@@ -48,7 +48,7 @@ def draw(tracked: Tracked) -> Drawn:
         ring = here[here["default"]]
         ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
                 markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
-        ax.set_xticks(range(len(here)), [f"{v:g}" for v in here["value"]], fontsize=6)
+        ax.set_xticks(range(len(here)), [f"{v:g}" for v in here["value"]], fontsize=6, rotation=45)
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
     axes[0, 0].set_ylabel("mIoU (%)")

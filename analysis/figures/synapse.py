@@ -14,10 +14,11 @@ from semidavil.data.benchmarks import BENCHMARKS
 
 GRID, BENCHMARK = "synapse", "synapse"
 METHODS = ("uamt", "urpc")
+LEAST_DICE = 5.0  # of CE, from which a ratio to it says something
 
 
 def draw(tracked: Tracked) -> Drawn:
-    """Organ volumes (where evaluated), relative gain in Dice and change in surface distance.
+    """Organ volumes (where evaluated), gain in Dice, also relative, and change in surface distance.
 
     Raises:
         AnalysisError: no method was run with both losses.
@@ -30,13 +31,15 @@ def draw(tracked: Tracked) -> Drawn:
     organs = list(numbers["organ"].unique())
     methods = [m for m in METHODS if m in set(numbers["method"])]
     panels = [
-        ("dice_relative", "Dice, DyCE over CE (%)"),
-        ("asd_change", "ASD, DyCE minus CE (mm)"),
+        ("dice_change", "Dice, DyCE\nminus CE (points)"),
+        ("dice_relative", "Dice, DyCE\nover CE (%)"),
+        ("asd_change", "ASD, DyCE\nminus CE (mm)"),
     ]
-    if numbers["volume_share"].notna().any():
-        panels.insert(0, ("volume_share", "share of organ voxels (%)"))
+    sizes_known = bool(numbers["volume_share"].notna().any())
+    if sizes_known:
+        panels.insert(0, ("volume_share", "share of organ\nvoxels (%)"))
     figure, axes = plt.subplots(
-        len(panels), 1, sharex=True, figsize=(style.PAGE, 1.45 * len(panels) + 0.6), squeeze=False,
+        len(panels), 1, sharex=True, figsize=(style.PAGE, 1.25 * len(panels) + 0.6), squeeze=False,
         gridspec_kw={"hspace": 0.15},
     )  # fmt: skip
     places, looks = np.arange(len(organs)), style.looks(methods)
@@ -52,31 +55,30 @@ def draw(tracked: Tracked) -> Drawn:
                     places + 0.38 * (i - (len(methods) - 1) / 2), here[column], width=0.36,
                     color=looks[method].colour, label=looks[method].label,
                     hatch=("", "////")[i % 2], edgecolor="white", linewidth=0.4,
-                    yerr=here[f"{column}_std"], error_kw={"elinewidth": 0.7, "capsize": 1.5},
+                    yerr=here.get(f"{column}_std"), error_kw={"elinewidth": 0.7, "capsize": 1.5},
                 )  # fmt: skip
             ax.axhline(0, color="black", linewidth=0.7)
         ax.set_ylabel(title, fontsize=7)
         ax.grid(False, axis="x")
     axes[-1, 0].set_xticks(places, organs, rotation=40, ha="right")
     axes[0, 0].set_title(chosen.heading(BENCHMARK), loc="left")
-    voxels_unknown = len(panels) < 3  # then the bars of rare organs are on the right
     handles, labels = axes[-1, 0].get_legend_handles_labels()
-    axes[0, 0].legend(
-        handles, labels, loc="upper left" if voxels_unknown else "upper right", ncols=2
-    )
+    axes[0, 0].legend(handles, labels, loc="upper right" if sizes_known else "upper left", ncols=2)
     seeds = seeds_of([int(n) for n in numbers["n"]])
     return Drawn(
         figure=figure,
         title="Synapse: DyCE and cross-entropy by organ",
-        caption="Organ size (log scale), relative change in Dice and change in average surface "
-        "distance (lower is better) of DyCE over CE on the same seeds, organs "
-        + ("from large to small" if len(panels) == 3 else "in the data set's order")
-        + f"; mean and standard deviation over {seeds}, {int(runs['budget'].iloc[0])} labelled scans. "
+        caption="Organ size (log scale), change in Dice, relative change of its mean and change in "
+        "average surface distance (lower is better; no bar where a network never finds the organ) of "
+        "DyCE over CE on the same seeds, organs "
+        + ("from large to small" if sizes_known else "in the data set's order")
+        + f". Relative only where CE reaches a Dice of {LEAST_DICE:g}%; mean and standard deviation "
+        f"over {seeds}, {int(runs['budget'].iloc[0])} labelled scans. "
         f"{SYNAPSE_WORDS} {chosen.note()}",
-        alt="Bars per organ of the relative Dice gain and the change in surface distance of DyCE over "
-        "cross-entropy. Mean relative gain: "
+        alt="Bars per organ of the gain in Dice and the change in surface distance of DyCE over "
+        "cross-entropy. Mean gain in Dice, points: "
         + ", ".join(
-            f"{looks[m].label} {numbers[numbers['method'] == m]['dice_relative'].mean():.1f}%"
+            f"{looks[m].label} {numbers[numbers['method'] == m]['dice_change'].mean():.1f}"
             for m in methods
         )
         + ".",
@@ -98,14 +100,18 @@ def organ_table(tracked: Tracked, runs: pd.DataFrame) -> pd.DataFrame:
         for organ, share in zip(organs, shares, strict=True):
             if f"dice/{organ}" not in here:
                 continue
-            dice = [by_seed(here[here["loss"] == loss], f"dice/{organ}") for loss in ("dyce", "ce")]
-            relative = (100 * (dice[0] - dice[1]) / dice[1].where(dice[1] > 0)).dropna()
-            if relative.empty:
+            both = pd.concat(
+                {x: by_seed(here[here["loss"] == x], f"dice/{organ}") for x in ("dyce", "ce")},
+                axis=1, join="inner",
+            ).dropna()  # fmt: skip
+            if both.empty:
                 continue
-            row = {"method": method, "organ": organ, "volume_share": share, "n": len(relative),
-                   "dice_dyce": dice[0].mean(), "dice_ce": dice[1].mean(),
-                   "dice_relative": relative.mean(), "dice_relative_std": relative.std(),
-                   "p_dice": paired(*dice).p}  # fmt: skip
+            dyce, ce = both["dyce"].mean(), both["ce"].mean()
+            row = {"method": method, "organ": organ, "volume_share": share, "n": len(both),
+                   "dice_dyce": dyce, "dice_ce": ce, "dice_change": dyce - ce,
+                   "dice_change_std": (both["dyce"] - both["ce"]).std(),
+                   "dice_relative": 100 * (dyce / ce - 1) if ce >= LEAST_DICE else np.nan,
+                   "p_dice": paired(both["dyce"], both["ce"]).p}  # fmt: skip
             change = pd.Series(dtype=float)
             if f"asd/{organ}" in here:
                 asd = [

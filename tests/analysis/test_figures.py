@@ -16,6 +16,7 @@ from analysis import paper
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
 from analysis.figures import FIGURES, class_gains, components, cost, qualitative, sensitivity
+from analysis.figures.synapse import organ_table
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
@@ -290,7 +291,14 @@ def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
     row = numbers[(numbers["method"] == "uamt") & (numbers["organ"] == "liver")].iloc[0]
     runs = select(tracked, "synapse", metric="dice").runs
     by = runs[runs["method"] == "uamt"].set_index(["seed", "loss"])["dice/liver"].unstack()
-    assert row["dice_relative"] == pytest.approx((100 * (by["dyce"] / by["ce"] - 1)).mean())
+    gain = by["dyce"].mean() - by["ce"].mean()
+    assert row["dice_change"] == pytest.approx(gain)
+    assert row["dice_change_std"] == pytest.approx((by["dyce"] - by["ce"]).std())
+    assert row["dice_relative"] == pytest.approx(100 * gain / by["ce"].mean())
+    unknown = runs.assign(**{"dice/liver": runs["dice/liver"].where(runs["loss"] == "dyce", 2.0)})
+    row = organ_table(tracked, unknown).query("method == 'uamt' and organ == 'liver'").iloc[0]
+    assert row["dice_change"] == pytest.approx(by["dyce"].mean() - 2)
+    assert np.isnan(row["dice_relative"]), "a ratio to next to nothing"
 
 
 def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
