@@ -83,9 +83,10 @@ class SceneExperiment:
         )  # fmt: skip
 
     def summary(self, evaluation: Evaluation) -> dict[str, float]:
-        scores = summarise(evaluation.confusion, self.benchmark.classes, self.benchmark.subsets)
-        pseudo = {f"pseudo/{name}": value for name, value in evaluation.pseudo_labels().items()}
-        return scores | pseudo
+        classes = self.benchmark.classes
+        scores = summarise(evaluation.confusion, classes, self.benchmark.subsets)
+        pseudo = evaluation.pseudo_labels(classes)
+        return scores | {f"pseudo/{name}": value for name, value in pseudo.items()}
 
     def absent(self, evaluation: Evaluation) -> list[str]:
         return absent_classes(evaluation.confusion, self.benchmark.classes)

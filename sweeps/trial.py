@@ -159,7 +159,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if "/iou/" not in name}
+    shown = {n: value for n, value in metrics.items() if "/iou/" not in n and "/pseudo/" not in n}
     return f"step {step}/{total} " + " ".join(f"{name}={v:.5g}" for name, v in shown.items())
 
 
