@@ -160,7 +160,7 @@ def _keep(tracked: Tracked, made: Made) -> None:
 
     try:
         grids = upload(tracked, made.files)
-    except (MlflowException, OSError) as error:
+    except (AnalysisError, MlflowException, OSError) as error:
         console.print(
             f"[yellow]not put into MLflow (--no-keep does not try):[/] {escape(str(error))}",
             soft_wrap=True,

@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from semidavil.config import Config, Section
 from semidavil.metrics import Evaluation
+from sweeps.credentials import redact, without_credentials
 from sweeps.garbage import no_garbage_collection
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -24,6 +25,7 @@ PREFIX = "semidavil."  # of the tags that the sweeps write
 KEY = f"{PREFIX}key"
 OVERVIEW = f"{PREFIX}overview"  # of the run that stands for a grid; its value is the grid
 PAGE = 1000
+PATIENCE_SECONDS = 20.0  # for a tracking server that goes away while runs are read
 # Short columns of the table <- parameter of the run.
 FIELDS = {
     "benchmark": "data.benchmark",
@@ -142,10 +144,10 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     Raises:
         AnalysisError: an unknown experiment, no store, or no finished run.
     """
-    uri = uri or default_uri()
+    uri = without_credentials(uri or default_uri())
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise AnalysisError(
-            f"there are no runs yet ({uri} does not exist): run one grid first, for example "
+            f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example "
             + command("attention")
         )
     client = _client(uri)
@@ -244,6 +246,31 @@ def _finished(client: Any, experiments: list[str]) -> Iterator[Any]:
 def _client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
+    from sweeps.server import TrackingError, check_server
+
+    try:
+        check_server(uri)
+    except TrackingError as error:
+        raise AnalysisError(str(error)) from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+    return _Patient(MlflowClient(uri))
+
+
+class _Patient:
+    """An MLflow client that bears a server's short absence; a longer one is an AnalysisError."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        from sweeps.server import StoreAway, patience_of, patiently
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            try:
+                with patience_of(PATIENCE_SECONDS):
+                    return patiently(partial(getattr(self._client, name), *arguments, **named))
+            except StoreAway as error:
+                raise AnalysisError(f"{error}; draw again when it does") from error
+
+        return call

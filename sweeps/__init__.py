@@ -4,6 +4,9 @@ Ray and MLflow read these variables when they are imported, and importing any mo
 comes first. They keep both from calling home, from printing over our own progress, and Ray from
 moving workers into folders of their own, where relative paths would scatter files. A variable that
 is already set wins.
+
+MLflow itself would try a server that is away for four minutes, in silence: every wait is
+`sweeps.server.patiently`'s.
 """
 
 import os
@@ -12,6 +15,8 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds without a word
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -7,6 +7,7 @@ death of a worker is a failure in Tune's sense, and it starts that trial again.
 """
 
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -22,6 +23,8 @@ from ray.tune.search import Searcher
 
 from semidavil.runtime import available_cpus
 from sweeps import QUIET_ENVIRONMENT
+from sweeps.credentials import redact
+from sweeps.server import PATIENCE
 from sweeps.trial import Later, Task, run_trial
 
 WORKER_DEATHS = 2  # how often a cell is started again after its process was killed
@@ -91,7 +94,7 @@ def started_ray(resources: Resources) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if resources.address:
-                ray.init(resources.address, runtime_env={"env_vars": QUIET_ENVIRONMENT}, **common)
+                ray.init(resources.address, runtime_env={"env_vars": _environment()}, **common)
             else:
                 ray.init(
                     "local",
@@ -105,6 +108,12 @@ def started_ray(resources: Resources) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """For workers on other machines; no passwords, which Ray would show in its dashboard."""
+    names = [*QUIET_ENVIRONMENT, PATIENCE]
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def run_tasks(
@@ -205,7 +214,9 @@ class _Callback(_DriverOnly, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = trial.get_pickled_error() or trial.get_error() or "no reason known"
-        self.listener.lost(_task_of(trial), f"its worker process died: {str(error).strip()}")
+        self.listener.lost(
+            _task_of(trial), f"its worker process died: {redact(str(error).strip())}"
+        )
 
 
 def _task_of(trial: Any) -> Task:

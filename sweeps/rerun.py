@@ -15,6 +15,7 @@ from rich.table import Table
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.credentials import redact
 from sweeps.provenance import code_tags
 from sweeps.tracking import Store, TrackedRun, TrackingError
 from sweeps.trial import load_training
@@ -65,7 +66,9 @@ def find(store: Store, run_id: str) -> TrackedRun:
     found = [run for run in store.runs() if run.run_id.startswith(run_id)]
     if len(found) != 1:
         which = "several runs" if found else "no run"
-        raise TrackingError(f"{which} in {store.uri} with an id that begins with {run_id!r}")
+        raise TrackingError(
+            f"{which} in {redact(store.uri)} with an id that begins with {run_id!r}"
+        )
     if found[0].status != "FINISHED":
         raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
     return found[0]

@@ -8,6 +8,7 @@ The same command again runs only what is missing.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import os
@@ -25,6 +26,7 @@ from semidavil.caption_ablation import refuse_oracle
 from semidavil.commandline import default_preset, parse_settings
 from semidavil.config import PRESETS, Config, ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.credentials import redact
 from sweeps.grids import ALL, GRIDS, SHARED_AXES, union
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"    {escape(_command())}", soft_wrap=True, highlight=False)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        message = f"[bold red]error:[/] {escape(str(error))}"
+        message = f"[bold red]error:[/] {escape(redact(str(error)))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return 2 if isinstance(error, ConfigError) else 1
 
@@ -226,9 +228,11 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     configs = grid.cells(base, options.benchmark, options.budgets, options.seeds)
 
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
+    from sweeps.deliver import deliver_kept
     from sweeps.overview import write_overview
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
+    from sweeps.server import StoreAway
     from sweeps.sweep import distinct_preparations, run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
     from sweeps.tracking import Store, tracking_uri
@@ -243,11 +247,17 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         print_plan(console, plan_now(), resources.concurrency)
         return 0
 
+    def write_down(plan: Plan) -> Plan:
+        write_overview(store, plan, resources.concurrency)
+        return plan
+
+    if count := deliver_kept(store, lambda text: console.print(escape(text), soft_wrap=True)):
+        console.print(f"delivered {count} runs that had ended while the tracking store was away")
     if dead := store.close_dead(store.runs()):
         console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
     plan = plan_now()
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
-    write_overview(store, plan, resources.concurrency)
+    write_down(plan)
     failed: list[tuple[str, str, Path]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
@@ -257,9 +267,13 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
             failed = run_sweep(
                 plan, store, resources, tags, console, prepare, train, options.retries
             ).failed
-        finally:
-            plan = plan_now()
-            write_overview(store, plan, resources.concurrency)
+        except StoreAway:
+            raise  # there is nowhere to write
+        except BaseException:
+            with contextlib.suppress(StoreAway):
+                write_down(plan_now())
+            raise
+        plan = write_down(plan_now())
     else:
         for run in plan.foreign():
             store.add_to_grid(run, name)

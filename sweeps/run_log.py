@@ -1,9 +1,18 @@
-"""What the process that trains a run logs into it."""
+"""What the process that trains a run logs into it, and what it keeps while the store is away.
+
+A run's folder holds a journal of its metrics, `metrics.jsonl`. A run that has ended has its
+`ending.json` beside it, with the files to upload in the same folder, until the store has all of it.
+"""
 
 import contextlib
+import errno
+import fcntl
 import json
+import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +20,57 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from sweeps.credentials import redact
+from sweeps.server import DiskFull, StoreAway, TrackingError, patience_of
 from sweeps.tracking import log_batches, patiently, quiet_logs
 
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
+FAILED_SHARE = 10  # a store that is away costs training at most one part in so many
+ENDING = "ending.json"
+JOURNAL = "metrics.jsonl"
+
+note = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run has ended.
+
+    Attributes:
+        run_id, store: where it belongs; the store's address without passwords, for people.
+        status: FINISHED or FAILED.
+        values: final metrics, of `step`.
+        time: ms since 1970.
+        seconds: training time, of all attempts.
+        files: relative to the run's folder; of a folder, its contents.
+    """
+
+    run_id: str
+    store: str
+    status: str
+    step: int
+    time: int
+    seconds: float
+    values: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Ending | None":
+        """The ending kept in a run's folder.
+
+        Raises:
+            TrackingError: it is not what this program has written.
+        """
+        path = folder / ENDING
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            raise TrackingError(
+                f"{path} cannot be read ({error}): restore it, or remove it to train the run again"
+            ) from error
 
 
 class RunLog:
@@ -21,19 +78,24 @@ class RunLog:
 
     Metrics wait for up to `FLUSH_SECONDS` and then go out together. All of them are also written to
     a journal in `folder` at once, so that those of a killed process are delivered by the next
-    attempt; what is logged already is not logged twice when training repeats steps.
+    attempt; what is logged already is not logged twice when training repeats steps. While the store
+    is away, training goes on and metrics wait; only the end of a run waits for the store, as long as
+    `sweeps.server.patience` says.
 
     Args:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the
             journal knows better where it is still there.
+
+    Raises:
+        DiskFull: from any method that writes.
     """
 
     def __init__(
         self, uri: str, run_id: str, folder: Path, logged_step: int = 0, seconds: float = 0.0
     ) -> None:
         quiet_logs()
-        self.client, self.run_id = MlflowClient(uri), run_id
-        self.journal = folder / "metrics.jsonl"
+        self.client, self.run_id, self.store = MlflowClient(uri), run_id, redact(uri)
+        self.folder, self.journal = folder, folder / JOURNAL
         entries = []
         for line in _read_journal(self.journal):
             if "values" in line:
@@ -42,9 +104,11 @@ class RunLog:
                 logged_step = max(logged_step, line["step"])
                 seconds = max(seconds, line["seconds"])
         self.waiting = [entry for entry in entries if entry["step"] > logged_step]
+        self.tags: dict[str, str] = {}  # that wait
         self.step = max([logged_step, *(entry["step"] for entry in entries)])
         self.seconds_before, self.started = seconds, time.monotonic()
-        self.flushed = self.started
+        self.next_flush = self.started + FLUSH_SECONDS
+        self.away = False
 
     @property
     def seconds(self) -> float:
@@ -55,47 +119,186 @@ class RunLog:
         """Takes the metrics of a step, unless an earlier attempt has had them."""
         if step > self.step:
             entry = {"step": step, "time": int(time.time() * 1000), "values": dict(values)}
-            self._write(entry)
             self.waiting.append(entry)
             self.step = step
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self._write(entry)
+        if time.monotonic() > self.next_flush:
             self.flush()
 
     def flush(self, tags: Mapping[str, str] | None = None) -> None:
-        """Sends what waits, with a sign of life."""
-        progress = {"step": self.step, "seconds": round(self.seconds, 1), "time": int(time.time())}
+        """Sends what waits, with a sign of life; or keeps it, if the store is away."""
+        self.tags |= tags or {}
+        before = time.monotonic()
+        try:
+            with patience_of(0):
+                self._send(self.seconds)
+        except StoreAway as error:
+            if not self.away:
+                note.warning("%s; training goes on, metrics wait in %s", error, self.journal)
+            self.away = True
+            took = time.monotonic() - before
+            self.next_flush = time.monotonic() + max(FLUSH_SECONDS, FAILED_SHARE * took)
+        else:
+            if self.away:
+                note.warning("the tracking store answers again and has all metrics")
+            self.away = False
+            seconds = round(self.seconds, 1)
+            self._write({"sent_to": self.run_id, "step": self.step, "seconds": seconds})
+
+    def _send(self, seconds: float) -> None:
+        progress = {"step": self.step, "seconds": round(seconds, 1), "time": int(time.time())}
         metrics = [
             Metric(name, value, entry["time"], entry["step"])
             for entry in self.waiting
             for name, value in entry["values"].items()
         ]
-        all_tags = {"progress": json.dumps(progress), **(tags or {})}
+        all_tags = {"progress": json.dumps(progress), **self.tags}
         log_batches(self.client, self.run_id, metrics=metrics, tags=all_tags)
-        self.waiting, self.flushed = [], time.monotonic()
-        self._write({"sent_to": self.run_id, "step": self.step, "seconds": progress["seconds"]})
+        self.waiting, self.tags = [], {}
+        self.next_flush = time.monotonic() + FLUSH_SECONDS
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        with self.journal.open("a") as file:
+        with on_disk(self.folder), self.journal.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def finish(self, values: Mapping[str, float], artifacts: Path) -> None:
-        """Final metrics and the contents of `artifacts`; then, and only then, FINISHED."""
-        entry = {"step": self.step, "time": int(time.time() * 1000), "values": dict(values)}
-        self.waiting.append(entry)
-        patiently(lambda: self.client.log_artifacts(self.run_id, str(artifacts)))
-        self.flush()
-        patiently(lambda: self.client.set_terminated(self.run_id, "FINISHED"))
+    def finish(self, values: Mapping[str, float], artifacts: Path) -> bool:
+        """Final metrics and the contents of `artifacts`; then, and only then, FINISHED.
 
-    def fail(self, reason: str, retry: bool, files: Sequence[Path]) -> None:
-        """FAILED, with the reason, whether a repetition may help, and files that explain it."""
-        self.flush({"reason": reason[:500], "retry": str(retry).lower()})
-        for file in files:
-            patiently(partial(self.client.log_artifact, self.run_id, str(file)))
-        patiently(lambda: self.client.set_terminated(self.run_id, "FAILED"))
+        Args:
+            artifacts: in the run's folder.
+
+        Returns:
+            Whether the store has it; else it is kept, for `deliver`.
+        """
+        self._keep("FINISHED", values, [artifacts])
+        return self._deliver()
+
+    def fail(self, why: str, retry: bool, files: Sequence[Path]) -> bool:
+        """FAILED, with the reason, whether a repetition may help, and files that explain it.
+
+        Returns:
+            Whether the store has it; else it is kept, for `deliver`.
+        """
+        self.tags |= {"reason": redact(why)[:500], "retry": str(retry).lower()}
+        try:
+            self._keep("FAILED", {}, files)
+        except DiskFull as error:  # perhaps the store takes it
+            note.warning("%s", error)
+            ending = self._ending("FAILED", {}, files)
+            with contextlib.suppress(StoreAway):
+                self._log_ending(ending)
+                return True
+            return False
+        return self._deliver()
+
+    def _ending(self, status: str, values: Mapping[str, float], files: Sequence[Path]) -> Ending:
+        return Ending(
+            run_id=self.run_id,
+            store=self.store,
+            status=status,
+            step=self.step,
+            time=int(time.time() * 1000),
+            seconds=self.seconds,
+            values=dict(values),
+            tags=dict(self.tags),
+            files=[str(path.relative_to(self.folder)) for path in files],
+        )
+
+    def _keep(self, status: str, values: Mapping[str, float], files: Sequence[Path]) -> None:
+        draft = self.folder / f"{ENDING}.part"
+        with on_disk(self.folder):
+            with draft.open("w") as file:
+                file.write(json.dumps(asdict(self._ending(status, values, files))))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.folder / ENDING)
+
+    def _deliver(self) -> bool:
+        try:
+            return self.deliver()
+        except StoreAway as error:
+            note.warning("%s; the run is kept in %s until it does", error, self.folder)
+            return False
+
+    def deliver(self) -> bool:
+        """Sends the ending that is kept in the folder, and all metrics before it.
+
+        It may be the ending of another run, if that one was made anew. Repeating it changes nothing.
+
+        Returns:
+            False if another process is at it.
+
+        Raises:
+            StoreAway: it stays kept.
+        """
+        with _alone_in(self.folder) as alone:
+            ending = Ending.read(self.folder) if alone else None
+            if ending is None:
+                return alone
+            self._log_ending(replace(ending, run_id=self.run_id))
+            if self.run_id == ending.run_id or self.store == ending.store:
+                (self.folder / ENDING).unlink()  # another server still waits for its own
+        return True
+
+    def _log_ending(self, ending: Ending) -> None:
+        inside = self.folder.resolve()
+        for name in ending.files:
+            path = (inside / name).resolve()
+            if not path.is_relative_to(inside):
+                raise TrackingError(f"{inside / ENDING} names a file outside its folder: {name}")
+            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            patiently(partial(log, ending.run_id, str(path)))
+        self.tags |= ending.tags
+        if ending.values:
+            final = {"step": ending.step, "time": ending.time, "values": ending.values}
+            if final not in self.waiting:
+                self.waiting.append(final)
+        self._send(ending.seconds)
+        patiently(
+            lambda: self.client.set_terminated(ending.run_id, ending.status, end_time=ending.time)
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Whether no other process delivers from this folder; the system lets go when one dies."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / ENDING).open("r+"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except FileNotFoundError:
+            alone = True
+        except BlockingIOError:
+            alone = False
+        yield alone
+
+
+@contextlib.contextmanager
+def on_disk(folder: Path) -> Iterator[None]:
+    """Names the folder of a run whose disk is full.
+
+    Raises:
+        DiskFull: in place of the OSError that says only this.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"the disk is full: {folder} takes no more metrics. What was logged so far is kept; "
+            "free space, then give the same command again: it goes on from the last checkpoint"
+        ) from error
 
 
 def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the process died writing this line
-                yield json.loads(line)
+    if not path.exists():
+        return
+    text = path.read_text()
+    if text and not text.endswith("\n"):  # what comes next must not join the torn line
+        with on_disk(path.parent), path.open("a") as file:
+            file.write("\n")
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # the process died writing this line
+            yield json.loads(line)

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.credentials import redact
 from sweeps.progress import duration
 from sweeps.tracking import OPEN, Store, TrackedRun, TrackingError, is_gone, tracking_uri
 
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if not statuses:
             raise TrackingError(
-                f"no sweep of {options.grid or 'any grid'} in {store.uri}: start one with "
+                f"no sweep of {options.grid or 'any grid'} in {redact(store.uri)}: start one with "
                 f"python sweeps/run.py --grid {options.grid or 'attention'}"
             )
         return render(statuses, now)

@@ -15,10 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from semidavil.config import Config
+from sweeps.deliver import advice, deliver_kept
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
+from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
 from sweeps.tracking import Store
 from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task
+
+CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
 
 
 @dataclass
@@ -51,15 +55,33 @@ class _Driver:
         self.retried: Counter[str] = Counter()  # by name, as is `alone`
         self.alone: set[str] = set()
         self.outcome = Outcome()
+        self.kept = 0  # ended runs that the store does not have
+        self.away: StoreAway | None = None
+        self.asked = 0.0  # when the store was last found away
 
     def next_task(self) -> Task | Later | None:
-        """The next cell that nobody else has begun since the plan was made."""
-        while self.queue:
-            cell = self.queue.popleft()
-            if task := self._claim(cell):
+        """The next cell that nobody else has begun since the plan was made.
+
+        While the store is away, none as long as others run; with none running, that is the end.
+        """
+        while self.queue and (not self.away or time.monotonic() > self.asked + LONGEST_PAUSE):
+            cell = self.queue[0]
+            try:
+                task = self._claim(cell)
+            except StoreAway as error:
+                self._left_alone(error)
+                break
+            self.away = None
+            self.queue.popleft()
+            if task:
                 return task
             self.progress.skip(cell.name)
         return LATER if self.open else None
+
+    def _left_alone(self, error: StoreAway) -> None:
+        if not self.away:
+            self.progress.say(f"{escape(str(error))}; no cell begins before it does")
+        self.away, self.asked = error, time.monotonic()
 
     def _claim(self, cell: Cell) -> Task | None:
         config = self._placed(cell.config)
@@ -97,15 +119,26 @@ class _Driver:
             del self.open[task.run_id]
             self.outcome.finished += 1
             self.progress.end(task.name, score=news["score"], seconds=news["seconds"])
+            self._hear_of_kept(task, news)
         elif task.run_id in self.open and news["state"] == "failed":
-            self._failed(task, news["reason"], Failure(news["failure"]))
+            delivered = self._hear_of_kept(task, news)
+            self._failed(task, news["reason"], Failure(news["failure"]) if delivered else None)
+
+    def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
+        if not news["delivered"]:
+            self.kept += 1
+            self.progress.say(f"{escape(task.name)} is kept in {escape(task.folder)}: store away")
+        return bool(news["delivered"])
 
     def revived(self, task: Task) -> None:
         self.progress.say(f"{task.name}: its worker process died; it goes on from its checkpoint")
 
     def lost(self, task: Task, reason: str) -> None:
         if task.run_id in self.open:
-            self.store.close(task.run_id, "FAILED", reason)
+            try:
+                self.store.close(task.run_id, "FAILED", reason)
+            except StoreAway as error:  # the next sweep finds it open, and its owner gone
+                self._left_alone(error)
             self._failed(task, reason)
 
     def _failed(self, task: Task, reason: str, failure: Failure | None = None) -> None:
@@ -120,7 +153,12 @@ class _Driver:
         else:
             self._given_up(task, reason)
             return
-        runs = self.store.runs(cell.config.key())
+        try:
+            runs = self.store.runs(cell.config.key())
+        except StoreAway as error:
+            self._left_alone(error)
+            self._given_up(task, reason)
+            return
         previous = next(run for run in runs if run.run_id == task.run_id)
         self.queue.append(replace(cell, run=previous))
         self.progress.say(f"{escape(task.name)}: {escape(reason)}; it is tried {how}")
@@ -130,9 +168,28 @@ class _Driver:
         self.progress.end(task.name, error=reason)
 
     def close_open_runs(self) -> None:
-        """What is still open was stopped together with this sweep."""
-        for run_id in self.open:
-            self.store.close(run_id, "KILLED", "the sweep was stopped")
+        """What is still open was stopped together with this sweep; or the next one closes it."""
+        try:
+            with patience_of(CLOSING_SECONDS):
+                for run_id in self.open:
+                    self.store.close(run_id, "KILLED", "the sweep was stopped")
+        except StoreAway as error:
+            self.progress.say(f"{escape(str(error))}; the next sweep closes what this one ran")
+
+    def settle(self) -> None:
+        """Delivers what workers could not.
+
+        Raises:
+            StoreAway: the store is away still, or cells were not begun because it was.
+        """
+        try:
+            with patience_of(CLOSING_SECONDS):
+                if self.kept:
+                    deliver_kept(self.store, self.progress.say)
+            if self.away and self.queue:
+                raise self.away
+        except StoreAway as error:
+            raise StoreAway(f"{error}. {advice(self.store)}") from error
 
 
 def run_sweep(
@@ -156,6 +213,7 @@ def run_sweep(
             fail in the same way. One that is out of memory beside others is tried alone besides.
 
     Raises:
+        StoreAway: the store was away for too long; the message says what is kept.
         KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
     """
     from sweeps.engine import run_tasks, started_ray
@@ -186,6 +244,7 @@ def run_sweep(
     finally:
         with _ignoring_signals():
             driver.close_open_runs()
+    driver.settle()
     return driver.outcome
 
 

@@ -10,14 +10,14 @@ import json
 import logging
 import math
 import os
-import random
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
@@ -25,8 +25,14 @@ from mlflow.exceptions import MlflowException
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.credentials import redact, without_credentials
 from sweeps.garbage import no_garbage_collection
 from sweeps.provenance import owner_is_dead, owner_tags
+from sweeps.server import (
+    TrackingError,
+    check_server,
+    patiently,
+)
 
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
@@ -37,12 +43,6 @@ BATCH = 1000  # how many metrics, params and tags one call may log
 SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
 SETTLE_SECONDS = 0.3  # for two sweeps that continue one run at once to see each other
 OPEN = ("RUNNING", "SCHEDULED")
-
-T = TypeVar("T")
-
-
-class TrackingError(RuntimeError):
-    """The tracking store cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Store:
     """
 
     def __init__(self, root: Path, uri: str | None = None) -> None:
-        self.uri = uri or f"sqlite:///{root / 'mlflow.db'}"
+        self.uri = without_credentials(uri or f"sqlite:///{root / 'mlflow.db'}")
         self.folder = root
         self.database: Path | None = None
         self.artifacts: Path | None = None  # a server knows its own place for them
@@ -138,17 +138,23 @@ class Store:
             self.artifacts = self.folder / "mlruns"
         elif "://" not in self.uri or self.uri.startswith("file:"):
             raise TrackingError(
-                f"MLFLOW_TRACKING_URI={self.uri} is a folder, where MLflow no longer tracks runs: "
+                f"MLFLOW_TRACKING_URI={redact(self.uri)} is a folder, where MLflow no longer tracks runs: "
                 "use a database (sqlite:///PATH.db), a server (http://HOST:PORT), or unset it"
             )
         self.checkpoints = self.folder / "checkpoints"
         self._client: MlflowClient | None = None
+        self._claims: set[str] = set()  # begun, and not known to have come through
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
 
     @property
     def client(self) -> MlflowClient:
-        """Connects on first use, which creates an SQLite database that is not there yet."""
+        """Connects on first use, which creates an SQLite database that is not there yet.
+
+        Raises:
+            TrackingError: the server cannot be reached, or refuses; found out within seconds.
+        """
         if self._client is None:
+            check_server(self.uri)
             quiet_logs()
             if self.database is not None:
                 self.database.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +178,9 @@ class Store:
                 patiently(lambda: self.client.create_experiment(name, artifact_location=location))
             found = patiently(lambda: self.client.get_experiment_by_name(name))
         if found is None:
-            raise TrackingError(f"the MLflow experiment {name!r} cannot be created in {self.uri}")
+            raise TrackingError(
+                f"the MLflow experiment {name!r} cannot be created in {redact(self.uri)}"
+            )
         if found.lifecycle_stage != "active":
             raise TrackingError(
                 f"the MLflow experiment {name!r} is deleted: bring it back with `mlflow experiments "
@@ -270,15 +278,42 @@ class Store:
 
         Of two sweeps that open a run for one cell at the same moment, the older run is kept. Of two
         that continue the same run, the one that wrote its name into it last.
+
+        Raises:
+            StoreAway: the cell may be claimed again; what this claim has left is no other sweep's.
         """
+        claim = uuid.uuid4().hex
+        self._claims.add(claim)
+        run_id = self._claim(experiment_id, name, config, {**tags, "claim": claim}, previous)
+        self._claims.remove(claim)
+        return run_id
+
+    def _claim(
+        self,
+        experiment_id: str,
+        name: str,
+        config: Config,
+        tags: Mapping[str, str],
+        previous: TrackedRun | None,
+    ) -> str | None:
         key = config.key()
-        if any(run.is_taken() for run in self.runs(key)):
+        known = self.runs(key)
+        ours = [
+            run for run in known if run.tags.get("claim") in self._claims
+        ]  # the store went away
+        if any(run.is_taken() for run in known if run not in ours):
             return None
+        for run in ours:
+            if previous is None or run.run_id != previous.run_id:
+                patiently(partial(self.client.delete_run, run.run_id))
         run_id = self.open_run(experiment_id, name, config, tags, previous)
         if previous is not None:
             time.sleep(SETTLE_SECONDS)
         runs = {run.run_id: run for run in self.runs(key)}
         mine = runs.pop(run_id)
+        for twin in [run for run in runs.values() if run.tags.get("claim") == tags["claim"]]:
+            # Creating it was asked twice, because the answer of a server that died was lost.
+            patiently(partial(self.client.delete_run, runs.pop(twin.run_id).run_id))
         if any(mine.tags.get(tag) != value for tag, value in owner_tags().items()):
             return None
         older = [
@@ -354,18 +389,6 @@ def log_batches(
     patiently(lambda: client.log_batch(run_id, metrics[:first], params, ours))
     for start in range(first, len(metrics), BATCH):
         patiently(partial(client.log_batch, run_id, metrics[start : start + BATCH]))
-
-
-def patiently(call: Callable[[], T], attempts: int = 8, pause: float = 0.25) -> T:
-    """Repeats a call that found the database locked; pauses grow to half a minute, at random."""
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except MlflowException as error:
-            if "database is locked" not in str(error):
-                raise
-            time.sleep(pause * 2**attempt * random.uniform(0.5, 1.5))
-    return call()
 
 
 def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +18,13 @@ from typing import Any
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.credentials import redact
 from sweeps.provenance import device_name
-from sweeps.run_log import RunLog
+from sweeps.run_log import Ending, RunLog, on_disk
 
 TRAIN = "semidavil.train:train"
 LOG_NAME = "train.log"
-INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError")
+INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError", "DiskFull")
 
 
 class Failure(StrEnum):
@@ -84,6 +84,8 @@ def run_trial(task: Task, tell: Tell) -> None:
 
     An error of the training is this cell's outcome, not the worker's: the process stays fit for the
     next cell. When the process itself dies, whoever runs it again with the same task continues.
+    Where the store is away at the end, all of the run is kept in its folder, and `tell` hears that
+    it is not `delivered`; `sweeps.deliver` does so later.
     """
     config = Config.from_params(task.params)
     folder = Path(task.folder)
@@ -93,14 +95,16 @@ def run_trial(task: Task, tell: Tell) -> None:
         try:
             final = _train(task, config, folder, log, note, tell)
         except Exception as error:
-            traceback.print_exc()
-            reason, failure = f"{type(error).__name__}: {error}", failure_of(error)
+            print(redact(traceback.format_exc()), file=sys.stderr)
+            reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
             note(f"failed: {reason}")
-            log.fail(reason, failure is not Failure.DIVERGED, [folder / LOG_NAME])
-            tell({"state": "failed", "reason": reason, "failure": failure})
+            done = log.fail(reason, failure is not Failure.DIVERGED, [folder / LOG_NAME])
+            news = {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
+            tell(news)
         else:
             tell({"state": "done", **final})
-            shutil.rmtree(folder, ignore_errors=True)  # all of it is an artifact now
+            if final["delivered"] and Ending.read(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # all of it is an artifact now
         finally:
             _free_memory()
 
@@ -113,6 +117,9 @@ def _train(
     note: Callable[[str], None],
     tell: Tell,
 ) -> dict[str, Any]:
+    kept = Ending.read(folder)
+    if kept is not None and kept.status == "FINISHED":  # trained, but the store was away
+        return _final(config, kept.values, log.deliver())
     _, train = load_training(task.train)
 
     def report(progress: Any) -> None:
@@ -125,12 +132,17 @@ def _train(
     log.flush({"data": result.data})
     seconds = log.seconds
     values = {f"final/{name}": value for name, value in result.metrics.items()}
-    with tempfile.TemporaryDirectory(prefix="semidavil-") as scratch:
-        collect_artifacts(Path(scratch), config, result, folder)
-        log.finish({**values, "final/seconds": seconds, "final/steps": result.steps}, Path(scratch))
+    values |= {"final/seconds": seconds, "final/steps": result.steps}
+    artifacts = folder / "artifacts"
+    with on_disk(folder):
+        collect_artifacts(artifacts, config, result, folder)
+    return _final(config, values, log.finish(values, artifacts))
+
+
+def _final(config: Config, values: Mapping[str, float], delivered: bool) -> dict[str, Any]:
     benchmark = BENCHMARKS[config.data.benchmark]
-    score = f"{benchmark.score} {result.metrics[benchmark.metric]:.2f}"
-    return {"score": score, "seconds": seconds}
+    score = f"{benchmark.score} {values[f'final/{benchmark.metric}']:.2f}"
+    return {"score": score, "seconds": values["final/seconds"], "delivered": delivered}
 
 
 def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
@@ -142,6 +154,8 @@ def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
 
 def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -> None:
     """Everything worth keeping of a finished run, in one folder."""
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed here
+    target.mkdir()
     params = config.to_params()
     (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
     for path in (*result.artifacts.values(), folder / LOG_NAME):

@@ -1,0 +1,139 @@
+"""Delivers runs that ended while the tracking store was away: metrics, artifacts, end time.
+
+    python sweeps/deliver.py
+
+`sweeps/run.py` does so too, before it looks for what is missing. Nothing is trained again.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from sweeps.credentials import redact
+from sweeps.run_log import Ending, RunLog
+from sweeps.server import StoreAway, TrackingError
+from sweeps.tracking import Store, TrackedRun, tracking_uri
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "python sweeps/deliver.py"
+
+Say = Callable[[str], None]  # text without markup
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An ending that waits in the folder of its run."""
+
+    folder: Path
+    ending: Ending
+
+
+def kept_endings(store: Store) -> list[Kept]:
+    """All that wait beside this store; does not ask it.
+
+    Raises:
+        TrackingError: one cannot be read.
+    """
+    return list(_kept(store.checkpoints))
+
+
+def _kept(checkpoints: Path) -> Iterator[Kept]:
+    for folder in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else ():
+        ending = Ending.read(folder) if folder.is_dir() else None
+        if ending is not None:
+            yield Kept(folder, ending)
+
+
+def deliver_kept(store: Store, say: Say) -> int:
+    """Delivers what waits beside this store and belongs to it; returns how many runs it has got.
+
+    A cell that another sweep has finished meanwhile keeps that run: ours is closed, so that no cell
+    has two.
+
+    Raises:
+        StoreAway: all that is not delivered stays kept.
+    """
+    waiting = kept_endings(store)
+    if not waiting:
+        return 0
+    runs = {run.run_id: run for run in store.runs()}
+    delivered = 0
+    for kept in waiting:
+        run = runs.get(kept.ending.run_id)
+        if run is None:
+            say(
+                f"{kept.folder} holds a run of {kept.ending.store} that is not in "
+                f"{redact(store.uri)}: deliver it with MLFLOW_TRACKING_URI={kept.ending.store} "
+                f"{COMMAND}; where its run was deleted, a sweep of its grid logs it into a new one"
+            )
+        elif _finished_elsewhere(run, runs.values()):
+            store.close(run.run_id, "KILLED", "another sweep has finished this cell")
+            shutil.rmtree(kept.folder, ignore_errors=True)
+            say(f"{run.name}: another sweep has finished it; its own numbers are kept")
+        elif _deliver(store, run, kept.folder):
+            if kept.ending.status == "FINISHED":
+                shutil.rmtree(kept.folder, ignore_errors=True)  # all of it is an artifact now
+            delivered += 1
+        else:
+            say(f"{run.name}: another process delivers it")
+    return delivered
+
+
+def _deliver(store: Store, run: TrackedRun, folder: Path) -> bool:
+    log = RunLog(store.uri, run.run_id, folder, int(run.progress["step"]))
+    if run.tags.get("reason"):  # its sweep was stopped while it waited
+        log.tags["reason"] = ""
+    return log.deliver()
+
+
+def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
+    return any(
+        other.key == run.key and other.run_id != run.run_id and other.status == "FINISHED"
+        for other in runs
+    )
+
+
+def advice(store: Store) -> str:
+    """What is kept while the store is away, and how to go on."""
+    count = len(kept_endings(store))
+    what = f"{count} ended runs wait in {store.checkpoints}; " if count else ""
+    return (
+        f"{what}unfinished ones keep their checkpoints and metrics there. When "
+        f"{redact(store.uri)} answers again, the same command delivers and goes on ({COMMAND} only "
+        "delivers)"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 0, or 1 if something could not be delivered."""
+    argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Delivers runs that ended while the tracking store was away to "
+        "$MLFLOW_TRACKING_URI or, without it, to mlflow.db. Nothing is trained again.",
+    ).parse_args(arguments)
+    console = Console()
+
+    def say(text: str) -> None:
+        console.print(escape(text), highlight=False, soft_wrap=True)
+
+    try:
+        store = Store(ROOT, tracking_uri())
+        delivered = deliver_kept(store, say)
+        say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
+        return 1 if kept_endings(store) else 0
+    except (TrackingError, OSError) as error:
+        message = f"[bold red]error:[/] {escape(redact(str(error)))}"
+        if isinstance(error, StoreAway):
+            message += escape(f". {advice(store)}")
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
