@@ -255,7 +255,7 @@ def test_a_database_of_this_machine_is_refused_where_others_must_log(common: Com
     local = replace(common, database=Path("/elsewhere/mlflow.db"))
     require_server(local, {here})
     with pytest.raises(
-        ClusterError, match="gpu7 cannot log into /elsewhere/mlflow.db.*mlflow server"
+        ClusterError, match=r"gpu7 cannot log into /elsewhere/mlflow\.db.*mlflow server"
     ):
         require_server(local, {here, "gpu7"})
     require_server(replace(common, database=database), {here, "gpu7"})  # in the shared folder
