@@ -119,6 +119,13 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
     )
+    how.add_argument(
+        "--storage",
+        metavar="DIR",
+        default=os.environ.get("SEMIDAVIL_STORAGE", ""),
+        help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
+        "share [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside the tracking store]",
+    )
     return command
 
 
@@ -181,6 +188,14 @@ def _absolute(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
 
 
+def _storage(folder: str) -> Path | None:
+    if "://" in folder:
+        raise ConfigError(
+            f"--storage {folder}: checkpoints need a folder; mount the bucket and name its folder"
+        )
+    return Path(_absolute(folder)) if folder else None
+
+
 def chosen_grids(options: argparse.Namespace) -> list[str]:
     """The grid asked for, or every one."""
     return list(GRIDS) if options.grid == ALL else [options.grid]
@@ -238,7 +253,8 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     from sweeps.tracking import Store, tracking_uri
     from sweeps.trial import TRAIN
 
-    store, resources = Store(ROOT, tracking_uri()), _resources(options, base)
+    storage = _storage(options.storage)
+    store, resources = Store(ROOT, tracking_uri(), storage), _resources(options, base)
 
     def plan_now() -> Plan:
         return make_plan(name, grid, configs, store.runs(), options.retry_failed)

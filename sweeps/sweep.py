@@ -207,15 +207,17 @@ def run_sweep(
     Args:
         resources: `sweeps.engine.Resources`.
         tags: what all runs have in common: commit, versions, preset.
-        prepare: done once before the first cell, while Ray starts.
+        prepare: done once before the first cell, while Ray starts; on a cluster, by one of its nodes.
         train: the training function as `module:function`; see `sweeps.trial.Task`.
         retries: how often a cell that fails is tried again in this sweep; not for one that would
             fail in the same way. One that is out of memory beside others is tried alone besides.
 
     Raises:
+        ClusterError: a machine of the cluster lacks something; no cell has started.
         StoreAway: the store was away for too long; the message says what is kept.
         KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
     """
+    from sweeps.cluster import Common, require_common, run_on_cluster
     from sweeps.engine import run_tasks, started_ray
 
     for run in plan.foreign():
@@ -232,13 +234,20 @@ def run_sweep(
     try:
         # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
         with ThreadPoolExecutor(1) as background:
-            ray_start = started_ray(resources)
+            ray_start = started_ray(resources, train)
             starting = background.submit(ray_start.__enter__)
             with _closing(ray_start):
                 try:
-                    prepare()
+                    if not resources.address:
+                        prepare()
                 finally:
                     starting.result()
+                if resources.address:
+                    configs = [cell.config for cell in waiting]
+                    common = Common.of(store.uri, store.database, store.checkpoints, configs)
+                    require_common(common, resources.cpus, resources.gpus)
+                    console.print("the cluster is ready; preparing data and captions on it")
+                    run_on_cluster(prepare, resources.cpus, resources.gpus)
                 with progress:
                     run_tasks(driver.next_task, driver, resources)
     finally:

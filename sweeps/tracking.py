@@ -121,12 +121,13 @@ class Store:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
         uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
+        storage: the folder of checkpoints and logs, instead of `checkpoints/`.
 
     Raises:
         TrackingError: `uri` is a folder.
     """
 
-    def __init__(self, root: Path, uri: str | None = None) -> None:
+    def __init__(self, root: Path, uri: str | None = None, storage: Path | None = None) -> None:
         self.uri = without_credentials(uri or f"sqlite:///{root / 'mlflow.db'}")
         self.folder = root
         self.database: Path | None = None
@@ -141,7 +142,7 @@ class Store:
                 f"MLFLOW_TRACKING_URI={redact(self.uri)} is a folder, where MLflow no longer tracks runs: "
                 "use a database (sqlite:///PATH.db), a server (http://HOST:PORT), or unset it"
             )
-        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoints = storage or self.folder / "checkpoints"
         self._client: MlflowClient | None = None
         self._claims: set[str] = set()  # begun, and not known to have come through
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -127,7 +128,8 @@ def _train(
         note(_line(progress.step, progress.total_steps, progress.metrics))
         tell({"state": "running", "step": progress.step, "total": progress.total_steps})
 
-    log.flush({"device": device_name(), "worker_pid": str(os.getpid())})
+    here = {"worker_host": socket.gethostname(), "worker_pid": str(os.getpid())}
+    log.flush({"device": device_name(), **here})
     result = train(config, report=report, checkpoint_dir=folder)
     log.flush({"data": result.data})
     seconds = log.seconds

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+import sweeps
 from semidavil.config import Config
 
 STEPS = 10
@@ -77,11 +78,13 @@ def _at_work() -> Iterator[None]:
 
 def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Path) -> Result:
     # Globals that trials share in a reused worker: a real training sets its own, as this one does.
+    print(f"code from {Path(sweeps.__file__).parent} and {Path(__file__).parent}")
     generator = np.random.default_rng(config.seed)
     checkpoint = checkpoint_dir / "last.pt"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     draws = generator.random(STEPS)
     _log(f"train-from-{first}", config)
+    _log(f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}", config)
     for step in range(first + 1, STEPS + 1):
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
         _log(f"step-{step}", config)
@@ -100,6 +103,7 @@ def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Pat
             _need_all_memory()
         if step == 5 and config.training.lr == KILLED and first == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+    _log("trained", config)
     weights = checkpoint_dir / "segmenter.safetensors"
     weights.write_bytes(b"weights")
     miou = 30 + 10 * float(draws.mean()) + config.data.budget / 1000
