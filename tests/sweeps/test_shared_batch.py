@@ -1,47 +1,64 @@
-"""Trials of several processes each, with the real training on miniature data."""
+"""A trial of several processes, with the real training on miniature data."""
 
+from collections import deque
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_sweep_command import Sweeps
 
-from semidavil.config import ConfigError
+from semidavil.config import ConfigError, preset
 from semidavil.data.toy import ensure_toy_data
+from semidavil.train import prepare, train
+from sweeps.engine import Resources, run_tasks, started_ray
 from sweeps.run import base_config, parser
 from sweeps.tracking import Store
+from sweeps.trial import TRAIN, Task
+
+
+class Quiet:
+    """A `sweeps.engine.Listener` that only remembers what was lost."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def started(self, task: Task) -> None: ...
+    def told(self, task: Task, news: dict[str, Any]) -> None: ...
+    def revived(self, task: Task) -> None: ...
+    def lost(self, task: Task, reason: str) -> None:
+        self.reasons.append(reason)
 
 
 @pytest.mark.slow
-def test_trials_of_two_processes_end_as_those_of_one(
-    store: Store, empty_store: Path, tmp_path: Path
-) -> None:
-    root = ensure_toy_data(
-        tmp_path / "data", counts={"train": 8, "val": 4, "gta5": 6}, progress=False
-    )
-    arguments = (
-        *("--grid", "baselines", "--budgets", "4", "--preset", "toy", "--data-root", str(root)),
-        *("--set", "data.toy=false", f"runtime.cache_dir={tmp_path / 'cache'}"),
-        *("training.steps=4", "training.warmup_steps=0", "training.batch_size=2"),
-        "runtime.device=cpu",
-    )
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "mlflow.db").write_bytes(empty_store.read_bytes())
-    alone, pairs = Sweeps(store), Sweeps(Store(tmp_path / "pairs"))
-    for sweeps in (alone, pairs):
-        del sweeps.environment["SEMIDAVIL_TRAIN"]
-    code, output = alone.run(*arguments, "--concurrency", "1")
-    assert code == 0, output
-    code, output = pairs.run(*arguments, "runtime.world_size=2", "--concurrency", "1")
-    assert code == 0, output
+def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: Path) -> None:
+    counts = {"train": 8, "val": 4, "gta5": 6}
+    settings = {
+        "data.toy": False,
+        "data.budget": 4,
+        "training.steps": 4,
+        "training.warmup_steps": 0,
+        "training.batch_size": 2,
+        "runtime.data_root": str(ensure_toy_data(tmp_path / "data", counts=counts, progress=False)),
+        "runtime.cache_dir": str(tmp_path / "cache"),
+        "runtime.device": "cpu",
+    }
+    config = preset("toy", settings)
+    prepare(config)
+    alone = train(config)
 
-    expected = {run.key: run.metrics for run in alone.store.runs()}
-    assert len(expected) > 2
-    assert pairs.keys() == alone.keys()
-    for run in pairs.store.runs():
-        assert run.params["runtime.world_size"] == "2"
-        found = {name: run.metrics[name] for name in ("train/loss", "final/pixel_accuracy")}
-        wanted = {name: expected[run.key][name] for name in found}
-        assert found == pytest.approx(wanted, rel=1e-3)
+    pair = config.replace({"runtime.world_size": 2})
+    run_id = store.open_run(store.experiment_id("attention"), "cell", pair, {})
+    task = Task("cell", pair.to_params(), run_id, store.uri, str(store.checkpoints / pair.key()))
+    tasks, listener = deque([task]), Quiet()
+    resources = Resources(concurrency=1, cpus=2, gpus=0)
+    with started_ray(resources, TRAIN):
+        run_tasks(lambda: tasks.popleft() if tasks else None, listener, resources)
+
+    (run,) = store.runs()
+    assert run.status == "FINISHED", (run.tags.get("reason"), listener.reasons)
+    assert run.key == config.key()
+    assert run.params["runtime.world_size"] == "2"
+    score = run.metrics["final/pixel_accuracy"]
+    assert score == pytest.approx(alone.metrics["pixel_accuracy"], abs=0.1)
 
 
 def test_gpus_per_trial_is_the_number_of_processes() -> None:
