@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from ray import tune
 from ray.tune.search import Searcher
 
+from semidavil.config import ConfigError
 from semidavil.runtime import available_cpus
 from sweeps.cluster import ClusterError, Node, connected, find_nodes, runtime_env
 from sweeps.credentials import redact
@@ -68,20 +69,31 @@ def choose_resources(
     cpus: float | None,
     gpus: float | None,
     address: str | None = None,
+    world_size: int = 1,
 ) -> Resources:
     """Fills in what was not asked for: a GPU each where there are some, else a CPU core each.
 
+    Args:
+        world_size: processes of one trial, for each of which it gets as much; on one machine.
+
     Raises:
+        ConfigError: not as many GPUs as processes were asked for.
         ClusterError: no machine has room for a single trial.
     """
+    if world_size > 1 and gpus and gpus != world_size:
+        raise ConfigError(
+            f"--gpus-per-trial {gpus:g} with runtime.world_size={world_size}: each process takes one "
+            "GPU; leave one of the two out"
+        )
     nodes = find_nodes(address) if address else [_this_machine()]
     for_gpus = device.startswith(("auto", "cuda"))
-    gpus = gpus if gpus is not None else float(for_gpus and any(node.gpus for node in nodes))
-    slots = [node.slots(cpus or (0 if gpus else 1), gpus) for node in nodes]
+    if gpus is None:
+        gpus = float(world_size if for_gpus and any(node.gpus for node in nodes) else 0)
+    slots = [node.slots(cpus or (0 if gpus else world_size), gpus) for node in nodes]
     if not any(slots):
         have = "; ".join(f"{x.host} has {x.cpus:g} CPUs, {x.gpus:g} GPUs" for x in nodes)
         raise ClusterError(
-            f"no machine has the {cpus or 1:g} CPUs and {gpus:g} GPUs that each trial takes "
+            f"no machine has the {cpus or world_size:g} CPUs and {gpus:g} GPUs that each trial takes "
             f"(--cpus-per-trial, --gpus-per-trial): {have}"
         )
     concurrency = concurrency or sum(slots)
@@ -91,7 +103,7 @@ def choose_resources(
             for node, room in zip(nodes, slots, strict=True)
             if room
         ]
-        cpus = max(1, int(min(shares))) if gpus else 1
+        cpus = max(world_size, int(min(shares))) if gpus else world_size
     return Resources(concurrency, cpus, gpus, address)
 
 

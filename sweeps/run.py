@@ -114,7 +114,13 @@ def parser() -> argparse.ArgumentParser:
         type=_positive_int,
         help="runs at a time [default: as many as there are CPU cores or GPUs for]",
     )
-    how.add_argument("--gpus-per-trial", metavar="X", type=_share, help="such as 0.5 [default: 1]")
+    how.add_argument(
+        "--gpus-per-trial",
+        metavar="X",
+        type=_share,
+        help="0.5: two runs share a GPU; 2: each run trains on two, which share every batch and give "
+        "the result of one [default: 1]",
+    )
     how.add_argument("--cpus-per-trial", metavar="N", type=_positive_int)
     how.add_argument(
         "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
@@ -174,6 +180,8 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     # Workers may run in another folder, or on another machine.
     changes["runtime.data_root"] = _absolute(data_root) if data_root else ""
     changes["runtime.cache_dir"] = _absolute(cache_dir)
+    if (gpus := options.gpus_per_trial or 0) > 1:  # each is driven by a process of its own
+        changes.setdefault("runtime.world_size", f"{gpus:g}")
     base = preset(name, changes)
     if base.data.toy and options.data_root:
         raise ConfigError(
@@ -326,6 +334,7 @@ def _resources(options: argparse.Namespace, base: Config) -> "Resources":
         options.cpus_per_trial,
         options.gpus_per_trial,
         options.address,
+        base.runtime.world_size,
     )
 
 

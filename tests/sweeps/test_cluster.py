@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from test_sweep_command import FOUR, Sweeps
 
-from semidavil.config import preset
+from semidavil.config import ConfigError, preset
 from sweeps.cluster import ClusterError, Common, Node, lacks, require_server
 from sweeps.engine import choose_resources
 from sweeps.provenance import package_versions
@@ -212,7 +212,7 @@ def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
 
     code, output = sweeps.run(*where, "--seeds", "2", "--gpus-per-trial", "2")
     assert code == 1
-    assert "no machine has the 1 CPUs and 2 GPUs" in output
+    assert "no machine has the 2 CPUs and 2 GPUs" in output
     code, output = sweeps.run(*where, "--seeds", "2", "--set", "runtime.data_root=/no/such/data")
     assert code == 1
     assert f"{socket.gethostname()}: no data sets in /no/such/data" in output
@@ -236,8 +236,12 @@ def test_resources_come_from_the_cluster_and_not_from_this_machine(
     assert (whole.concurrency, whole.cpus, whole.gpus) == (8, 4, 1)
     half = choose_resources("auto", None, None, 0.5, "auto")
     assert (half.concurrency, half.cpus) == (16, 2)
-    pair = choose_resources("auto", 2, None, 2, "auto")
-    assert (pair.concurrency, pair.cpus) == (2, 8)
+    pair = choose_resources("auto", None, None, None, "auto", world_size=2)
+    assert (pair.concurrency, pair.cpus, pair.gpus) == (4, 8, 2)
+    pair_of_cpus = choose_resources("cpu", None, None, None, "auto", world_size=2)
+    assert (pair_of_cpus.concurrency, pair_of_cpus.cpus, pair_of_cpus.gpus) == (22, 2, 0)
+    with pytest.raises(ConfigError, match="each process takes one GPU"):
+        choose_resources("auto", None, None, 4, "auto", world_size=2)
     on_cpus = choose_resources("cpu", None, 2, None, "auto")
     assert (on_cpus.concurrency, on_cpus.cpus, on_cpus.gpus) == (22, 2, 0)
     with pytest.raises(ClusterError, match="head has 4 CPUs, 0 GPUs; a has 16 CPUs, 4 GPUs"):
