@@ -27,8 +27,9 @@ from semidavil.data.loading import (
     disparities,
     open_reader,
 )
-from semidavil.evaluate import evaluate
+from semidavil.evaluate import evaluate, sliding_window
 from semidavil.gallery import kept_names, predictions_of, save_examples, save_gallery
+from semidavil.latency import milliseconds
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.methods.base import Method
@@ -81,6 +82,13 @@ class SceneExperiment:
             self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
             self.config.training.confidence, kept_names(self.validation),
         )  # fmt: skip
+
+    def latency(self, name: str) -> float:
+        item = self.validation[0]
+        image = item["image"][None].to(self.device)
+        language = self.method.encode([item["caption"]])  # once for an image, not part of it
+        network, window = self.method.networks()[name].eval(), self.config.data.crop
+        return milliseconds(lambda: sliding_window(network, image, language, window), self.device)
 
     def summary(self, evaluation: Evaluation) -> dict[str, float]:
         classes = self.benchmark.classes

@@ -71,6 +71,7 @@ class Result:
     seconds: float  # of this call: a resumed run does not count what it did before
     artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
     data: str = ""  # fingerprint of the files that it saw
+    latency_ms: float = math.nan  # of the reported network, for one image
 
     @property
     def confusion(self) -> np.ndarray:
@@ -102,6 +103,10 @@ class Experiment(Protocol):
 
     def evaluate(self, networks: Any) -> dict[str, Any]:
         """The evaluation of each of the named networks."""
+        ...
+
+    def latency(self, name: str) -> float:
+        """Milliseconds that a network takes for one validation image, or one patch of a volume."""
         ...
 
     def summary(self, evaluation: Any) -> dict[str, float]:
@@ -245,6 +250,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     for other, evaluation in evaluations.items():
         metrics[f"{other}_{benchmark.metric}"] = experiment.summary(evaluation)[benchmark.metric]
     metrics, absent = from_first((metrics, experiment.absent(reported)))
+    latency = experiment.latency(name)
     return Result(
         metrics=metrics,
         evaluation=reported,
@@ -253,6 +259,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         seconds=time.perf_counter() - started,
         artifacts=artifacts,
         data=experiment.data,
+        latency_ms=latency,
     )
 
 

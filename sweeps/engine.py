@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from semidavil.config import ConfigError
@@ -55,10 +56,11 @@ class Resources:
 
 
 class Listener(Protocol):
-    """Hears in the driver what becomes of each task."""
+    """Hears in the driver what becomes of each task; may end one that has told a `value`."""
 
     def started(self, task: Task) -> None: ...
     def told(self, task: Task, news: dict[str, Any]) -> None: ...
+    def stops(self, task: Task, news: dict[str, Any]) -> bool: ...
     def revived(self, task: Task) -> None: ...
     def lost(self, task: Task, reason: str) -> None: ...
 
@@ -156,6 +158,7 @@ def run_tasks(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Cells(next_task),
+                scheduler=_Scheduler(listener),
                 num_samples=-1,
                 max_concurrent_trials=resources.concurrency,
                 reuse_actors=True,
@@ -212,6 +215,18 @@ class _Cells(_DriverOnly, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("repeat the sweep's command instead of restoring it")
+
+
+class _Scheduler(_DriverOnly, FIFOScheduler):
+    """First come, first served, until the listener ends a task early."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        ends = "value" in result and self.listener.stops(_task_of(trial), result)
+        return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
 
 
 class _Callback(_DriverOnly, tune.Callback):

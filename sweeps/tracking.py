@@ -369,6 +369,11 @@ class Store:
             log_batches(self.client, run_id, tags={"reason": reason[:500]})
             patiently(lambda: self.client.set_terminated(run_id, status))
 
+    def stop_early(self, run_id: str, step: int) -> None:
+        """Ends a run that a search does not go on with; only its tag tells it from a broken one."""
+        log_batches(self.client, run_id, tags={"stopped_early": str(step)})
+        self.close(run_id, "KILLED", f"stopped early at step {step}: others were better by then")
+
     def add_to_grid(self, run: TrackedRun, grid: str) -> None:
         """Marks a run of another grid as belonging to this one too."""
         grids = run.tags.get("grids", "").split()
