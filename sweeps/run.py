@@ -372,8 +372,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         _tidy(store, console)
     search = Search(base, options.objective, options.trials, store.folder / "studies.db")
     plan = waiting_plan(search, store)
-    console.print(f"study {search.name}: {summary(plan, resources.concurrency)}", highlight=False,
-                  soft_wrap=True)  # fmt: skip
+    told = summary(plan, resources.concurrency) if plan.cells else "all trials have ended"
+    console.print(f"study {search.name}: {told}", highlight=False, soft_wrap=True)
     if options.list:
         print_search(console, search)
         return 0

@@ -358,8 +358,7 @@ def print_search(console: Console, search: Search) -> None:
     )
     first = trials[0] if trials else None
     table = Table("", score, *(["ms per image"] if len(search.study.directions) > 1 else []))
-    for path in search.space:
-        table.add_column(path.rpartition(".")[2])
+    table.add_column("settings", overflow="fold")
     shown = search.best()
     if first is not None and first.state is TrialState.COMPLETE:
         shown = [first, *(trial for trial in shown if trial.number != 0)]
@@ -367,7 +366,9 @@ def print_search(console: Console, search: Search) -> None:
         table.add_row(
             f"trial {trial.number}" + (" (preset)" if trial.number == 0 else ""),
             *(f"{value:.2f}" for value in trial.values),
-            *(_short(trial.params[path]) for path in search.space),
+            ", ".join(
+                f"{path.rpartition('.')[2]}={_short(trial.params[path])}" for path in search.space
+            ),
         )
     if shown:
         console.print(table)
