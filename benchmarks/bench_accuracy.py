@@ -39,7 +39,7 @@ def main() -> None:
     from semidavil.config import preset
 
     runs = load_runs().table
-    runs = runs[runs["seed"].isin(options.seeds)]
+    runs = runs[runs["seed"].isin(options.seeds) & (runs["benchmark"] == "gta5-cityscapes")]
     keys = [
         preset(
             options.preset,

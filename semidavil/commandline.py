@@ -75,6 +75,7 @@ def _run(
     preset_name: str | None, changes: Mapping[str, Any], settings: Sequence[str], out: Path | None
 ) -> None:
     from semidavil.caption_ablation import refuse_oracle
+    from semidavil.parallel import joined, once_per_machine, rank
     from semidavil.train import Report, prepare, train
 
     console = Console()
@@ -84,23 +85,25 @@ def _run(
         refuse_oracle(config)
         benchmark = BENCHMARKS[config.data.benchmark]
         folder = out or Path("checkpoints") / config.key()
-        console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
-        prepare(config)
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        )  # fmt: skip
-        with Progress(*columns, console=console) as progress:
-            task = progress.add_task("training", total=config.training.steps, note="")
+        with joined(config):
+            console.quiet = rank() > 0
+            console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
+            once_per_machine(lambda: prepare(config))
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            )  # fmt: skip
+            with Progress(*columns, console=console) as progress:
+                task = progress.add_task("training", total=config.training.steps, note="")
 
-            def show(report: Report) -> None:
-                if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
-                    progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
-                if "train/loss" in report.metrics:
-                    progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
-                progress.update(task, completed=report.step)
+                def show(report: Report) -> None:
+                    if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
+                        progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
+                    if "train/loss" in report.metrics:
+                        progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
+                    progress.update(task, completed=report.step)
 
-            result = train(config, show, folder)
+                result = train(config, show, folder)
     except (ValueError, RuntimeError, OSError) as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error

@@ -181,6 +181,7 @@ class Runtime(Section):
     device: str = "auto"
     num_workers: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
+    world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
     eval_batch_size: Count = 8
     eval_all: bool = True  # the student beside its teacher, or the reported network alone
     eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only
@@ -225,6 +226,18 @@ class Config(Section):
             raise ValueError(
                 f"{self.training.method} has nothing to learn from on {self.data.benchmark} at "
                 f"budget {self.data.budget}: it draws labels from {' and '.join(sorted(streams))}"
+            )
+        world_size, batch_size = self.runtime.world_size, self.training.batch_size
+        if world_size > 1 and not method.data_parallel:
+            able = ", ".join(name for name, m in METHODS.items() if m.data_parallel)
+            raise ValueError(
+                f"{self.training.method} trains in one process, not in {world_size}: set "
+                f"runtime.world_size=1 (--gpus-per-trial 1). Several can share {able}"
+            )
+        if batch_size % world_size:
+            raise ValueError(
+                f"{world_size} processes cannot share batches of {batch_size} images equally: change "
+                "runtime.world_size (--gpus-per-trial) or training.batch_size"
             )
         if self.training.warmup_steps >= self.training.steps:
             raise ValueError(

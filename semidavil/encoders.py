@@ -24,7 +24,7 @@ class Language:
     tokens: Tensor
     mask: Tensor
 
-    def __getitem__(self, captions: slice) -> "Language":
+    def __getitem__(self, captions: slice | list[int]) -> "Language":
         return Language(self.tokens[captions], self.mask[captions])
 
     def repeat(self, count: int) -> "Language":

@@ -74,16 +74,27 @@ class Evaluation:
         """(C, C) int64 over the whole set."""
         return self.per_image.sum(0)
 
-    def pseudo_labels(self) -> dict[str, float]:
+    def pseudo_labels(self, classes: Sequence[str] = ()) -> dict[str, float]:
         """`coverage` (confident pixels) and `accuracy` (of those) of pseudo-labels, per cent.
 
-        The accuracy is missing where no pixel is confident.
+        Args:
+            classes: names of all; then also `coverage/<class>` and `accuracy/<class>` of the pixels
+                predicted to be of that class.
+
+        Returns:
+            Without the coverage of what is never predicted, and the accuracy where nothing is
+            confident.
         """
-        total, kept = self.per_image.sum(), self.confident.sum()
-        found = {"coverage": 100 * kept / total} if total else {}
-        if kept:
-            found["accuracy"] = 100 * np.diag(self.confident).sum() / kept
-        return {name: float(value) for name, value in found.items()}
+        predicted, kept = self.confusion.sum(0), self.confident.sum(0)  # (C,)
+        right = np.diag(self.confident)
+        parts = {"": slice(None)} | {f"/{name}": slice(i, i + 1) for i, name in enumerate(classes)}
+        found: dict[str, float] = {}
+        for name, part in parts.items():
+            if total := predicted[part].sum():
+                found[f"coverage{name}"] = float(100 * kept[part].sum() / total)
+            if confident := kept[part].sum():
+                found[f"accuracy{name}"] = float(100 * right[part].sum() / confident)
+        return found
 
     def save(self, path: Path) -> None:
         """A compressed .npz with `names`, `per_image` and `confident`."""

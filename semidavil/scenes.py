@@ -27,8 +27,9 @@ from semidavil.data.loading import (
     disparities,
     open_reader,
 )
-from semidavil.evaluate import evaluate
+from semidavil.evaluate import evaluate, sliding_window
 from semidavil.gallery import kept_names, predictions_of, save_examples, save_gallery
+from semidavil.latency import milliseconds
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.methods.base import Method
@@ -82,10 +83,18 @@ class SceneExperiment:
             self.config.training.confidence, kept_names(self.validation),
         )  # fmt: skip
 
+    def latency(self, name: str) -> float:
+        item = self.validation[0]
+        image = item["image"][None].to(self.device)
+        language = self.method.encode([item["caption"]])  # once for an image, not part of it
+        network, window = self.method.networks()[name].eval(), self.config.data.crop
+        return milliseconds(lambda: sliding_window(network, image, language, window), self.device)
+
     def summary(self, evaluation: Evaluation) -> dict[str, float]:
-        scores = summarise(evaluation.confusion, self.benchmark.classes, self.benchmark.subsets)
-        pseudo = {f"pseudo/{name}": value for name, value in evaluation.pseudo_labels().items()}
-        return scores | pseudo
+        classes = self.benchmark.classes
+        scores = summarise(evaluation.confusion, classes, self.benchmark.subsets)
+        pseudo = evaluation.pseudo_labels(classes)
+        return scores | {f"pseudo/{name}": value for name, value in pseudo.items()}
 
     def absent(self, evaluation: Evaluation) -> list[str]:
         return absent_classes(evaluation.confusion, self.benchmark.classes)

@@ -16,6 +16,7 @@ What is trained on, by what and how it is scored is an `Experiment`: of street i
 """
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +32,16 @@ from torch.utils.data import DataLoader, Dataset
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.runtime import Meter, choose_device, make_deterministic, to_device, use_bfloat16
+from semidavil.parallel import (
+    from_first,
+    joined,
+    launch,
+    own_device,
+    rank,
+    require_same_start,
+    sum_gradients,
+)
+from semidavil.runtime import Meter, make_deterministic, to_device, use_bfloat16
 
 
 class NonFiniteLossError(TrainingError):
@@ -54,12 +64,14 @@ class Result:
     # The benchmark's score (`miou`, `dice`), classes (`iou/<class>`, ...), `<network>_<score>` of
     # each network, and more of the reported one.
     metrics: dict[str, float]
-    evaluation: Any = field(repr=False)  # of the reported network: Evaluation or VolumeEvaluation
+    # Of the reported network: Evaluation or VolumeEvaluation. Under torchrun, None but in process 0.
+    evaluation: Any = field(repr=False)
     absent: list[str]  # classes with neither ground truth nor prediction
     steps: int
     seconds: float  # of this call: a resumed run does not count what it did before
     artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
     data: str = ""  # fingerprint of the files that it saw
+    latency_ms: float = math.nan  # of the reported network, for one image
 
     @property
     def confusion(self) -> np.ndarray:
@@ -91,6 +103,10 @@ class Experiment(Protocol):
 
     def evaluate(self, networks: Any) -> dict[str, Any]:
         """The evaluation of each of the named networks."""
+        ...
+
+    def latency(self, name: str) -> float:
+        """Milliseconds that a network takes for one validation image, or one patch of a volume."""
         ...
 
     def summary(self, evaluation: Any) -> dict[str, float]:
@@ -132,7 +148,7 @@ def open_experiment(config: Config, device: torch.device) -> Experiment:
 def train(
     config: Config, report: Reporter | None = None, checkpoint_dir: Path | None = None
 ) -> Result:
-    """Trains `config` and evaluates it.
+    """Trains `config` and evaluates it, on `runtime.world_size` processes.
 
     Args:
         report: called with a `Report` every few steps; may raise to stop the run.
@@ -140,13 +156,23 @@ def train(
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint belongs to another Config.
+        ParallelError: processes that cannot train together, or of which one died.
         DataError, VLMError, CaptionError: something is missing or broken; the message names it.
     """
+    report = report or (lambda _: None)
+    if config.runtime.world_size > 1 and "WORLD_SIZE" not in os.environ:
+        return launch(config, report, checkpoint_dir)
+    with joined(config):
+        return _train(config, report, checkpoint_dir)
+
+
+def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Result:
     started = time.perf_counter()
     setup, settings, benchmark = config.runtime, config.training, BENCHMARKS[config.data.benchmark]
-    device = choose_device(setup.device)
+    device = own_device(setup.device)
     make_deterministic(config.seed, setup.threads)
-    report = report or (lambda _: None)
+    first = rank() == 0  # of several processes, the one that evaluates, reports and saves
+    keep = checkpoint_dir if first else None
 
     experiment = open_experiment(config, device)
     method, optimizer = experiment.method, experiment.optimizer
@@ -163,6 +189,7 @@ def train(
             return experiment.evaluate(networks)
 
     first_step = resume(checkpoint_dir, config, method, optimizer, device)
+    require_same_start(first_step, method)
     loader = DataLoader(
         experiment.batches,
         batch_size=None,
@@ -182,6 +209,7 @@ def train(
         require_finite(losses, step)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        sum_gradients(parameters)
         if experiment.grad_clip > 0:
             nn.utils.clip_grad_norm_(parameters, experiment.grad_clip)
         optimizer.step()
@@ -192,20 +220,25 @@ def train(
         metrics: dict[str, float] = {}
         if done % meter.every == 0 or done == settings.steps:
             metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
-        if done == settings.steps or (setup.eval_every and done % setup.eval_every == 0):
+        if first and (
+            done == settings.steps or (setup.eval_every and done % setup.eval_every == 0)
+        ):
             paused = time.perf_counter()
             evaluations = score()
             metrics |= evaluation_metrics(experiment, evaluations, benchmark.metric)
             method.train()
             meter.skip(time.perf_counter() - paused)
-        if metrics:
+        if metrics and first:
             report(Report(done, settings.steps, metrics))
-        if checkpoint_dir and (
+        if keep and (
             done == settings.steps
             or (setup.checkpoint_every and done % setup.checkpoint_every == 0)
         ):
-            save_checkpoint(checkpoint_dir, done, config, method, optimizer)
+            save_checkpoint(keep, done, config, method, optimizer)
 
+    if not first:
+        metrics, absent = from_first(None)
+        return Result(metrics, None, absent, settings.steps, time.perf_counter() - started, {})
     if not evaluations:  # the checkpoint was of the last step: only the evaluation was missing
         evaluations = score()
     name, reported = next(iter(evaluations.items()))
@@ -216,14 +249,17 @@ def train(
     metrics = experiment.summary(reported)
     for other, evaluation in evaluations.items():
         metrics[f"{other}_{benchmark.metric}"] = experiment.summary(evaluation)[benchmark.metric]
+    metrics, absent = from_first((metrics, experiment.absent(reported)))
+    latency = experiment.latency(name)
     return Result(
         metrics=metrics,
         evaluation=reported,
-        absent=experiment.absent(reported),
+        absent=absent,
         steps=settings.steps,
         seconds=time.perf_counter() - started,
         artifacts=artifacts,
         data=experiment.data,
+        latency_ms=latency,
     )
 
 

@@ -1,4 +1,4 @@
-"""Ray Tune: resources, workers that are used again, retries. The only module that knows Ray.
+"""Ray Tune: resources, workers that are used again, retries. This and `cluster` alone know Ray.
 
 A trial is one cell. Cells are handed over one by one, as slots become free, and trials share worker
 processes: importing PyTorch and CLIP takes longer than a toy cell, so each worker does it once. The
@@ -7,24 +7,23 @@ death of a worker is a failure in Tune's sense, and it starts that trial again.
 """
 
 import logging
-import os
 import shutil
 import signal
+import socket
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from semidavil.config import ConfigError
 from semidavil.runtime import available_cpus
-from sweeps import QUIET_ENVIRONMENT
+from sweeps.cluster import ClusterError, Node, connected, find_nodes, runtime_env
 from sweeps.credentials import redact
-from sweeps.server import PATIENCE
 from sweeps.trial import Later, Task, run_trial
 
 WORKER_DEATHS = 2  # how often a cell is started again after its process was killed
@@ -57,10 +56,11 @@ class Resources:
 
 
 class Listener(Protocol):
-    """Hears in the driver what becomes of each task."""
+    """Hears in the driver what becomes of each task; may end one that has told a `value`."""
 
     def started(self, task: Task) -> None: ...
     def told(self, task: Task, news: dict[str, Any]) -> None: ...
+    def stops(self, task: Task, news: dict[str, Any]) -> bool: ...
     def revived(self, task: Task) -> None: ...
     def lost(self, task: Task, reason: str) -> None: ...
 
@@ -71,49 +71,69 @@ def choose_resources(
     cpus: float | None,
     gpus: float | None,
     address: str | None = None,
+    world_size: int = 1,
 ) -> Resources:
-    """Fills in what was not asked for: a GPU each where there are some, else a CPU core each."""
-    import torch
+    """Fills in what was not asked for: a GPU each where there are some, else a CPU core each.
 
-    cores = available_cpus()
-    found = torch.cuda.device_count() if device.startswith(("auto", "cuda")) else 0
-    gpus = gpus if gpus is not None else float(found > 0)
-    if concurrency is None:
-        by_cpu = max(1, int(cores / (cpus or 1)))
-        concurrency = max(1, int(found / gpus)) if gpus else by_cpu
+    Args:
+        world_size: processes of one trial, for each of which it gets as much; on one machine.
+
+    Raises:
+        ConfigError: not as many GPUs as processes were asked for.
+        ClusterError: no machine has room for a single trial.
+    """
+    if world_size > 1 and gpus and gpus != world_size:
+        raise ConfigError(
+            f"--gpus-per-trial {gpus:g} with runtime.world_size={world_size}: each process takes one "
+            "GPU; leave one of the two out"
+        )
+    nodes = find_nodes(address) if address else [_this_machine()]
+    for_gpus = device.startswith(("auto", "cuda"))
+    if gpus is None:
+        gpus = float(world_size if for_gpus and any(node.gpus for node in nodes) else 0)
+    slots = [node.slots(cpus or (0 if gpus else world_size), gpus) for node in nodes]
+    if not any(slots):
+        have = "; ".join(f"{x.host} has {x.cpus:g} CPUs, {x.gpus:g} GPUs" for x in nodes)
+        raise ClusterError(
+            f"no machine has the {cpus or world_size:g} CPUs and {gpus:g} GPUs that each trial takes "
+            f"(--cpus-per-trial, --gpus-per-trial): {have}"
+        )
+    concurrency = concurrency or sum(slots)
     if cpus is None:
-        cpus = max(1, cores // concurrency) if gpus else 1
+        shares = [
+            node.cpus // min(room, concurrency)
+            for node, room in zip(nodes, slots, strict=True)
+            if room
+        ]
+        cpus = max(world_size, int(min(shares))) if gpus else world_size
     return Resources(concurrency, cpus, gpus, address)
 
 
+def _this_machine() -> Node:
+    import torch
+
+    return Node(socket.gethostname(), available_cpus(), torch.cuda.device_count())
+
+
 @contextmanager
-def started_ray(resources: Resources) -> Iterator[None]:
-    """Ray, local with just the resources that the trials take, or the cluster at `address`."""
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if resources.address:
-                ray.init(resources.address, runtime_env={"env_vars": _environment()}, **common)
-            else:
-                ray.init(
-                    "local",
-                    num_cpus=max(1, round(resources.concurrency * resources.cpus)),
-                    num_gpus=-int(-resources.concurrency * resources.gpus // 1),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE,
-                    **common,
-                )
+def started_ray(resources: Resources, train: str) -> Iterator[None]:
+    """Ray, local with just the resources that the trials take, or the cluster at `address`.
+
+    Args:
+        train: the training function as `module:function`; its code goes to the cluster with ours.
+    """
+    if resources.address:
+        options: dict[str, Any] = {"runtime_env": runtime_env(train)}
+    else:
+        options = {
+            "num_cpus": max(1, round(resources.concurrency * resources.cpus)),
+            "num_gpus": -int(-resources.concurrency * resources.gpus // 1),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+        }
+    with connected(resources.address, **options):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         yield
-    finally:
-        ray.shutdown()
-
-
-def _environment() -> dict[str, str]:
-    """For workers on other machines; no passwords, which Ray would show in its dashboard."""
-    names = [*QUIET_ENVIRONMENT, PATIENCE]
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def run_tasks(
@@ -138,6 +158,7 @@ def run_tasks(
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Cells(next_task),
+                scheduler=_Scheduler(listener),
                 num_samples=-1,
                 max_concurrent_trials=resources.concurrency,
                 reuse_actors=True,
@@ -194,6 +215,18 @@ class _Cells(_DriverOnly, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("repeat the sweep's command instead of restoring it")
+
+
+class _Scheduler(_DriverOnly, FIFOScheduler):
+    """First come, first served, until the listener ends a task early."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        ends = "value" in result and self.listener.stops(_task_of(trial), result)
+        return TrialScheduler.STOP if ends else TrialScheduler.CONTINUE
 
 
 class _Callback(_DriverOnly, tune.Callback):

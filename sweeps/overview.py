@@ -8,12 +8,16 @@ that cells wait, and the next sweep of the grid goes on with the same run.
 import csv
 import io
 import math
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from sweeps.plan import Plan, State
 from sweeps.tables import print_results, summary
 from sweeps.tracking import Store
+
+if TYPE_CHECKING:
+    from sweeps.search import Search
 
 WIDTH = 120  # characters of the table of results
 
@@ -33,6 +37,23 @@ def write_overview(store: Store, plan: Plan, concurrency: int) -> str:
             "cells/failed": failed,
         },
         {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, concurrency)},
+    )
+    return run_id
+
+
+def write_search_overview(store: Store, search: "Search") -> str:
+    """As `write_overview`, of a search: its trials and what mattered, by study."""
+    experiment = store.experiment_id(search.experiment)
+    run_id = store.overview(experiment, search.experiment, search.about)
+    counts = search.counts()
+    store.write_overview(
+        run_id,
+        "SCHEDULED" if search.left() else "FINISHED",
+        {f"trials/{name}": count for name, count in counts.items()},
+        {
+            f"studies/{search.name}.csv": search.csv(),
+            f"studies/{search.name}-importances.csv": search.importances_csv(),
+        },
     )
     return run_id
 

@@ -23,12 +23,18 @@ def code_tags(root: Path) -> dict[str, str]:
         "dirty": "unknown" if changed is None else str(bool(changed)).lower(),
         "python": platform.python_version(),
     }
+    return tags | {f"version.{name}": found for name, found in package_versions().items()}
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of `PACKAGES` here; "none" where one is missing."""
+    found = {}
     for package in PACKAGES:
         try:
-            tags[f"version.{package}"] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            tags[f"version.{package}"] = "none"
-    return tags
+            found[package] = "none"
+    return found
 
 
 def _git(root: Path, *command: str) -> str | None:

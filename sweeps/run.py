@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,17 @@ from sweeps.grids import ALL, GRIDS, SHARED_AXES, union
 
 if TYPE_CHECKING:
     from sweeps.engine import Resources
+    from sweeps.tracking import Store
 
 ROOT = Path(__file__).resolve().parents[1]
+SEARCH, OBJECTIVES = "search", ("miou", "miou-latency")
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 
 def parser() -> argparse.ArgumentParser:
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
     about[ALL] = "all of these; a cell that several share is run once"
+    about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
     command = argparse.ArgumentParser(
         prog="python sweeps/run.py",
@@ -99,6 +103,28 @@ def parser() -> argparse.ArgumentParser:
         help="also run cells whose loss became infinite, which would happen again unless the code "
         "has changed; other failures are always tried again",
     )
+    search = command.add_argument_group(
+        f"--grid {SEARCH}: one benchmark, one number of labels, one seed"
+    )
+    search.add_argument(
+        "--trials", metavar="N", type=_positive_int, default=20, help="in all [default: 20]"
+    )
+    search.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default=OBJECTIVES[0],
+        help="miou ends hopeless trials early (at each --set runtime.eval_every=STEPS); miou-latency "
+        "also varies the model and gives the best trade-offs with milliseconds per image",
+    )
+    search.add_argument(
+        "--confirm-seeds",
+        metavar="N",
+        nargs="+",
+        type=_natural,
+        default=[],
+        help="then train the best trial and the preset with these seeds: the best of many trials is "
+        "too good on the images that chose it",
+    )
     how = command.add_argument_group("how to run")
     how.add_argument(
         "--retries",
@@ -114,10 +140,23 @@ def parser() -> argparse.ArgumentParser:
         type=_positive_int,
         help="runs at a time [default: as many as there are CPU cores or GPUs for]",
     )
-    how.add_argument("--gpus-per-trial", metavar="X", type=_share, help="such as 0.5 [default: 1]")
+    how.add_argument(
+        "--gpus-per-trial",
+        metavar="X",
+        type=_share,
+        help="0.5: two runs share a GPU; 2: each run trains on two, which share every batch and give "
+        "the result of one [default: 1]",
+    )
     how.add_argument("--cpus-per-trial", metavar="N", type=_positive_int)
     how.add_argument(
         "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
+    )
+    how.add_argument(
+        "--storage",
+        metavar="DIR",
+        default=os.environ.get("SEMIDAVIL_STORAGE", ""),
+        help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
+        "share [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside the tracking store]",
     )
     return command
 
@@ -155,7 +194,8 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     name = options.preset or default_preset(options.data_root)
     _one_of(name, PRESETS, "preset")
     changes: dict[str, str] = {}
-    varied = {axis: grid for grid in chosen_grids(options) for axis in GRIDS[grid].baseline}
+    grids = [grid for grid in chosen_grids(options) if grid in GRIDS]
+    varied = {axis: grid for grid in grids for axis in GRIDS[grid].baseline}
     for path, value in parse_settings(options.settings).items():
         if path in SHARED_AXES:
             raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
@@ -167,6 +207,8 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
     # Workers may run in another folder, or on another machine.
     changes["runtime.data_root"] = _absolute(data_root) if data_root else ""
     changes["runtime.cache_dir"] = _absolute(cache_dir)
+    if (gpus := options.gpus_per_trial or 0) > 1:  # each is driven by a process of its own
+        changes.setdefault("runtime.world_size", f"{gpus:g}")
     base = preset(name, changes)
     if base.data.toy and options.data_root:
         raise ConfigError(
@@ -179,6 +221,14 @@ def base_config(options: argparse.Namespace) -> tuple[str, Config]:
 
 def _absolute(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
+
+
+def _storage(folder: str) -> Path | None:
+    if "://" in folder:
+        raise ConfigError(
+            f"--storage {folder}: checkpoints need a folder; mount the bucket and name its folder"
+        )
+    return Path(_absolute(folder)) if folder else None
 
 
 def chosen_grids(options: argparse.Namespace) -> list[str]:
@@ -203,9 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.grid is None and not options.list:
             raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
         if options.grid is not None:
-            _one_of(options.grid, {**GRIDS, ALL: None}, "grid")
+            _one_of(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
         for benchmark in options.benchmark:
             _one_of(benchmark, BENCHMARKS, "benchmark")
+        if options.grid == SEARCH:
+            return _search(options, console)
         if options.list and options.grid in (None, ALL):
             options.grid = ALL
             return _overview(options, console)
@@ -228,7 +280,6 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     configs = grid.cells(base, options.benchmark, options.budgets, options.seeds)
 
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
-    from sweeps.deliver import deliver_kept
     from sweeps.overview import write_overview
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
@@ -238,7 +289,8 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     from sweeps.tracking import Store, tracking_uri
     from sweeps.trial import TRAIN
 
-    store, resources = Store(ROOT, tracking_uri()), _resources(options, base)
+    storage = _storage(options.storage)
+    store, resources = Store(ROOT, tracking_uri(), storage), _resources(options, base)
 
     def plan_now() -> Plan:
         return make_plan(name, grid, configs, store.runs(), options.retry_failed)
@@ -251,10 +303,7 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         write_overview(store, plan, resources.concurrency)
         return plan
 
-    if count := deliver_kept(store, lambda text: console.print(escape(text), soft_wrap=True)):
-        console.print(f"delivered {count} runs that had ended while the tracking store was away")
-    if dead := store.close_dead(store.runs()):
-        console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
+    _tidy(store, console)
     plan = plan_now()
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
     write_down(plan)
@@ -288,6 +337,100 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     return 1 if failed or hopeless else 0
 
 
+def _tidy(store: "Store", console: Console) -> None:
+    """Ends what earlier sweeps have left unended."""
+    from sweeps.deliver import deliver_kept
+
+    if count := deliver_kept(store, lambda text: console.print(escape(text), soft_wrap=True)):
+        console.print(f"delivered {count} runs that had ended while the tracking store was away")
+    if dead := store.close_dead(store.runs()):
+        console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
+
+
+def _search(options: argparse.Namespace, console: Console) -> int:
+    preset_name, base = _searched_config(options)
+
+    from sweeps.overview import write_search_overview
+    from sweeps.plan import make_plan
+    from sweeps.provenance import code_tags
+    from sweeps.search import (
+        Search,
+        SearchDriver,
+        confirmation,
+        print_confirmation,
+        print_search,
+        waiting_plan,
+    )
+    from sweeps.sweep import distinct_preparations, run_sweep
+    from sweeps.tables import print_failures, print_results, summary
+    from sweeps.tracking import Store, tracking_uri
+    from sweeps.trial import TRAIN
+
+    store = Store(ROOT, tracking_uri(), _storage(options.storage))
+    resources = _resources(options, base)
+    if not options.list:
+        _tidy(store, console)
+    search = Search(base, options.objective, options.trials, store.folder / "studies.db")
+    plan = waiting_plan(search, store)
+    console.print(f"study {search.name}: {summary(plan, resources.concurrency)}", highlight=False,
+                  soft_wrap=True)  # fmt: skip
+    if options.list:
+        print_search(console, search)
+        return 0
+    train = os.environ.get(TRAIN_VARIABLE, TRAIN)
+    tags = {**code_tags(ROOT), "preset": preset_name}
+    failed: list[tuple[str, str, Path]] = []
+    write_search_overview(store, search)
+    if plan.waiting:
+        prepare = _preparation(train, distinct_preparations(plan.waiting))
+        try:
+            failed = run_sweep(
+                plan, store, resources, tags, console, prepare, train, options.retries,
+                partial(SearchDriver, search),
+            ).failed  # fmt: skip
+        finally:
+            write_search_overview(store, search)
+    print_search(console, search)
+    if options.confirm_seeds and search.best():
+        grid, configs = confirmation(base, search, options.confirm_seeds)
+        plan = make_plan(SEARCH, grid, configs, store.runs())
+        if plan.waiting:
+            prepare = _preparation(train, distinct_preparations(plan.waiting))
+            failed += run_sweep(
+                plan, store, resources, tags, console, prepare, train, options.retries
+            ).failed
+            plan = make_plan(SEARCH, grid, configs, store.runs())
+        print_results(console, plan)
+        print_confirmation(console, plan)
+    elif not options.confirm_seeds:
+        console.print("what the best trial is worth: the same command with --confirm-seeds 1 2 3")
+    if failed:
+        print_failures(console, failed, _command())
+    return 1 if failed else 0
+
+
+def _searched_config(options: argparse.Namespace) -> tuple[str, Config]:
+    """The Config that a search starts from.
+
+    Raises:
+        ConfigError: several benchmarks, numbers of labels or seeds.
+    """
+    name, base = base_config(options)
+    changes: dict[str, object] = {}
+    chosen = {
+        "data.benchmark": options.benchmark, "data.budget": options.budgets, "seed": options.seeds
+    }  # fmt: skip
+    for path, values in chosen.items():
+        if values and len(values) > 1:
+            raise ConfigError(f"a search has one value of {path}: give one, not {len(values)}")
+        if values:
+            changes[path] = values[0]
+    if options.objective == "miou" and not base.runtime.eval_every:
+        # One rung at a third: enough to end what does not learn, and cheap.
+        changes["runtime.eval_every"] = max(1, base.training.steps // 3)
+    return name, base.replace(changes)
+
+
 def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
     """`prepare` of the module that the training function is in, for each of `configs`."""
 
@@ -310,6 +453,7 @@ def _resources(options: argparse.Namespace, base: Config) -> "Resources":
         options.cpus_per_trial,
         options.gpus_per_trial,
         options.address,
+        base.runtime.world_size,
     )
 
 

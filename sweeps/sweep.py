@@ -33,7 +33,7 @@ class Outcome:
     failed: list[tuple[str, str, Path]] = field(default_factory=list)  # name, reason, log
 
 
-class _Driver:
+class Driver:
     """Turns cells into tasks with an open run each, and hears what becomes of them."""
 
     def __init__(
@@ -67,7 +67,7 @@ class _Driver:
         while self.queue and (not self.away or time.monotonic() > self.asked + LONGEST_PAUSE):
             cell = self.queue[0]
             try:
-                task = self._claim(cell)
+                task = self.claim(cell)
             except StoreAway as error:
                 self._left_alone(error)
                 break
@@ -75,18 +75,25 @@ class _Driver:
             self.queue.popleft()
             if task:
                 return task
-            self.progress.skip(cell.name)
+            self.skipped(cell)
         return LATER if self.open else None
+
+    def skipped(self, cell: Cell) -> None:
+        self.progress.skip(cell.name)
 
     def _left_alone(self, error: StoreAway) -> None:
         if not self.away:
             self.progress.say(f"{escape(str(error))}; no cell begins before it does")
         self.away, self.asked = error, time.monotonic()
 
-    def _claim(self, cell: Cell) -> Task | None:
+    def claim(self, cell: Cell) -> Task | None:
         config = self._placed(cell.config)
         earlier = cell.run.progress if cell.run else {"step": 0, "seconds": 0.0}
-        tags = {**self.tags, "benchmark": config.data.benchmark, "grid": self.plan.grid_name}
+        tags = {
+            **self.tags_of(cell),
+            "benchmark": config.data.benchmark,
+            "grid": self.plan.grid_name,
+        }
         run_id = self.store.claim(self.experiment, cell.name, config, tags, cell.run)
         if run_id is None:
             return None
@@ -103,6 +110,9 @@ class _Driver:
         )
         self.open[task.run_id] = task, cell
         return task
+
+    def tags_of(self, cell: Cell) -> Mapping[str, str]:
+        return self.tags
 
     def _placed(self, config: Config) -> Config:
         """With this sweep's share of the machine, unless the user has chosen."""
@@ -130,6 +140,10 @@ class _Driver:
             self.progress.say(f"{escape(task.name)} is kept in {escape(task.folder)}: store away")
         return bool(news["delivered"])
 
+    def stops(self, task: Task, news: dict[str, Any]) -> bool:
+        """Whether a running task is to end here, having told a score."""
+        return False
+
     def revived(self, task: Task) -> None:
         self.progress.say(f"{task.name}: its worker process died; it goes on from its checkpoint")
 
@@ -151,19 +165,19 @@ class _Driver:
             self.retried[cell.name] += 1
             how = "again"
         else:
-            self._given_up(task, reason)
+            self.given_up(task, reason)
             return
         try:
             runs = self.store.runs(cell.config.key())
         except StoreAway as error:
             self._left_alone(error)
-            self._given_up(task, reason)
+            self.given_up(task, reason)
             return
         previous = next(run for run in runs if run.run_id == task.run_id)
         self.queue.append(replace(cell, run=previous))
         self.progress.say(f"{escape(task.name)}: {escape(reason)}; it is tried {how}")
 
-    def _given_up(self, task: Task, reason: str) -> None:
+    def given_up(self, task: Task, reason: str) -> None:
         self.outcome.failed.append((task.name, reason, Path(task.folder) / LOG_NAME))
         self.progress.end(task.name, error=reason)
 
@@ -201,21 +215,25 @@ def run_sweep(
     prepare: Callable[[], None],
     train: str = TRAIN,
     retries: int = 1,
+    make_driver: "Callable[..., Driver]" = Driver,
 ) -> Outcome:
     """Runs the waiting cells of `plan`; every run that it opens is closed when it returns.
 
     Args:
         resources: `sweeps.engine.Resources`.
         tags: what all runs have in common: commit, versions, preset.
-        prepare: done once before the first cell, while Ray starts.
+        prepare: done once before the first cell, while Ray starts; on a cluster, by one of its nodes.
         train: the training function as `module:function`; see `sweeps.trial.Task`.
         retries: how often a cell that fails is tried again in this sweep; not for one that would
             fail in the same way. One that is out of memory beside others is tried alone besides.
+        make_driver: what turns cells into tasks; a search chooses them on the way.
 
     Raises:
+        ClusterError: a machine of the cluster lacks something; no cell has started.
         StoreAway: the store was away for too long; the message says what is kept.
         KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
     """
+    from sweeps.cluster import Common, require_common, run_on_cluster
     from sweeps.engine import run_tasks, started_ray
 
     for run in plan.foreign():
@@ -224,7 +242,7 @@ def run_sweep(
     estimates = [cell.estimate for cell in waiting if not math.isnan(cell.estimate)]
     estimate = sum(estimates) / len(estimates) if estimates else math.nan
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
-    driver = _Driver(plan, store, tags, resources, progress, train, retries)
+    driver = make_driver(plan, store, tags, resources, progress, train, retries)
     store.announce(
         driver.experiment,
         {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency},
@@ -232,13 +250,20 @@ def run_sweep(
     try:
         # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
         with ThreadPoolExecutor(1) as background:
-            ray_start = started_ray(resources)
+            ray_start = started_ray(resources, train)
             starting = background.submit(ray_start.__enter__)
             with _closing(ray_start):
                 try:
-                    prepare()
+                    if not resources.address:
+                        prepare()
                 finally:
                     starting.result()
+                if resources.address:
+                    configs = [cell.config for cell in waiting]
+                    common = Common.of(store.uri, store.database, store.checkpoints, configs)
+                    require_common(common, resources.cpus, resources.gpus)
+                    console.print("the cluster is ready; preparing data and captions on it")
+                    run_on_cluster(prepare, resources.cpus, resources.gpus)
                 with progress:
                     run_tasks(driver.next_task, driver, resources)
     finally:

@@ -121,12 +121,13 @@ class Store:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
         uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
+        storage: the folder of checkpoints and logs, instead of `checkpoints/`.
 
     Raises:
         TrackingError: `uri` is a folder.
     """
 
-    def __init__(self, root: Path, uri: str | None = None) -> None:
+    def __init__(self, root: Path, uri: str | None = None, storage: Path | None = None) -> None:
         self.uri = without_credentials(uri or f"sqlite:///{root / 'mlflow.db'}")
         self.folder = root
         self.database: Path | None = None
@@ -141,7 +142,7 @@ class Store:
                 f"MLFLOW_TRACKING_URI={redact(self.uri)} is a folder, where MLflow no longer tracks runs: "
                 "use a database (sqlite:///PATH.db), a server (http://HOST:PORT), or unset it"
             )
-        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoints = storage or self.folder / "checkpoints"
         self._client: MlflowClient | None = None
         self._claims: set[str] = set()  # begun, and not known to have come through
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
@@ -367,6 +368,11 @@ class Store:
         if run.info.status in OPEN:
             log_batches(self.client, run_id, tags={"reason": reason[:500]})
             patiently(lambda: self.client.set_terminated(run_id, status))
+
+    def stop_early(self, run_id: str, step: int) -> None:
+        """Ends a run that a search does not go on with; only its tag tells it from a broken one."""
+        log_batches(self.client, run_id, tags={"stopped_early": str(step)})
+        self.close(run_id, "KILLED", f"stopped early at step {step}: others were better by then")
 
     def add_to_grid(self, run: TrackedRun, grid: str) -> None:
         """Marks a run of another grid as belonging to this one too."""

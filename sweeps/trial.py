@@ -3,8 +3,10 @@
 import contextlib
 import gc
 import json
+import math
 import os
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -121,18 +123,25 @@ def _train(
     if kept is not None and kept.status == "FINISHED":  # trained, but the store was away
         return _final(config, kept.values, log.deliver())
     _, train = load_training(task.train)
+    benchmark = BENCHMARKS[config.data.benchmark]
 
     def report(progress: Any) -> None:
         log.metrics(progress.step, progress.metrics)
         note(_line(progress.step, progress.total_steps, progress.metrics))
-        tell({"state": "running", "step": progress.step, "total": progress.total_steps})
+        news = {"state": "running", "step": progress.step, "total": progress.total_steps}
+        if (metric := f"val/{benchmark.metric}") in progress.metrics:
+            news["value"] = progress.metrics[metric]
+        tell(news)
 
-    log.flush({"device": device_name(), "worker_pid": str(os.getpid())})
+    here = {"worker_host": socket.gethostname(), "worker_pid": str(os.getpid())}
+    log.flush({"device": device_name(), **here})
     result = train(config, report=report, checkpoint_dir=folder)
     log.flush({"data": result.data})
     seconds = log.seconds
     values = {f"final/{name}": value for name, value in result.metrics.items()}
     values |= {"final/seconds": seconds, "final/steps": result.steps}
+    if not math.isnan(result.latency_ms):
+        values["final/latency_ms"] = result.latency_ms
     artifacts = folder / "artifacts"
     with on_disk(folder):
         collect_artifacts(artifacts, config, result, folder)
@@ -141,8 +150,14 @@ def _train(
 
 def _final(config: Config, values: Mapping[str, float], delivered: bool) -> dict[str, Any]:
     benchmark = BENCHMARKS[config.data.benchmark]
-    score = f"{benchmark.score} {values[f'final/{benchmark.metric}']:.2f}"
-    return {"score": score, "seconds": values["final/seconds"], "delivered": delivered}
+    value = values[f"final/{benchmark.metric}"]
+    return {
+        "score": f"{benchmark.score} {value:.2f}",
+        "value": value,
+        "latency_ms": values.get("final/latency_ms", math.nan),
+        "seconds": values["final/seconds"],
+        "delivered": delivered,
+    }
 
 
 def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
@@ -173,7 +188,7 @@ def failure_of(error: Exception) -> Failure:
 
 
 def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if "/iou/" not in name}
+    shown = {n: value for n, value in metrics.items() if "/iou/" not in n and "/pseudo/" not in n}
     return f"step {step}/{total} " + " ".join(f"{name}={v:.5g}" for name, v in shown.items())
 
 

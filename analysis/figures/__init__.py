@@ -11,6 +11,7 @@ from analysis.figures import (
     cost,
     dots,
     over_time,
+    pseudo_label_classes,
     qualitative,
     sensitivity,
     synapse,
@@ -36,5 +37,6 @@ FIGURES: dict[str, DrawFigure] = {
     "confusion": confusion.draw,
     "learning_curves": over_time.learning_curves,
     "pseudo_labels": over_time.pseudo_labels,
+    "pseudo_label_classes": pseudo_label_classes.draw,
     "cost": cost.draw,
 }  # fmt: skip

@@ -10,9 +10,9 @@ from analysis import style
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
-from analysis.selection import select
+from analysis.selection import Selected, select
 
-GRID = "methods"
+GRIDS = ("methods", "baselines")  # the first whose runs were evaluated more than once
 LEARNING = {"val/miou": "mIoU (%)"}
 PSEUDO = {
     "val/pseudo/coverage": "confident pixels (%)",
@@ -49,13 +49,10 @@ def _draw(
     title: str,
     about: str,
 ) -> Drawn:
-    chosen = select(tracked, GRID)
-    runs = chosen.runs if only is None else chosen.runs[chosen.runs["method"].isin(only)]
-    numbers = histories(tracked, runs, list(metrics))
-    if numbers.empty or numbers.groupby("metric")["step"].nunique().max() < 2:
-        raise AnalysisError(
-            "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
-        )
+    grid, chosen, numbers = evaluated_on_the_way(tracked, list(metrics), only)
+    runs = chosen.runs
+    budgets = sorted(set(runs["budget"]) - {0})
+    labelled = f"{' or '.join(str(n) for n in budgets)} labels; " if budgets else ""
     benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
     figure, axes = plt.subplots(
         len(metrics), len(benchmarks), squeeze=False, sharex="col", sharey="row",
@@ -99,12 +96,47 @@ def _draw(
     return Drawn(
         figure=figure,
         title=title,
-        caption=f"{about}, by training step; mean over seeds, band: standard deviation. {chosen.note()}",
+        caption=f"{about}, by training step; {labelled}mean over seeds, band: standard deviation. "
+        f"{chosen.note()}",
         alt=f"Line chart over training steps. At the end: {told}.",
         numbers=numbers,
         run_ids=tuple(sorted(runs["run_id"])),
-        grid=GRID,
+        grid=grid,
     )
+
+
+def evaluated_on_the_way(
+    tracked: Tracked, metrics: list[str], only: tuple[str, ...] | None
+) -> tuple[str, Selected, pd.DataFrame]:
+    """The first of `GRIDS` with runs that were evaluated on the way, those runs, their histories."""
+    missing: AnalysisError | None = None
+    for grid in GRIDS:
+        try:
+            chosen = select(tracked, grid)
+        except AnalysisError as error:
+            missing = missing or error
+            continue
+        runs = at_one_budget(chosen.runs)
+        if only is not None:
+            runs = runs[runs["method"].isin(only)]
+        numbers = histories(tracked, runs, metrics)
+        if len(numbers) and numbers.groupby("metric")["step"].nunique().max() > 1:
+            return grid, Selected(runs, chosen.left_out + len(chosen.runs) - len(runs)), numbers
+        missing = AnalysisError(
+            "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
+        )
+    assert missing is not None
+    raise missing
+
+
+def at_one_budget(runs: pd.DataFrame) -> pd.DataFrame:
+    """Per benchmark the fewest labels that most methods were run with, and what draws no label."""
+    kept = []
+    for _, here in runs.groupby("benchmark"):
+        methods = here[here["budget"] > 0].groupby("budget")["method"].nunique()
+        budget = methods.idxmax() if len(methods) else 0
+        kept.append(here[(here["budget"] == budget) | (here["method"] == "source_only")])
+    return pd.concat(kept, ignore_index=True)
 
 
 def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -46,7 +46,8 @@ def latex(table: Table) -> str:
     width = max(len(block.columns) for block in table.blocks)
     lines = [
         r"\begin{table*}[t]",
-        r"\centering",
+        # Six budgets, each with its spread and number of seeds, would be wider than a page.
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"\caption{{{escape_latex(table.caption)}}}",
         rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{l{'r' * width}}}",

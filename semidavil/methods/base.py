@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
+from semidavil.parallel import gather, share, shares_of, world_size
 from semidavil.segmenter import Features, Segmenter
 from semidavil.vlm import VLM, Language
 
@@ -17,7 +18,11 @@ Losses = dict[str, Tensor]  # "loss" is minimised; the others are logged under t
 
 @dataclass(frozen=True)
 class Part:
-    """One group of images in a joint forward pass: what it was decoded from, and to."""
+    """One group of images in a joint forward pass: what it was decoded from, and to.
+
+    Where several processes share the batch, features and language are this one's share of the images
+    and logits those of all: a method that reads more than logits is not `data_parallel`.
+    """
 
     features: Features
     language: Language
@@ -37,6 +42,7 @@ class Method(nn.Module):
     kind: ClassVar[str] = "images"  # what it trains on: "images" or "volumes"
     streams: ClassVar[frozenset[str]] = frozenset()  # of "source", "labelled", "unlabelled"
     strong_views: ClassVar[int] = 0  # strong views of each unlabelled image
+    data_parallel: ClassVar[bool] = False  # whether several processes can share its batches
     disparity: ClassVar[bool] = False  # whether target images come with their disparity
 
     def __init__(
@@ -95,13 +101,16 @@ def forward_groups(
     groups: Sequence[tuple[Tensor, list[str]]],
 ) -> list[Part]:
     """All groups (images, captions) through the network as one batch, then taken apart again."""
-    features = network.encode(torch.cat([images for images, _ in groups]))
+    shares = [images[share(len(images))] for images, _ in groups]
+    features = network.encode(torch.cat(shares))
     language = encode([text for _, captions in groups for text in captions])
+    if world_size() > 1:  # after encoding: captions are padded to the longest of the whole batch
+        language = language[shares_of([len(images) for images, _ in groups])]
     logits = network.decode(features, language)
     parts, start = [], 0
-    for images, _ in groups:
+    for images in shares:
         rows = slice(start, start + len(images))
-        parts.append(Part(features[rows], language[rows], logits[rows]))
+        parts.append(Part(features[rows], language[rows], gather(logits[rows])))
         start = rows.stop
     return parts
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from semidavil.methods.base import Method
+from semidavil.parallel import gather, share
 from semidavil.segmenter import Segmenter, ema_update
 
 
@@ -28,9 +29,10 @@ class MeanTeacher(Method):
     @torch.no_grad()
     def pseudo_labels(self, images: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The teacher's confidence and label (B, H, W) of each pixel of images (B, 3, H, W)."""
-        logits = self.teacher(images, self.encode(captions))
+        mine = share(len(images))
+        logits = self.teacher(images[mine], self.encode(captions)[mine])
         confidence, labels = logits.float().softmax(1).max(1)
-        return confidence, labels
+        return gather(confidence), gather(labels)
 
     def after_step(self, step: int) -> None:
         ema_update(self.teacher, self.student, self.config.training.ema, step)

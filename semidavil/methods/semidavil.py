@@ -18,6 +18,7 @@ class SemiDAViL(MeanTeacher):
 
     streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
     strong_views: ClassVar[int] = 1
+    data_parallel: ClassVar[bool] = True
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]

@@ -9,6 +9,7 @@ class Supervised(Method):
     """Labelled source and labelled target images; no teacher, no unlabelled image."""
 
     streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled"})
+    data_parallel: ClassVar[bool] = True
 
     def losses(self, batch: Batch, step: int) -> Losses:
         loss, _ = self.supervised(batch)

@@ -29,6 +29,7 @@ class VolumeMethod(nn.Module):
     kind: ClassVar[str] = "volumes"
     streams: ClassVar[frozenset[str]] = frozenset({"labelled", "unlabelled"})
     strong_views: ClassVar[int] = 0
+    data_parallel: ClassVar[bool] = False
     disparity: ClassVar[bool] = False
 
     def __init__(self, student: PyramidUNet, supervised_loss: nn.Module, config: Config) -> None:

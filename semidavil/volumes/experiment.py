@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from semidavil.checkpoint import save_weights
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.latency import milliseconds
 from semidavil.losses import build_loss
 from semidavil.methods import METHODS
 from semidavil.volumes.data import VolumeBatches, check_volumes, fingerprint, open_synapse
@@ -56,6 +57,11 @@ class VolumeExperiment:
     def evaluate(self, networks: Mapping[str, PyramidUNet]) -> dict[str, VolumeEvaluation]:
         patch = self.config.volumes.patch
         return evaluate_volumes(networks, self.scans, len(self.organs), patch, self.device)
+
+    def latency(self, name: str) -> float:
+        network = self.method.networks()[name].eval()
+        patch = torch.zeros(1, 1, *self.config.volumes.patch, device=self.device)
+        return milliseconds(lambda: network(patch), self.device)
 
     def summary(self, evaluation: VolumeEvaluation) -> dict[str, float]:
         return evaluation.summary(self.organs)

@@ -151,6 +151,9 @@ def add_network(
             "train/loss": [(s, 3.0 * (1 - f) + 0.5 + rng.normal(0, 0.05)) for s, f in shape],
             "val/pseudo/coverage": [(s, 80 * f) for s, f in shape],
             "val/pseudo/accuracy": [(s, 70 + 25 * f) for s, f in shape],
+            "val/pseudo/coverage/road": [(s, 90 * f) for s, f in shape],
+            "val/pseudo/accuracy/road": [(s, 80 + 15 * f) for s, f in shape],
+            "val/pseudo/accuracy/train": [(150, 40.0 + seed)],
             "train/peak_memory_mb": [(150, 2000 + 4000 * abs(skill))],
         }
     gallery = gallery_of(skill, seed) if grid == "methods" else None

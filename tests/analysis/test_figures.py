@@ -301,6 +301,41 @@ def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
     assert np.isnan(row["dice_relative"]), "a ratio to next to nothing"
 
 
+def test_pseudo_labels_are_told_class_by_class(tracked: Tracked) -> None:
+    drawn = FIGURES["pseudo_label_classes"](tracked)
+    here = drawn.numbers.query("benchmark == 'gta5-cityscapes'").set_index(
+        ["what", "class", "step"]
+    )
+    assert here.loc[("accuracy", "train", 150), "mean"] == pytest.approx(41.0)  # of 40, 41, 42
+    assert here.loc[("accuracy", "train", 150), "n"] == 3
+    assert here.loc[("coverage", "road", 15), "mean"] == pytest.approx(90 * (1 - np.exp(-15 / 40)))
+    assert "train, 41%" in drawn.alt
+    heat_maps = [ax.images[0].get_array() for ax in drawn.figure.axes if ax.images]
+    shown = {round(float(value), 4) for part in heat_maps for value in np.ma.compressed(part)}
+    assert {round(float(v), 4) for v in drawn.numbers["mean"]} == {
+        v for v in shown if np.isfinite(v)
+    }
+
+
+def test_curves_fall_back_to_baselines_and_keep_to_one_number_of_labels(store: Writer) -> None:
+    def add(grid: str, method: str, budget: int, curve: list[tuple[int, float]]) -> None:
+        cell = settings("gta5-cityscapes", budget, 0, training__method=method)
+        store.run(grid, cell, {"miou": 5.0}, history={"val/miou": curve})
+
+    add("methods", "semidavil", 100, [(150, 5.0)])
+    curve = [(75, 3.0), (150, 5.0)]
+    for budget in (100, 500):
+        add("baselines", "semidavil", budget, [(step, v + budget) for step, v in curve])
+    add("baselines", "target_only", 100, curve)
+    add("baselines", "source_only", 0, curve)
+    drawn = FIGURES["learning_curves"](load_runs(store.uri))
+    assert drawn.grid == "baselines"
+    assert "100 labels" in drawn.caption
+    means = drawn.numbers.set_index(["variant", "step"])["mean"]
+    assert means["semidavil"].to_dict() == {75: 103.0, 150: 105.0}
+    assert set(means.index.get_level_values(0)) == {"semidavil", "target_only", "source_only"}
+
+
 def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
     cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
     store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(150, 5.0)]})

@@ -42,6 +42,10 @@ def test_pseudo_labels_by_hand_and_on_disk(tmp_path: Path) -> None:
     per_image = np.array([[[3, 1], [0, 2]], [[1, 1], [1, 1]]])  # 10 pixels
     found = Evaluation(["a", "b"], per_image, np.array([[3, 0], [1, 1]]))
     assert found.pseudo_labels() == {"coverage": 50.0, "accuracy": 80.0}
+    assert found.pseudo_labels(["a", "b"]) == {
+        "coverage": 50.0, "accuracy": 80.0,
+        "coverage/a": 80.0, "accuracy/a": 75.0, "coverage/b": 20.0, "accuracy/b": 100.0,
+    }  # fmt: skip
     found.save(tmp_path / "evaluation.npz")
     with np.load(tmp_path / "evaluation.npz") as kept:
         assert kept["names"].tolist() == ["a", "b"]
@@ -49,6 +53,8 @@ def test_pseudo_labels_by_hand_and_on_disk(tmp_path: Path) -> None:
         assert np.array_equal(kept["confident"], found.confident)
     nothing = Evaluation(["a"], per_image[:1], np.zeros((2, 2), int))
     assert nothing.pseudo_labels() == {"coverage": 0.0}
+    only_a = Evaluation(["a"], np.array([[[2, 0], [1, 0]]]), np.zeros((2, 2), int))
+    assert only_a.pseudo_labels(["a", "b"]) == {"coverage": 0.0, "coverage/a": 0.0}
 
 
 def test_iou_by_hand() -> None:

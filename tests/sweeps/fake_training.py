@@ -4,6 +4,7 @@ What it does to a cell follows from the Config: the test chooses cells by learni
 cell should die or wait, by files in the folder that `FAKE_TRAINING` names.
 """
 
+import math
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import sweeps
 from semidavil.config import Config
 
 STEPS = 10
@@ -43,6 +45,7 @@ class Result:
     steps: int
     artifacts: dict[str, Path]
     data: str = "feed"
+    latency_ms: float = math.nan
 
 
 def prepare(config: Config) -> None:
@@ -77,15 +80,21 @@ def _at_work() -> Iterator[None]:
 
 def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Path) -> Result:
     # Globals that trials share in a reused worker: a real training sets its own, as this one does.
+    print(f"code from {Path(sweeps.__file__).parent} and {Path(__file__).parent}")
     generator = np.random.default_rng(config.seed)
     checkpoint = checkpoint_dir / "last.pt"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
     draws = generator.random(STEPS)
     _log(f"train-from-{first}", config)
+    _log(f"gpu-{os.environ.get('CUDA_VISIBLE_DEVICES', 'none')}", config)
     for step in range(first + 1, STEPS + 1):
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0.01")))
         _log(f"step-{step}", config)
-        report(Report(step, STEPS, {"train/loss": float(draws[step - 1]), "train/lr": 0.1}))
+        metrics = {"train/loss": float(draws[step - 1]), "train/lr": 0.1}
+        every = config.runtime.eval_every
+        if every and (step % every == 0 or step == STEPS):
+            metrics["val/miou"] = skill(config) * step / STEPS
+        report(Report(step, STEPS, metrics))
         if step % CHECKPOINT_EVERY == 0:
             written = checkpoint.with_suffix(".tmp")
             written.write_text(str(step))
@@ -100,10 +109,19 @@ def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Pat
             _need_all_memory()
         if step == 5 and config.training.lr == KILLED and first == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+    _log("trained", config)
     weights = checkpoint_dir / "segmenter.safetensors"
     weights.write_bytes(b"weights")
     miou = 30 + 10 * float(draws.mean()) + config.data.budget / 1000
-    return Result({"miou": miou, "iou/road": 90.0}, STEPS, {"weights": weights})
+    miou = skill(config) if config.runtime.eval_every else miou
+    metrics = {"miou": miou, "iou/road": 90.0}
+    return Result(metrics, STEPS, {"weights": weights}, latency_ms=config.model.decoder_dim / 10)
+
+
+def skill(config: Config) -> float:
+    """What searches look for: the best learning rate is 1e-2, the best omega 0.3; wider is better."""
+    distance = abs(math.log10(config.training.lr / 1e-2)) + abs(config.loss.omega - 0.3)
+    return 50 - 10 * distance + math.log2(config.model.decoder_dim)
 
 
 def _need_all_memory() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sweeps.tracking import Store
 
-RUN = Path(__file__).parents[2] / "sweeps" / "run.py"
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "sweeps" / "run.py"
 
 
 class Sweeps:
@@ -23,7 +24,8 @@ class Sweeps:
             "MLFLOW_TRACKING_URI": store.uri,
             "SEMIDAVIL_TRAIN": "fake_training:train",
             "FAKE_TRAINING": str(store.folder),
-            "PYTHONPATH": str(Path(__file__).parent),
+            # This checkout's code, whichever is installed; and the stand-in.
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
             "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
         }

@@ -1,0 +1,305 @@
+"""Sweeps on a Ray cluster: two nodes, which here are two groups of processes on one machine."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_sweep_command import FOUR, Sweeps
+
+from semidavil.config import ConfigError, preset
+from sweeps.cluster import ClusterError, Common, Node, lacks, require_server
+from sweeps.engine import choose_resources
+from sweeps.provenance import package_versions
+from sweeps.run import main
+from sweeps.tracking import Store
+
+STEP_SECONDS = 0.4  # a node is lost in the middle of its ten
+# A lost node is noticed within two seconds instead of half a minute.
+QUICK = '{"health_check_period_ms": 500, "health_check_timeout_ms": 1000,' + (
+    '"health_check_failure_threshold": 2, "health_check_initial_delay_ms": 1000}'
+)
+
+
+class RayCluster:
+    """`ray start` for each node, in folders and with a token that no other Ray here shares."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+        self.environment = environment | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self.nodes: list[subprocess.Popen[bytes]] = []
+
+    def add(self, cpus: int = 1, gpus: int = 0) -> subprocess.Popen[bytes]:
+        place = ["--address", self.address]
+        if not self.nodes:
+            port = self.address.rpartition(":")[2]
+            place = ["--head", "--port", port, "--temp-dir", str(self.folder)]
+            place += ["--include-dashboard", "false", "--system-config", QUICK]
+        size = ["--num-cpus", str(cpus), "--num-gpus", str(gpus)]
+        with (self.folder / f"node{len(self.nodes)}.log").open("wb") as log:
+            node = subprocess.Popen(
+                [
+                    ray_command(),
+                    "start",
+                    "--block",
+                    *place,
+                    *size,
+                    "--object-store-memory=80000000",
+                ],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.nodes.append(node)
+        self._wait_until_ready(len(self.nodes))
+        return node
+
+    def _wait_until_ready(self, count: int) -> None:
+        deadline = time.monotonic() + 90
+        logs = [self.folder / f"node{number}.log" for number in range(count)]
+        while not all("Ray runtime started" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline, [log.read_text() for log in logs]
+            time.sleep(0.2)
+
+    @staticmethod
+    def kill(node: subprocess.Popen[bytes]) -> None:
+        """The whole node at once, as when a machine loses its power."""
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+    def close(self) -> None:
+        for node in self.nodes:
+            if node.poll() is None:
+                self.kill(node)
+
+
+def ray_command() -> str:
+    return str(Path(sys.executable).parent / "ray")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of this machine's processes that name the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in text:
+            found.append(text)
+    return found
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Sockets live in it, whose paths must be shorter than pytest's folders."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cluster(store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster]]:
+    sweeps = Sweeps(store)
+    with ExitStack() as stack:
+        # Nodes get nothing of the checkout: its code must come with the sweep.
+        bare = {k: v for k, v in sweeps.environment.items() if k != "PYTHONPATH"}
+        bare["FAKE_STEP_SECONDS"] = str(STEP_SECONDS)
+        nodes = RayCluster(bare, ray_folder)
+        stack.callback(nodes.close)
+        sweeps.environment = nodes.environment | {
+            "PYTHONPATH": sweeps.environment["PYTHONPATH"],
+            "SEMIDAVIL_STORAGE": str(store.folder / "shared"),
+        }
+        yield sweeps, nodes
+    deadline = time.monotonic() + 30  # workers end when they miss their node
+    while left := processes_of(ray_folder):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def scores(sweeps: Sweeps) -> dict[str, float]:
+    runs = sweeps.store.runs()
+    assert Counter(run.status for run in runs) == {"FINISHED": len(runs)}
+    assert max(sweeps.keys().values()) == 1
+    return {run.key: run.metrics["final/miou"] for run in runs}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
+    cluster: tuple[Sweeps, RayCluster], empty_store: Path, tmp_path: Path
+) -> None:
+    sweeps, nodes = cluster
+    nodes.add()
+    second = nodes.add()
+    process = sweeps.start(*FOUR, "--address", nodes.address)
+    shared = sweeps.folder / "shared"
+    try:
+        sweeps.wait_until(lambda: len(list(shared.glob("*/last.pt"))) == 2)
+        nodes.kill(second)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    assert "its worker process died; it goes on from its checkpoint" in output
+
+    disturbed = scores(sweeps)
+    assert len(disturbed) == 4
+    starts = Counter(event.split()[0] for event in sweeps.trainings())
+    assert starts.pop("train-from-0") == 4
+    ((again, count),) = starts.items()
+    assert count == 1
+    assert int(again.rpartition("-")[2]) >= 2
+    assert not list(shared.iterdir())  # neither checkpoints nor the mark of the check
+    for run in sweeps.store.runs():
+        history = sweeps.store.client.get_metric_history(run.run_id, "train/loss")
+        assert [point.step for point in history] == list(range(1, 11))
+        assert run.tags["worker_host"] == socket.gethostname()
+        log = sweeps.store.client.download_artifacts(run.run_id, "train.log", str(tmp_path))
+        (code,) = {line for line in Path(log).read_text().splitlines() if "code from" in line}
+        assert code.count(str(nodes.folder)) == 2, code  # shipped, not found on the node
+
+    (tmp_path / "alone").mkdir()
+    shutil.copyfile(empty_store, tmp_path / "alone" / "mlflow.db")
+    alone = Sweeps(Store(tmp_path / "alone"))
+    code, output = alone.run(*FOUR)
+    assert code == 0, output
+    assert scores(alone) == disturbed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
+    cluster: tuple[Sweeps, RayCluster],
+) -> None:
+    sweeps, nodes = cluster
+    nodes.add(cpus=2, gpus=1)
+    where = (*FOUR[:-2], "--address", nodes.address)
+    code, output = sweeps.run(*where, "--gpus-per-trial", "0.5")
+    assert code == 0, output
+    assert most_at_once(sweeps) == 2
+    gpus = [event.split()[0] for event in sweeps.events() if event.startswith("gpu-")]
+    assert gpus == ["gpu-0"] * 4
+
+    (sweeps.folder / "events.txt").unlink()
+    code, output = sweeps.run(*where, "--seeds", "1", "--gpus-per-trial", "1")
+    assert code == 0, output
+    assert most_at_once(sweeps) == 1
+
+    code, output = sweeps.run(*where, "--seeds", "2", "--gpus-per-trial", "2")
+    assert code == 1
+    assert "no machine has the 2 CPUs and 2 GPUs" in output
+    code, output = sweeps.run(*where, "--seeds", "2", "--set", "runtime.data_root=/no/such/data")
+    assert code == 1
+    assert f"{socket.gethostname()}: no data sets in /no/such/data" in output
+    assert len(sweeps.store.runs()) == 8  # neither has opened a run
+
+
+def most_at_once(sweeps: Sweeps) -> int:
+    running = most = 0
+    for event in sweeps.events():
+        running += event.startswith("train-from") - event.startswith("trained")
+        most = max(most, running)
+    return most
+
+
+def test_resources_come_from_the_cluster_and_not_from_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [Node("head", 4, 0), Node("a", 16, 4), Node("b", 24, 4)]
+    monkeypatch.setattr("sweeps.engine.find_nodes", lambda address: nodes)
+    whole = choose_resources("auto", None, None, None, "auto")
+    assert (whole.concurrency, whole.cpus, whole.gpus) == (8, 4, 1)
+    half = choose_resources("auto", None, None, 0.5, "auto")
+    assert (half.concurrency, half.cpus) == (16, 2)
+    pair = choose_resources("auto", None, None, None, "auto", world_size=2)
+    assert (pair.concurrency, pair.cpus, pair.gpus) == (4, 8, 2)
+    pair_of_cpus = choose_resources("cpu", None, None, None, "auto", world_size=2)
+    assert (pair_of_cpus.concurrency, pair_of_cpus.cpus, pair_of_cpus.gpus) == (22, 2, 0)
+    with pytest.raises(ConfigError, match="each process takes one GPU"):
+        choose_resources("auto", None, None, 4, "auto", world_size=2)
+    on_cpus = choose_resources("cpu", None, 2, None, "auto")
+    assert (on_cpus.concurrency, on_cpus.cpus, on_cpus.gpus) == (22, 2, 0)
+    with pytest.raises(ClusterError, match="head has 4 CPUs, 0 GPUs; a has 16 CPUs, 4 GPUs"):
+        choose_resources("auto", None, None, 8, "auto")
+
+
+@pytest.fixture
+def common(tmp_path: Path) -> Common:
+    setup = {"runtime.cache_dir": str(tmp_path), "runtime.data_root": str(tmp_path)}
+    return Common.of("sqlite:///x.db", None, tmp_path, [preset("toy", setup)])
+
+
+def test_a_database_of_this_machine_is_refused_where_others_must_log(common: Common) -> None:
+    here, database = socket.gethostname(), common.storage / "db" / "mlflow.db"
+    local = replace(common, database=Path("/elsewhere/mlflow.db"))
+    require_server(local, {here})
+    with pytest.raises(
+        ClusterError, match=r"gpu7 cannot log into /elsewhere/mlflow\.db.*mlflow server"
+    ):
+        require_server(local, {here, "gpu7"})
+    require_server(replace(common, database=database), {here, "gpu7"})  # in the shared folder
+    require_server(common, {here, "gpu7"})  # a server
+
+
+def test_a_node_says_all_that_it_lacks(common: Common, tmp_path: Path) -> None:
+    mark, versions = tmp_path / "mark", package_versions()
+    mark.touch()
+    assert lacks(common, mark, versions) == []
+    assert lacks(common, mark, versions | {"torch": versions["torch"] + "+rocm"}) == []
+    mark.unlink()
+    bad = replace(
+        common,
+        tracking_uri=f"http://127.0.0.1:{free_port()}",
+        data_roots=frozenset({"/no/data"}),
+        caches=frozenset({"/no/cache"}),
+    )
+    expected = [
+        "--storage",
+        "--data-root",
+        "runtime.cache_dir",
+        "does not answer",
+        "instead of 0.1",
+    ]
+    found = lacks(bad, mark, versions | {"torch": "0.1"})
+    assert len(found) == len(expected)
+    for text, part in zip(found, expected, strict=True):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--storage", "s3://bucket/runs"], 2, "mount the bucket"),
+        (["--address", "ray://head:10001"], 1, "on a machine of the cluster"),
+    ],
+)
+def test_what_cannot_serve_a_cluster_is_refused(
+    arguments: list[str], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--grid", "attention", *arguments]) == code
+    assert expected in capsys.readouterr().err
