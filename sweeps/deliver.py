@@ -6,6 +6,8 @@
 """
 
 import argparse
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,28 +104,38 @@ def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
 def advice(store: Store) -> str:
     """What is kept while the store is away, and how to go on."""
     count = len(kept_endings(store))
+    elsewhere = store.checkpoints != store.folder / "checkpoints"
+    command = COMMAND + (f" --storage {shlex.quote(str(store.checkpoints))}" if elsewhere else "")
     what = f"{count} ended runs wait in {store.checkpoints}; " if count else ""
     return (
         f"{what}unfinished ones keep their checkpoints and metrics there. When "
-        f"{redact(store.uri)} answers again, the same command delivers and goes on ({COMMAND} only "
+        f"{redact(store.uri)} answers again, the same command delivers and goes on ({command} only "
         "delivers)"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code: 0, or 1 if something could not be delivered."""
-    argparse.ArgumentParser(
+    command = argparse.ArgumentParser(
         prog=COMMAND,
         description="Delivers runs that ended while the tracking store was away to "
         "$MLFLOW_TRACKING_URI or, without it, to mlflow.db. Nothing is trained again.",
-    ).parse_args(arguments)
+    )
+    command.add_argument(
+        "--storage",
+        metavar="DIR",
+        default=os.environ.get("SEMIDAVIL_STORAGE", ""),
+        help="where the sweep kept its checkpoints [default: $SEMIDAVIL_STORAGE, else checkpoints/]",
+    )
+    folder = command.parse_args(arguments).storage
+    storage = Path(folder).expanduser().resolve() if folder else None
     console = Console()
 
     def say(text: str) -> None:
         console.print(escape(text), highlight=False, soft_wrap=True)
 
     try:
-        store = Store(ROOT, tracking_uri())
+        store = Store(ROOT, tracking_uri(), storage)
         delivered = deliver_kept(store, say)
         say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
         return 1 if kept_endings(store) else 0

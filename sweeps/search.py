@@ -38,6 +38,7 @@ from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.grids import Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.provenance import owner_tags
+from sweeps.server import StoreAway
 from sweeps.sweep import Driver
 from sweeps.tracking import Store, is_gone
 from sweeps.trial import Task
@@ -283,9 +284,13 @@ class SearchDriver(Driver):
         )
 
     def _stop(self, task: Task, step: int) -> bool:
+        try:
+            self.store.stop_early(task.run_id, step)
+        except StoreAway as error:  # nobody would learn of it: let it train on
+            self.left_alone(error)
+            return False
         self.search.tell_ended(task.name, TrialState.PRUNED, task.run_id)
         del self.open[task.run_id]
-        self.store.stop_early(task.run_id, step)
         self.stopped.append(Path(task.folder))
         self.outcome.finished += 1
         self.progress.end(task.name, score=f"stopped early at step {step}")

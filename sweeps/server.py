@@ -86,6 +86,8 @@ def check_server(uri: str) -> None:
 
 def is_away(error: BaseException | None) -> bool:
     """Whether a call failed for want of an answer, so that the same call may succeed later."""
+    if isinstance(error, TrackingError):  # somebody has waited already, or need not
+        return False
     while error is not None:
         if isinstance(
             error,

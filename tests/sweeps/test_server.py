@@ -1,0 +1,138 @@
+"""Sweeps on a real tracking server, which is killed under them."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import MlflowServer, Postgres, ServedSweeps, assert_undisturbed
+
+pytestmark = pytest.mark.slow
+
+FOUR = ("--grid", "attention", "--budgets", "100")
+
+
+@pytest.fixture
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    # A short path, which the user postgres may enter: it also holds the server's socket.
+    folder = tmp_path_factory.mktemp("pg")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(0o755)
+    server = Postgres(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
+    """On SQLite."""
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "runs.db").write_bytes(empty_store.read_bytes())
+    server = MlflowServer(tmp_path / "server", f"sqlite:///{tmp_path / 'server' / 'runs.db'}")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def served(server: MlflowServer, tmp_path: Path) -> ServedSweeps:
+    return ServedSweeps(tmp_path, server)
+
+
+def test_four_workers_share_a_server_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    server = MlflowServer(tmp_path / "server", postgres.uri)
+    try:
+        server.start()
+        sweeps = ServedSweeps(tmp_path, server)
+        grid = ("--grid", "attention", "--budgets", "100", "200", "--concurrency", "4")
+        code, output = sweeps.run(*grid)
+        assert code == 0, output
+        assert_undisturbed(sweeps.store, 8)
+        run = sweeps.store.runs()[0]
+        # Through the server alone: the client gets a copy, not the server's file.
+        weights = Path(sweeps.store.client.download_artifacts(run.run_id, "segmenter.safetensors"))
+        assert weights.read_bytes() == b"weights"
+        assert not weights.is_relative_to(tmp_path / "server")
+        assert not list((tmp_path / "checkpoints").iterdir())
+    finally:
+        server.kill()
+
+
+def steps(sweeps: ServedSweeps) -> int:
+    return sum(event.startswith("step-") for event in sweeps.events())
+
+
+def test_a_server_that_is_killed_and_comes_back_costs_nothing(
+    server: MlflowServer, served: ServedSweeps
+) -> None:
+    process = served.start(*FOUR, "200", "--concurrency", "2", step_seconds=0.4)
+    served.wait_until(lambda: steps(served) >= 6)
+    server.kill()
+    before = steps(served)
+    served.wait_until(lambda: steps(served) >= before + 4)  # training goes on meanwhile
+    time.sleep(4)  # until both wait at their ends, and the driver with its next cell
+    server.start()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert_undisturbed(served.store, 8)
+    assert len(served.trainings()) == 8  # nothing was trained twice
+
+
+def test_what_ends_while_the_server_is_away_is_delivered_later(
+    server: MlflowServer, served: ServedSweeps
+) -> None:
+    served.environment["SEMIDAVIL_PATIENCE"] = "1"
+    process = served.start(*FOUR, "--concurrency", "4", step_seconds=0.5)
+    served.wait_until(lambda: len(served.trainings()) == 4)
+    server.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert re.search(r"4 ended runs wait in \S+checkpoints", output), output
+    assert "sweeps/deliver.py" in output
+
+    code, output = served.deliver()  # still away
+    assert code == 1
+    assert f"the tracking server {server.uri}" in output
+    assert "4 ended runs wait" in output
+
+    ended = time.time() * 1000
+    server.start()
+    assert served.states() == {"RUNNING": 4}
+    code, output = served.deliver()
+    assert code == 0, output
+    assert "delivered 4 runs" in output
+    assert_undisturbed(served.store, 4)
+    assert all(run.ended is not None and run.ended < ended for run in served.store.runs())
+    assert not list((served.folder / "checkpoints").iterdir())
+
+    code, output = served.run(*FOUR)
+    assert code == 0, output
+    assert "nothing to run" in output
+    assert len(served.trainings()) == 4
+
+
+def test_a_sweep_delivers_what_waits_and_goes_on_with_the_rest(
+    server: MlflowServer, served: ServedSweeps
+) -> None:
+    served.environment["SEMIDAVIL_PATIENCE"] = "1"
+    process = served.start(*FOUR, "200", "--concurrency", "2", step_seconds=0.3)
+    served.wait_until(lambda: len(served.trainings()) == 2)
+    server.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "no cell begins before it does" in output
+    assert "2 ended runs wait" in output
+
+    server.start()
+    code, output = served.run(*FOUR, "200", "--concurrency", "2")
+    assert code == 0, output
+    assert "delivered 2 runs" in output
+    assert_undisturbed(served.store, 8)
+    assert len(served.trainings()) == 8
