@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from sweep_process import Sweeps
 
 from sweeps.tracking import Store
 
+CHECKOUT = Path(__file__).parents[2]
 START_SECONDS = 120
 
 
@@ -27,25 +29,31 @@ def free_port() -> int:
 
 
 class MlflowServer:
-    """Proxies artifacts, so that workers need no access to its folder."""
+    """Proxies artifacts, so that workers need no access to its folder.
 
-    def __init__(self, folder: Path, database: str) -> None:
-        self.folder, self.database = folder, database
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
+    Args:
+        command: starts it.
+        environment: of the command, besides the tests'.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        command: Sequence[str | Path],
+        port: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.command = folder, command
+        self.uri = f"http://127.0.0.1:{port}"
+        common = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+        self.environment = common | {"MLFLOW_DISABLE_TELEMETRY": "true"} | (environment or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
         self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
-                *("--port", str(self.port), "--workers", "1"),
-                *("--backend-store-uri", self.database, "--serve-artifacts"),
-                *("--artifacts-destination", str(self.folder / "served")),
-            ],
+            self.command,
             cwd=self.folder,
-            env=environment | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            env=self.environment,
             stdout=(self.folder / "server.log").open("ab"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -64,6 +72,13 @@ class MlflowServer:
         except OSError:
             return False
 
+    def stop(self) -> None:
+        """SIGTERM, as when its machine is shut down in order."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=60)
+            self.process = None
+
     def kill(self) -> None:
         """SIGKILL, as when its machine goes down."""
         if self.process is not None:
@@ -73,57 +88,29 @@ class MlflowServer:
             self.process = None
 
 
-class Postgres:
-    """Debian's PostgreSQL in a folder of its own; started as the user postgres where we are root."""
+def on_sqlite(folder: Path, database: Path) -> MlflowServer:
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
+        *("--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{database}"),
+        *("--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")),
+    ]
+    return MlflowServer(folder, command, port)
 
-    def __init__(self, folder: Path) -> None:
-        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-        if not binaries:
-            pytest.skip("no PostgreSQL server here: apt-get install postgresql")
-        self.bin = binaries[-1].parent
-        self.folder, self.port = folder, free_port()
-        # The driver by name: without it, SQLAlchemy 2.1 asks for psycopg 3, and 2.0 for psycopg2.
-        self.uri = f"postgresql+psycopg2://mlflow:secret@127.0.0.1:{self.port}/postgres"
-        self.user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        if self.user:
-            subprocess.run(["chown", "postgres", str(self.folder)], check=True)
-        password = self.folder / "password"
-        password.write_text("secret")
-        password.chmod(0o644)
-        data = self.folder / "data"
-        self._run(
-            "initdb", "-D", data, "-U", "mlflow", "--auth=scram-sha-256", "--pwfile", password
-        )
-        command = [*self.user, str(self.bin / "postgres"), "-D", str(data), "-p", str(self.port)]
-        command += ["-c", "listen_addresses=127.0.0.1", "-k", str(self.folder)]
-        self.process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            stdout=(self.folder / "postgres.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-        deadline = time.monotonic() + START_SECONDS
-        ready = [str(self.bin / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-        while subprocess.run(ready).returncode:
-            log = (self.folder / "postgres.log").read_text()
-            assert self.process.poll() is None, log
-            assert time.monotonic() < deadline, log
-            time.sleep(0.1)
-
-    def _run(self, name: str, *arguments: object) -> None:
-        command = [*self.user, str(self.bin / name), *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    def stop(self) -> None:
-        if self.process is not None:
-            # `runuser` passes no signals on: the server itself is named in its pid file.
-            pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
-            os.kill(pid, signal.SIGINT)
-            self.process.wait(timeout=60)
+def on_postgresql(folder: Path) -> MlflowServer:
+    """As deploy/start.sh starts it."""
+    if not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    port = free_port()
+    environment = {
+        "SEMIDAVIL_SERVER_DIR": str(folder),
+        "MLFLOW_PORT": str(port),
+        "POSTGRES_PORT": str(free_port()),
+        "MLFLOW_WORKERS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    return MlflowServer(folder, ["bash", CHECKOUT / "deploy" / "start.sh"], port, environment)
 
 
 class ServedSweeps(Sweeps):
@@ -140,8 +127,7 @@ class ServedSweeps(Sweeps):
             f"command.ROOT = pathlib.Path({str(self.folder)!r}); "
             "sys.exit(command.main(sys.argv[1:]))"
         )
-        checkout = Path(__file__).parents[2]
-        path = os.pathsep.join([str(checkout), self.environment["PYTHONPATH"]])
+        path = os.pathsep.join([str(CHECKOUT), self.environment["PYTHONPATH"]])
         return subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=self.folder,

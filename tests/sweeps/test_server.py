@@ -1,12 +1,13 @@
 """Sweeps on a real tracking server, which is killed under them."""
 
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MlflowServer, Postgres, ServedSweeps, assert_undisturbed
+from servers import MlflowServer, ServedSweeps, assert_undisturbed, on_postgresql, on_sqlite
 
 pytestmark = pytest.mark.slow
 
@@ -14,17 +15,16 @@ FOUR = ("--grid", "attention", "--budgets", "100")
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    # A short path, which the user postgres may enter: it also holds the server's socket.
-    folder = tmp_path_factory.mktemp("pg")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    server = Postgres(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
+def deployed() -> Iterator[MlflowServer]:
+    """On PostgreSQL, whose own user must be able to enter the folder: pytest's are closed to it."""
+    with tempfile.TemporaryDirectory(prefix="semidavil-deployed-") as folder:
+        Path(folder).chmod(0o755)
+        server = on_postgresql(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def server(tmp_path: Path, empty_store: Path) -> Iterator[MlflowServer]:
     """On SQLite."""
     (tmp_path / "server").mkdir()
     (tmp_path / "server" / "runs.db").write_bytes(empty_store.read_bytes())
-    server = MlflowServer(tmp_path / "server", f"sqlite:///{tmp_path / 'server' / 'runs.db'}")
+    server = on_sqlite(tmp_path / "server", tmp_path / "server" / "runs.db")
     try:
         server.start()
         yield server
@@ -45,24 +45,26 @@ def served(server: MlflowServer, tmp_path: Path) -> ServedSweeps:
     return ServedSweeps(tmp_path, server)
 
 
-def test_four_workers_share_a_server_on_postgresql(postgres: Postgres, tmp_path: Path) -> None:
-    (tmp_path / "server").mkdir()
-    server = MlflowServer(tmp_path / "server", postgres.uri)
-    try:
-        server.start()
-        sweeps = ServedSweeps(tmp_path, server)
-        grid = ("--grid", "attention", "--budgets", "100", "200", "--concurrency", "4")
-        code, output = sweeps.run(*grid)
-        assert code == 0, output
-        assert_undisturbed(sweeps.store, 8)
-        run = sweeps.store.runs()[0]
-        # Through the server alone: the client gets a copy, not the server's file.
-        weights = Path(sweeps.store.client.download_artifacts(run.run_id, "segmenter.safetensors"))
-        assert weights.read_bytes() == b"weights"
-        assert not weights.is_relative_to(tmp_path / "server")
-        assert not list((tmp_path / "checkpoints").iterdir())
-    finally:
-        server.kill()
+def test_four_workers_share_a_server_on_postgresql(deployed: MlflowServer, tmp_path: Path) -> None:
+    sweeps = ServedSweeps(tmp_path, deployed)
+    grid = ("--grid", "attention", "--budgets", "100", "200", "--concurrency", "4")
+    code, output = sweeps.run(*grid)
+    assert code == 0, output
+    assert_undisturbed(sweeps.store, 8)
+    assert len(sweeps.trainings()) == 8
+    run = sweeps.store.runs()[0]
+    # Through the server alone: the client gets a copy, not the server's file.
+    weights = Path(sweeps.store.client.download_artifacts(run.run_id, "segmenter.safetensors"))
+    assert weights.read_bytes() == b"weights"
+    assert not weights.is_relative_to(deployed.folder)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+    password = (deployed.folder / "password").read_text()
+    assert password not in (deployed.folder / "server.log").read_text()
+    deployed.stop()
+    assert not (deployed.folder / "postgres" / "data" / "postmaster.pid").exists()
+    deployed.start()  # again: what was tracked is still there
+    assert_undisturbed(sweeps.store, 8)
 
 
 def steps(sweeps: ServedSweeps) -> int:
