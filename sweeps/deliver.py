@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.markup import escape
 
@@ -74,16 +75,23 @@ def deliver_kept(store: Store, say: Say) -> int:
                 f"{redact(store.uri)}: deliver it with MLFLOW_TRACKING_URI={kept.ending.store} "
                 f"{COMMAND}; where its run was deleted, a sweep of its grid logs it into a new one"
             )
-        elif _finished_elsewhere(run, runs.values()):
+            continue
+        if _finished_elsewhere(run, runs.values()):
             store.close(run.run_id, "KILLED", "another sweep has finished this cell")
             shutil.rmtree(kept.folder, ignore_errors=True)
             say(f"{run.name}: another sweep has finished it; its own numbers are kept")
-        elif _deliver(store, run, kept.folder):
-            if kept.ending.status == "FINISHED":
-                shutil.rmtree(kept.folder, ignore_errors=True)  # all of it is an artifact now
-            delivered += 1
-        else:
+            continue
+        try:
+            done = _deliver(store, run, kept.folder)
+        except MlflowException as error:  # such as a proxy that takes no large files
+            say(f"{run.name} is refused and stays in {kept.folder}: {redact(str(error))}")
+            continue
+        if not done:
             say(f"{run.name}: another process delivers it")
+            continue
+        delivered += 1
+        if kept.ending.status == "FINISHED":
+            shutil.rmtree(kept.folder, ignore_errors=True)  # all of it is an artifact now
     return delivered
 
 

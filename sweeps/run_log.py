@@ -171,7 +171,7 @@ class RunLog:
             Whether the store has it; else it is kept, for `deliver`.
         """
         self._keep("FINISHED", values, [artifacts])
-        return self._deliver()
+        return self.delivered()
 
     def fail(self, why: str, retry: bool, files: Sequence[Path]) -> bool:
         """FAILED, with the reason, whether a repetition may help, and files that explain it.
@@ -180,16 +180,18 @@ class RunLog:
             Whether the store has it; else it is kept, for `deliver`.
         """
         self.tags |= {"reason": redact(why)[:500], "retry": str(retry).lower()}
-        try:
-            self._keep("FAILED", {}, files)
-        except DiskFull as error:  # perhaps the store takes it
-            note.warning("%s", error)
-            ending = self._ending("FAILED", {}, files)
-            with contextlib.suppress(StoreAway):
-                self._log_ending(ending)
-                return True
-            return False
-        return self._deliver()
+        kept = Ending.read(self.folder)
+        if kept is None or kept.status != "FINISHED":
+            try:
+                self._keep("FAILED", {}, files)
+                return self.delivered()
+            except DiskFull as error:  # perhaps the store takes it
+                note.warning("%s", error)
+        # A training that has ended well stays kept: it was the store that refused its results.
+        with contextlib.suppress(StoreAway):
+            self._log_ending(self._ending("FAILED", {}, files))
+            return True
+        return False
 
     def _ending(self, status: str, values: Mapping[str, float], files: Sequence[Path]) -> Ending:
         return Ending(
@@ -213,7 +215,8 @@ class RunLog:
                 os.fsync(file.fileno())
             draft.replace(self.folder / ENDING)
 
-    def _deliver(self) -> bool:
+    def delivered(self) -> bool:
+        """`deliver`, but False where the store is away."""
         try:
             return self.deliver()
         except StoreAway as error:

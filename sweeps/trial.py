@@ -121,7 +121,7 @@ def _train(
 ) -> dict[str, Any]:
     kept = Ending.read(folder)
     if kept is not None and kept.status == "FINISHED":  # trained, but the store was away
-        return _final(config, kept.values, log.deliver())
+        return _final(config, kept.values, log.delivered())
     _, train = load_training(task.train)
     benchmark = BENCHMARKS[config.data.benchmark]
 
