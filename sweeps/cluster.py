@@ -167,7 +167,9 @@ def require_common(common: Common, cpus: float, gpus: float) -> None:
     """
     nodes = [node for node in _nodes() if node.slots(cpus, gpus)]
     require_server(common, {node.host for node in nodes})
-    common.storage.mkdir(parents=True, exist_ok=True)
+    # New on a fresh checkout; nodes that share its file system see it as soon as it is there.
+    for folder in (common.storage, *map(Path, common.caches)):
+        folder.mkdir(parents=True, exist_ok=True)
     # A name that no machine can have cached as missing, as network file systems do.
     mark = common.storage / f".seen-from-every-node-{uuid.uuid4().hex}"
     mark.touch()
