@@ -361,6 +361,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         print_search,
         waiting_plan,
     )
+    from sweeps.server import StoreAway
     from sweeps.sweep import distinct_preparations, run_sweep
     from sweeps.tables import print_failures, print_results, summary
     from sweeps.tracking import Store, tracking_uri
@@ -389,7 +390,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
                 partial(SearchDriver, search),
             ).failed  # fmt: skip
         finally:
-            write_search_overview(store, search)
+            with contextlib.suppress(StoreAway):  # it is written by the next search
+                write_search_overview(store, search)
     print_search(console, search)
     if options.confirm_seeds and search.best():
         grid, configs = confirmation(base, search, options.confirm_seeds)
