@@ -84,6 +84,14 @@ class Tracked:
         )
         return {run.data.tags[OVERVIEW]: run.info.run_id for run in found}  # the oldest stays
 
+    def files(self, run_id: str, folder: str) -> list[str]:
+        """Paths of a run's artifacts in a folder."""
+        return [file.path for file in self.client.list_artifacts(run_id, folder) if not file.is_dir]
+
+    def csv(self, run_id: str, path: str) -> pd.DataFrame:
+        """An artifact that is a table."""
+        return pd.read_csv(self.client.download_artifacts(run_id, path))
+
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric over steps, float indexed by step, the last value of each; may be empty."""
         points = self.client.get_metric_history(run_id, metric)

@@ -361,6 +361,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         print_search,
         waiting_plan,
     )
+    from sweeps.server import StoreAway
     from sweeps.sweep import distinct_preparations, run_sweep
     from sweeps.tables import print_failures, print_results, summary
     from sweeps.tracking import Store, tracking_uri
@@ -372,8 +373,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         _tidy(store, console)
     search = Search(base, options.objective, options.trials, store.folder / "studies.db")
     plan = waiting_plan(search, store)
-    console.print(f"study {search.name}: {summary(plan, resources.concurrency)}", highlight=False,
-                  soft_wrap=True)  # fmt: skip
+    told = summary(plan, resources.concurrency) if plan.cells else "all trials have ended"
+    console.print(f"study {search.name}: {told}", highlight=False, soft_wrap=True)
     if options.list:
         print_search(console, search)
         return 0
@@ -389,7 +390,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
                 partial(SearchDriver, search),
             ).failed  # fmt: skip
         finally:
-            write_search_overview(store, search)
+            with contextlib.suppress(StoreAway):  # it is written by the next search
+                write_search_overview(store, search)
     print_search(console, search)
     if options.confirm_seeds and search.best():
         grid, configs = confirmation(base, search, options.confirm_seeds)

@@ -39,6 +39,7 @@ from sweeps.grids import Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.provenance import owner_tags
 from sweeps.server import StoreAway
+from sweeps.server import StoreAway
 from sweeps.sweep import Driver
 from sweeps.tracking import Store, is_gone
 from sweeps.trial import Task
@@ -285,7 +286,10 @@ class SearchDriver(Driver):
 
     def _stop(self, task: Task, step: int) -> bool:
         try:
+            try:
             self.store.stop_early(task.run_id, step)
+        except StoreAway as error:  # the study knows; the next sweep finds the run's owner gone
+            self._left_alone(error)
         except StoreAway as error:  # nobody would learn of it: let it train on
             self.left_alone(error)
             return False
@@ -363,8 +367,7 @@ def print_search(console: Console, search: Search) -> None:
     )
     first = trials[0] if trials else None
     table = Table("", score, *(["ms per image"] if len(search.study.directions) > 1 else []))
-    for path in search.space:
-        table.add_column(path.rpartition(".")[2])
+    table.add_column("settings", overflow="fold")
     shown = search.best()
     if first is not None and first.state is TrialState.COMPLETE:
         shown = [first, *(trial for trial in shown if trial.number != 0)]
@@ -372,7 +375,9 @@ def print_search(console: Console, search: Search) -> None:
         table.add_row(
             f"trial {trial.number}" + (" (preset)" if trial.number == 0 else ""),
             *(f"{value:.2f}" for value in trial.values),
-            *(_short(trial.params[path]) for path in search.space),
+            ", ".join(
+                f"{path.rpartition('.')[2]}={_short(trial.params[path])}" for path in search.space
+            ),
         )
     if shown:
         console.print(table)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import sqlite3
 import sys
 import time
 import uuid
@@ -33,6 +34,7 @@ from sweeps.server import (
     check_server,
     patiently,
 )
+from sweeps.sqlite_runs import read_runs
 
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
@@ -194,20 +196,27 @@ class Store:
         """All runs of this harness, in whichever experiment, oldest first; or those of one Config."""
         if self.is_new():
             return []
+        with no_garbage_collection():
+            if self.database is not None:
+                # Otherwise its tables are not those that we know, or it is busy: MLflow will say.
+                with contextlib.suppress(sqlite3.Error):
+                    return [TrackedRun(**run) for run in read_runs(self.database, PREFIX, key)]
+            return self._runs_by_client(key)
+
+    def _runs_by_client(self, key: str | None) -> list[TrackedRun]:
         experiments = _pages(lambda token: self.client.search_experiments(page_token=token))
         names = {found.experiment_id: found.name for found in experiments}
-        with no_garbage_collection():
-            runs = _pages(
-                lambda token: self.client.search_runs(
-                    list(names),
-                    f"tags.`{PREFIX}key` " + (f"= '{key}'" if key else "LIKE '%'"),
-                    ViewType.ACTIVE_ONLY,
-                    BATCH,
-                    ["attributes.start_time"],
-                    token,
-                )
+        runs = _pages(
+            lambda token: self.client.search_runs(
+                list(names),
+                f"tags.`{PREFIX}key` " + (f"= '{key}'" if key else "LIKE '%'"),
+                ViewType.ACTIVE_ONLY,
+                BATCH,
+                ["attributes.start_time"],
+                token,
             )
-            return [_tracked(run, names[run.info.experiment_id]) for run in runs]
+        )
+        return [_tracked(run, names[run.info.experiment_id]) for run in runs]
 
     def overview(self, experiment_id: str, name: str, about: str) -> str:
         """The run that stands for an experiment, created if need be; runs opened later are its children.

@@ -13,6 +13,7 @@ from analysis.figures import (
     over_time,
     pseudo_label_classes,
     qualitative,
+    search,
     sensitivity,
     synapse,
 )
@@ -39,4 +40,7 @@ FIGURES: dict[str, DrawFigure] = {
     "pseudo_labels": over_time.pseudo_labels,
     "pseudo_label_classes": pseudo_label_classes.draw,
     "cost": cost.draw,
+    "search_history": search.history,
+    "search_importances": search.importances,
+    "search_pareto": search.pareto,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from analysis.runs import KEY
+from analysis.runs import KEY, OVERVIEW
 from semidavil.data.benchmarks import BENCHMARKS
 
 BENCHMARKS_2 = ("gta5-cityscapes", "synthia-cityscapes")
@@ -207,6 +207,7 @@ def write_everything(folder: Path) -> str:
                     w, "sensitivity", {**default, name: value}, 0.02 - 0.01 * abs(value - 0.7)
                 )
     add_synapse(w, seeds)
+    add_search(w)
     return w.uri
 
 
@@ -223,3 +224,28 @@ def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
         final |= {"dice": float(np.mean(list(dice.values()))), "asd": 4.0, "seconds": 60.0}
         cell = settings("synapse", 4, seed, training__method=method, loss__name=loss)
         writer.run("synapse", cell, final)
+
+
+def add_search(writer: Writer) -> str:
+    """What two searches leave behind; the id of the one run that is there."""
+    cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
+    run_id = writer.run("search", cell, {"miou": 30.0})
+    header = "trial,state,score,latency_ms,step,value,loss.omega,model.fusion,run_id"
+    one, both = "gta5-cityscapes-100-s0-miou-ab", "gta5-cityscapes-100-s0-miou-latency-cd"
+    files = {
+        one: [
+            header, f"0,complete,30,,5,12,0.5,dlg,{run_id}", "1,pruned,,,3,9,0.1,dlg,x",
+            "2,complete,28,,5,12,0.6,dlg,y", "3,complete,33,,5,12,0.3,dlg,z",
+        ],
+        f"{one}-importances": ["setting,importance", "loss.omega,0.75", "training.lr,0.25"],
+        both: [
+            header, f"0,complete,30,5,,,0.5,dlg,{run_id}", "1,complete,40,9,,,0.5,dlg,x",
+            "2,complete,29,6,,,0.5,none,y", "3,complete,40,8,,,0.5,none,z",
+        ],
+        f"{both}-importances": ["setting,importance"],
+    }  # fmt: skip
+    experiment = writer.experiments["search"]
+    overview = writer.client.create_run(experiment, tags={OVERVIEW: "search"}).info.run_id
+    for name, lines in files.items():
+        writer.client.log_text(overview, "\n".join([*lines, ""]), f"studies/{name}.csv")
+    return run_id

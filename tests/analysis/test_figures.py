@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from made_up_runs import Writer, evaluation_of, gallery_of, settings
+from made_up_runs import Writer, add_search, evaluation_of, gallery_of, settings
 
 from analysis import paper
 from analysis.comparisons import COMPARISONS
@@ -302,6 +302,28 @@ def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
     row = organ_table(tracked, unknown).query("method == 'uamt' and organ == 'liver'").iloc[0]
     assert row["dice_change"] == pytest.approx(by["dyce"].mean() - 2)
     assert np.isnan(row["dice_relative"]), "a ratio to next to nothing"
+
+
+def test_searches_are_drawn_from_what_they_left_in_the_store(store: Writer) -> None:
+    run_id = add_search(store)
+    tracked = load_runs(store.uri)
+    drawn = FIGURES["search_history"](tracked)
+    best = drawn.numbers.set_index("trial")["best_so_far"].dropna()
+    assert best.to_dict() == {0: 30, 2: 30, 3: 33}
+    assert "best 33.0, preset 30.0" in drawn.caption
+    assert drawn.run_ids == (run_id,)
+    shares = FIGURES["search_importances"](tracked).numbers.set_index("setting")["importance"]
+    assert shares.to_dict() == {"training.lr": 0.25, "loss.omega": 0.75}
+    front = FIGURES["search_pareto"](tracked).numbers
+    assert front["pareto"].tolist() == [True, False, False, True]
+
+
+def test_without_a_search_its_figures_say_what_to_run(store: Writer) -> None:
+    cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
+    store.run("methods", cell, {"miou": 5.0})
+    for name, how in (("search_pareto", "--objective miou-latency"), ("search_importances", "")):
+        with pytest.raises(AnalysisError, match=f"--grid search {how}".strip()):
+            FIGURES[name](load_runs(store.uri))
 
 
 def test_pseudo_labels_are_told_class_by_class(tracked: Tracked) -> None:

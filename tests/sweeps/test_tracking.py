@@ -231,3 +231,31 @@ def test_of_two_that_continue_a_run_the_last_to_sign_it_holds(
     assert claim(store, stopped) is None
     (theirs,) = store.runs()
     assert theirs.status == "RUNNING"
+
+
+def test_both_ways_of_reading_runs_agree(store: Store) -> None:
+    experiment = store.experiment_id("attention")
+    configs = [preset("toy"), preset("toy", {"seed": 1}), preset("toy", {"seed": 2})]
+    ids = [store.open_run(experiment, f"cell {i}", c, {"a": "b"}) for i, c in enumerate(configs)]
+    store.client.log_metric(ids[0], "final/miou", float("nan"))
+    store.client.log_metric(ids[0], "train/loss", 2.0, step=1)
+    store.client.log_metric(ids[0], "train/loss", 1.0, step=2)
+    store.client.set_tag(ids[0], "a persons", "tag")
+    store.close(ids[0], "FAILED", "a reason")
+    store.client.delete_run(ids[2])
+    store.overview(experiment, "attention", "no run of a Config")
+    hidden = store.experiment_id("hidden")
+    store.open_run(hidden, "cell", preset("toy", {"seed": 3}), {})
+    store.client.delete_experiment(hidden)
+    for key in (None, configs[0].key(), "unknown"):
+        mine, theirs = store.runs(key), store._runs_by_client(key)
+        assert repr(mine) == repr(theirs)  # NaN is not equal to itself
+        assert len(mine) == {None: 2, configs[0].key(): 1}.get(key, 0)
+
+
+def test_where_the_tables_are_others_mlflow_is_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = store.open_run(store.experiment_id("attention"), "cell", preset("toy"), {})
+    monkeypatch.setattr("sweeps.sqlite_runs._RUNS", "SELECT what_is_not_there FROM runs WHERE ?")
+    assert [run.run_id for run in store.runs()] == [run_id]

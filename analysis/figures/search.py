@@ -1,0 +1,190 @@
+"""What Optuna's searches found: scores in order, what mattered, the trade-off with latency."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.drawn import Drawn
+from analysis.runs import AnalysisError, Tracked, command
+
+GRID, FOLDER = "search", "studies"
+OBJECTIVES = ("miou", "miou-latency")
+
+
+def history(tracked: Tracked) -> Drawn:
+    """The score of each trial in order, and the best so far.
+
+    Raises:
+        AnalysisError: no study of mIoU alone has a finished trial.
+    """
+    name, trials, _ = study(tracked, "miou")
+    done = trials[trials["state"] == "complete"]
+    early = trials[trials["state"] == "pruned"]
+    figure, ax = plt.subplots(figsize=(style.COLUMN, 2.2))
+    ax.plot(done["trial"], done["score"], "o", color=style.BLUE, label="finished")
+    ax.plot(
+        early["trial"], early["value"], "x", color=style.GREY, label="stopped early (value then)"
+    )
+    best = done["score"].cummax()
+    ax.step(done["trial"], best, where="post", color=style.VERMILION, label="best so far")
+    default = done[done["trial"] == 0]
+    if len(default):
+        ax.axhline(default["score"].iloc[0], color="black", linewidth=0.7, linestyle=":",
+                   label="preset")  # fmt: skip
+    ax.set_xlabel("trial")
+    ax.set_ylabel("mIoU (%)")
+    ax.set_title(_heading(tracked, trials), loc="left")
+    _legend(figure, ax)
+    told = f"best {best.iloc[-1]:.1f}" + (
+        f", preset {default['score'].iloc[0]:.1f}" if len(default) else ""
+    )
+    numbers = trials.assign(best_so_far=best).drop(columns=["latency_ms"])
+    return _drawn(
+        figure, "Search: score by trial", tracked, trials, numbers,
+        f"mIoU of the trials of the study {name} in the order in which they began; {told}. The best of "
+        "many is too good on the images and the seed that chose it.",
+        f"Scatter of mIoU against trial with the running maximum; {told}.",
+    )  # fmt: skip
+
+
+def importances(tracked: Tracked) -> Drawn:
+    """Share of the variance of the score that each setting explains.
+
+    Raises:
+        AnalysisError: no study has enough finished trials.
+    """
+    name, trials, shares = max(
+        (one for objective in OBJECTIVES for one in studies(tracked, objective)),
+        key=lambda one: (len(one[2]) > 0, (one[1]["state"] == "complete").sum()),
+        default=("", pd.DataFrame(), pd.DataFrame()),
+    )
+    if shares.empty:
+        raise AnalysisError(f"no search has enough finished trials; make one: {command(GRID)}")
+    shares = shares.sort_values("importance")
+    figure, ax = plt.subplots(figsize=(style.COLUMN, 0.6 + 0.24 * len(shares)))
+    labels = [text.rpartition(".")[2].replace("_", " ") for text in shares["setting"]]
+    ax.barh(labels, 100 * shares["importance"], color=style.BLUE, height=0.65)
+    ax.set_xlabel("importance (% of the variance of mIoU)")
+    ax.grid(False, axis="y")
+    ax.set_title(_heading(tracked, trials), loc="left")
+    first = shares.iloc[-1]
+    told = f"most important: {labels[-1]}, {100 * first['importance']:.0f}%"
+    finished = int((trials["state"] == "complete").sum())
+    return _drawn(
+        figure, "Search: importance of the settings", tracked, trials, shares,
+        f"Functional ANOVA (Hutter et al., ICML 2014) of the {finished} finished trials of the study "
+        f"{name}; {told}.",
+        f"Bars of importance by setting; {told}.",
+    )  # fmt: skip
+
+
+def pareto(tracked: Tracked) -> Drawn:
+    """mIoU against latency of each trial, and the front of those that none beats in both.
+
+    Raises:
+        AnalysisError: no study of both objectives has a finished trial.
+    """
+    name, trials, _ = study(tracked, "miou-latency")
+    done = trials[trials["state"] == "complete"]
+    on_front = front(done)
+    figure, ax = plt.subplots(figsize=(style.COLUMN, 2.4))
+    looks = style.looks([str(f) for f in done["model.fusion"].unique()])
+    for fusion, here in done.groupby("model.fusion"):
+        look = looks[str(fusion)]
+        ax.plot(here["latency_ms"], here["score"], linestyle="", marker=look.marker,
+                color=look.colour, label=look.label)  # fmt: skip
+    best = done[on_front].sort_values("latency_ms")
+    ax.step(best["latency_ms"], best["score"], where="post", color="black", linewidth=0.8,
+            label="Pareto front")  # fmt: skip
+    default = done[done["trial"] == 0]
+    ax.plot(default["latency_ms"], default["score"], "o", markersize=10, markerfacecolor="none",
+            markeredgecolor=style.VERMILION, linestyle="", label="preset")  # fmt: skip
+    ax.set_xlabel("milliseconds per image")
+    ax.set_ylabel("mIoU (%)")
+    ax.set_title(_heading(tracked, trials), loc="left")
+    _legend(figure, ax)
+    told = f"{len(best)} of {len(done)} trials on the front"
+    return _drawn(
+        figure, "Search: accuracy against latency", tracked, trials,
+        trials.assign(pareto=trials["trial"].isin(best["trial"])),
+        f"Trials of the study {name}; {told}. Latency: median of one image on the machine that "
+        "trained, with whatever else it did then.",
+        f"Scatter of mIoU against milliseconds per image with the Pareto front; {told}.",
+    )  # fmt: skip
+
+
+def front(trials: pd.DataFrame) -> Any:
+    """Which rows no other beats: none with at least its score, at most its latency, and one better."""
+    score, latency = trials["score"].to_numpy(), trials["latency_ms"].to_numpy()
+    at_least = (score[None] >= score[:, None]) & (latency[None] <= latency[:, None])
+    better = (score[None] > score[:, None]) | (latency[None] < latency[:, None])
+    return np.logical_not((at_least & better).any(axis=1))
+
+
+def study(tracked: Tracked, objective: str) -> tuple[str, pd.DataFrame, pd.DataFrame]:
+    """Name, trials and importances of the study with most finished trials of an objective.
+
+    Raises:
+        AnalysisError: there is none.
+    """
+    found = studies(tracked, objective)
+    if not found:
+        how = "" if objective == "miou" else f" --objective {objective}"
+        raise AnalysisError(f"no search has finished; make one: {command(GRID)}{how}")
+    return max(found, key=lambda one: (one[1]["state"] == "complete").sum())
+
+
+def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """All studies of an objective with a finished trial."""
+    run_id = tracked.overviews().get(GRID)
+    if run_id is None:
+        return []
+    found = []
+    paths = tracked.files(run_id, FOLDER)
+    for path in paths:
+        name = path.removeprefix(f"{FOLDER}/").removesuffix(".csv")
+        shares = f"{FOLDER}/{name}-importances.csv"
+        # A study's name ends with its objective and a digest.
+        if shares in paths and name.rsplit("-", 1)[0].endswith(f"-{objective}"):
+            trials = tracked.csv(run_id, path)
+            if (trials["state"] == "complete").any():
+                found.append((name, trials, tracked.csv(run_id, shares)))
+    return found
+
+
+def _heading(tracked: Tracked, trials: pd.DataFrame) -> str:
+    runs = tracked.table[tracked.table["run_id"].isin(trials["run_id"])]
+    toy = " (toy)" if len(runs) and runs["toy"].all() else ""
+    places = [
+        f"{style.benchmark_name(str(b))}{toy}, {n:,} labels"
+        for b, n in runs[["benchmark", "budget"]].drop_duplicates().itertuples(index=False)
+    ]
+    return "; ".join(places)
+
+
+def _legend(figure: Figure, ax: plt.Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=2,
+                  bbox_to_anchor=(0.5, -0.1 / figure.get_figheight()))  # fmt: skip
+
+
+def _drawn(
+    figure: Figure, title: str, tracked: Tracked, trials: pd.DataFrame, numbers: pd.DataFrame,
+    caption: str, alt: str,
+) -> Drawn:  # fmt: skip
+    runs = tracked.table[tracked.table["run_id"].isin(trials["run_id"])]
+    steps = " or ".join(f"{int(n):,}" for n in sorted(runs["steps"].unique()))
+    toy = " Toy: generated scenes and a miniature model." if runs["toy"].any() else ""
+    return Drawn(
+        figure=figure,
+        title=title,
+        caption=f"{caption} {steps} training steps.{toy}",
+        alt=alt,
+        numbers=numbers,
+        run_ids=tuple(sorted(runs["run_id"])),
+        grid=GRID,
+    )
