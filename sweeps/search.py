@@ -39,7 +39,6 @@ from sweeps.grids import Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.provenance import owner_tags
 from sweeps.server import StoreAway
-from sweeps.server import StoreAway
 from sweeps.sweep import Driver
 from sweeps.tracking import Store, is_gone
 from sweeps.trial import Task
@@ -286,10 +285,7 @@ class SearchDriver(Driver):
 
     def _stop(self, task: Task, step: int) -> bool:
         try:
-            try:
             self.store.stop_early(task.run_id, step)
-        except StoreAway as error:  # the study knows; the next sweep finds the run's owner gone
-            self._left_alone(error)
         except StoreAway as error:  # nobody would learn of it: let it train on
             self.left_alone(error)
             return False

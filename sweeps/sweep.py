@@ -69,7 +69,7 @@ class Driver:
             try:
                 task = self.claim(cell)
             except StoreAway as error:
-                self._left_alone(error)
+                self.left_alone(error)
                 break
             self.away = None
             self.queue.popleft()
@@ -81,7 +81,7 @@ class Driver:
     def skipped(self, cell: Cell) -> None:
         self.progress.skip(cell.name)
 
-    def _left_alone(self, error: StoreAway) -> None:
+    def left_alone(self, error: StoreAway) -> None:
         if not self.away:
             self.progress.say(f"{escape(str(error))}; no cell begins before it does")
         self.away, self.asked = error, time.monotonic()
@@ -152,7 +152,7 @@ class Driver:
             try:
                 self.store.close(task.run_id, "FAILED", reason)
             except StoreAway as error:  # the next sweep finds it open, and its owner gone
-                self._left_alone(error)
+                self.left_alone(error)
             self._failed(task, reason)
 
     def _failed(self, task: Task, reason: str, failure: Failure | None = None) -> None:
@@ -170,7 +170,7 @@ class Driver:
         try:
             runs = self.store.runs(cell.config.key())
         except StoreAway as error:
-            self._left_alone(error)
+            self.left_alone(error)
             self.given_up(task, reason)
             return
         previous = next(run for run in runs if run.run_id == task.run_id)
