@@ -2,14 +2,17 @@
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 from made_up_runs import Writer, add_search, evaluation_of, gallery_of, settings
 
 from analysis import paper
@@ -474,6 +477,27 @@ def test_evaluations_are_read(store: Writer) -> None:
     assert found is not None
     assert (found.confusion == made["per_image"].sum(0)).all()
     assert tracked.evaluation(without) is None
+
+
+def test_a_server_that_is_away_is_named_with_a_remedy_and_no_password(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = run("--tracking-uri", f"http://ann:s3cret@{address}", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert f"the tracking server http://{address} (MLFLOW_TRACKING_URI) cannot be" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_server_that_goes_away_while_runs_are_read_is_an_error(
+    attention: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = load_runs(attention.uri)
+    lost = requests.exceptions.ConnectionError("[Errno 111] Connection refused")
+    monkeypatch.setattr("analysis.runs.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(tracked.client._client, "get_metric_history", Mock(side_effect=lost))
+    with pytest.raises(AnalysisError, match=r"does not answer: .*refused; draw again"):
+        tracked.history(tracked.table["run_id"][0], "train/loss")
 
 
 def test_analysis_imports_no_torch(everything: str, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_is_an_error_with_a_remedy_and_no_password(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     credentials_in(monkeypatch, f"http://ann:s3cret@{nobody}")
-    monkeypatch.setenv("SEMIDAVIL_PATIENCE", "1000")  # not for the first question
+    monkeypatch.setenv("SEMIDAVIL_PATIENCE", "10")  # not for the first question
     assert command() == 1
     shown = "".join(capsys.readouterr())
     assert f"the tracking server http://{nobody} (MLFLOW_TRACKING_URI) cannot be used" in shown
