@@ -10,8 +10,10 @@ from fake_training import BROKEN, BROKEN_ONCE, CROWDED, KILLED, NON_FINITE
 from sweep_process import Sweeps
 
 from semidavil.config import preset
+from sweeps.engine import Resources
 from sweeps.grids import GRIDS
 from sweeps.run import main, parser
+from sweeps.trial import Task
 
 FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")
 
@@ -69,12 +71,27 @@ def test_a_failure_that_passes_is_overcome_from_the_checkpoint(sweeps: Sweeps) -
     assert {run.tags["data"] for run in runs} == {"feed"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [(), ("--gpus-per-trial", "0.5")], ids=["cores", "gpu"])
-def test_what_is_out_of_memory_beside_others_runs_alone_at_the_end(
-    sweeps: Sweeps, share: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("resources", "packed", "alone"),
+    [
+        (Resources(2, 1, 0.5), True, {"CPU": 1, "GPU": 1.0}),  # two on a GPU
+        (Resources(2, 1, 1), False, {"CPU": 1, "GPU": 1}),
+        (Resources(3, 2, 0), True, {"CPU": 6}),
+        (Resources(1, 2, 0), False, {"CPU": 2}),
+        (Resources(8, 1, 0, "auto"), False, {"CPU": 1}),  # nobody knows who shares a node
+    ],
+)
+def test_alone_means_a_whole_gpu_or_machine(
+    resources: Resources, packed: bool, alone: dict[str, float]
 ) -> None:
-    arguments = (*FOUR, "--retries", "0", "--set", f"training.lr={CROWDED}", *share)
+    task = Task("cell", {}, "run", "uri", "folder", alone=True)
+    assert resources.packed() == packed
+    assert resources.of(task).required_resources == alone
+
+
+@pytest.mark.slow
+def test_what_is_out_of_memory_beside_others_runs_alone_at_the_end(sweeps: Sweeps) -> None:
+    arguments = (*FOUR, "--retries", "0", "--set", f"training.lr={CROWDED}")
     process = sweeps.start(*arguments, step_seconds=0.2)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
