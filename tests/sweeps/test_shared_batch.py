@@ -23,6 +23,9 @@ class Quiet:
 
     def started(self, task: Task) -> None: ...
     def told(self, task: Task, news: dict[str, Any]) -> None: ...
+    def stops(self, task: Task, news: dict[str, Any]) -> bool:
+        return False
+
     def revived(self, task: Task) -> None: ...
     def lost(self, task: Task, reason: str) -> None:
         self.reasons.append(reason)
