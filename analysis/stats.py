@@ -61,6 +61,15 @@ def paired(ours: pd.Series, theirs: pd.Series) -> Paired:
     return Paired(mean, float(low), float(high), float(test.pvalue), n)
 
 
+def pareto_front(gain: pd.Series, cost: pd.Series) -> pd.Series:
+    """Which rows no other beats: none gains at least as much at no more cost, one of them better."""
+    beaten = [
+        ((cost <= one_cost) & (gain > one_gain) | (cost < one_cost) & (gain >= one_gain)).any()
+        for one_gain, one_cost in zip(gain, cost, strict=True)
+    ]
+    return ~pd.Series(beaten, index=gain.index, dtype=bool)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p-values in the given order.
 

@@ -10,7 +10,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.markup import escape
 
+from semidavil.config import ConfigError
 from sweeps.credentials import redact
 from sweeps.run_log import Ending, RunLog
 from sweeps.server import StoreAway, TrackingError
-from sweeps.tracking import Store, TrackedRun, tracking_uri
+from sweeps.tracking import Store, TrackedRun, storage_folder, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python sweeps/deliver.py"
@@ -43,14 +44,11 @@ def kept_endings(store: Store) -> list[Kept]:
     Raises:
         TrackingError: one cannot be read.
     """
-    return list(_kept(store.checkpoints))
-
-
-def _kept(checkpoints: Path) -> Iterator[Kept]:
-    for folder in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else ():
-        ending = Ending.read(folder) if folder.is_dir() else None
-        if ending is not None:
-            yield Kept(folder, ending)
+    if not store.checkpoints.is_dir():
+        return []
+    folders = [path for path in sorted(store.checkpoints.iterdir()) if path.is_dir()]
+    endings = ((folder, Ending.read(folder)) for folder in folders)
+    return [Kept(folder, ending) for folder, ending in endings if ending is not None]
 
 
 def deliver_kept(store: Store, say: Say) -> int:
@@ -135,19 +133,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=os.environ.get("SEMIDAVIL_STORAGE", ""),
         help="where the sweep kept its checkpoints [default: $SEMIDAVIL_STORAGE, else checkpoints/]",
     )
-    folder = command.parse_args(arguments).storage
-    storage = Path(folder).expanduser().resolve() if folder else None
+    options = command.parse_args(arguments)
     console = Console()
 
     def say(text: str) -> None:
         console.print(escape(text), highlight=False, soft_wrap=True)
 
     try:
-        store = Store(ROOT, tracking_uri(), storage)
+        store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
         delivered = deliver_kept(store, say)
         say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
         return 1 if kept_endings(store) else 0
-    except (TrackingError, OSError) as error:
+    except (ConfigError, TrackingError, OSError) as error:
         message = f"[bold red]error:[/] {escape(redact(str(error)))}"
         if isinstance(error, StoreAway):
             message += escape(f". {advice(store)}")

@@ -376,4 +376,6 @@ GRIDS: dict[str, Grid] = {
     ),
     "baselines": Grid(baselines, {"training.method": "semidavil"}, _SOURCES),
 }
+SEARCH = "search"  # no grid: its cells are chosen on the way, see `sweeps.search`
+OBJECTIVES = ("miou", "miou-latency")  # of a search
 ALL = "all"  # every grid, one after the other; what one has finished the next need not run

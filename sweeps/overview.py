@@ -5,15 +5,15 @@ the figures. It is never RUNNING, so that nothing has to close it when a sweep d
 that cells wait, and the next sweep of the grid goes on with the same run.
 """
 
-import csv
 import io
 import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from sweeps.grids import SEARCH
 from sweeps.plan import Plan, State
-from sweeps.tables import print_results, summary
+from sweeps.tables import csv_text, print_results, summary
 from sweeps.tracking import Store
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def write_overview(store: Store, plan: Plan, concurrency: int) -> str:
     counts = plan.counts()
     failed = counts[State.FAILED] + counts[State.HOPELESS]
     done = counts[State.DONE] == len(plan.cells)
-    run_id = store.overview(store.experiment_id(plan.grid_name), plan.grid_name, plan.grid.about)
-    store.write_overview(
-        run_id,
+    return store.write_overview(
+        plan.grid_name,
+        plan.grid.about,
         "FINISHED" if done else "FAILED" if failed else "SCHEDULED",
         {
             "cells/total": len(plan.cells),
@@ -38,43 +38,46 @@ def write_overview(store: Store, plan: Plan, concurrency: int) -> str:
         },
         {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, concurrency)},
     )
-    return run_id
 
 
 def write_search_overview(store: Store, search: "Search") -> str:
     """As `write_overview`, of a search: its trials and what mattered, by study."""
-    experiment = store.experiment_id(search.experiment)
-    run_id = store.overview(experiment, search.experiment, search.about)
-    counts = search.counts()
-    store.write_overview(
-        run_id,
+    return store.write_overview(
+        SEARCH,
+        search.about,
         "SCHEDULED" if search.left() else "FINISHED",
-        {f"trials/{name}": count for name, count in counts.items()},
+        {f"trials/{name}": count for name, count in search.counts().items()},
         {
             f"studies/{search.name}.csv": search.csv(),
             f"studies/{search.name}-importances.csv": search.importances_csv(),
         },
     )
-    return run_id
 
 
 def plan_csv(plan: Plan) -> str:
     """One line a cell: what it is, how it differs from the baseline, its state, run and score."""
-    file = io.StringIO()
-    lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(
-        ("cell", "differs_by", "key", "state", "score", "seconds", "run_id", "made_by", "reason")
-    )
+    rows: list[tuple[str, ...]] = []
     for cell in plan.cells:
         about = cell.name, plan.grid.difference(cell.config), cell.config.key(), cell.state.value
         run = cell.run
         if run is None:
-            lines.writerow((*about, "", "", "", "", ""))
+            rows.append((*about, "", "", "", "", ""))
             continue
         seconds = run.metrics.get("final/seconds", math.nan)
         done = (f"{run.score:.4f}", f"{seconds:.1f}") if cell.state is State.DONE else ("", "")
-        lines.writerow((*about, *done, run.run_id, run.experiment, run.tags.get("reason", "")))
-    return file.getvalue()
+        rows.append((*about, *done, run.run_id, run.experiment, run.tags.get("reason", "")))
+    header = [
+        "cell",
+        "differs_by",
+        "key",
+        "state",
+        "score",
+        "seconds",
+        "run_id",
+        "made_by",
+        "reason",
+    ]
+    return csv_text(header, rows)
 
 
 def results_text(plan: Plan, concurrency: int) -> str:

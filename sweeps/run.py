@@ -14,7 +14,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +28,13 @@ from semidavil.commandline import default_preset, parse_settings
 from semidavil.config import PRESETS, Config, ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
-from sweeps.grids import ALL, GRIDS, SHARED_AXES, union
+from sweeps.grids import ALL, GRIDS, OBJECTIVES, SEARCH, SHARED_AXES, union
 
 if TYPE_CHECKING:
     from sweeps.engine import Resources
     from sweeps.tracking import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-SEARCH, OBJECTIVES = "search", ("miou", "miou-latency")
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 
@@ -223,14 +222,6 @@ def _absolute(folder: str) -> str:
     return str(Path(folder).expanduser().resolve())
 
 
-def _storage(folder: str) -> Path | None:
-    if "://" in folder:
-        raise ConfigError(
-            f"--storage {folder}: checkpoints need a folder; mount the bucket and name its folder"
-        )
-    return Path(_absolute(folder)) if folder else None
-
-
 def chosen_grids(options: argparse.Namespace) -> list[str]:
     """The grid asked for, or every one."""
     return list(GRIDS) if options.grid == ALL else [options.grid]
@@ -284,13 +275,13 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
     from sweeps.server import StoreAway
-    from sweeps.sweep import distinct_preparations, run_sweep
+    from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
-    from sweeps.tracking import Store, tracking_uri
+    from sweeps.tracking import Store, storage_folder, tracking_uri
     from sweeps.trial import TRAIN
 
-    storage = _storage(options.storage)
-    store, resources = Store(ROOT, tracking_uri(), storage), _resources(options, base)
+    store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
+    resources = _resources(options, base)
 
     def plan_now() -> Plan:
         return make_plan(name, grid, configs, store.runs(), options.retry_failed)
@@ -310,12 +301,9 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     failed: list[tuple[str, str, Path]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
-        prepare = _preparation(train, distinct_preparations(plan.waiting))
         tags = {**code_tags(ROOT), "preset": preset_name}
         try:
-            failed = run_sweep(
-                plan, store, resources, tags, console, prepare, train, options.retries
-            ).failed
+            failed = run_sweep(plan, store, resources, tags, console, train, options.retries).failed
         except StoreAway:
             raise  # there is nowhere to write
         except BaseException:
@@ -362,12 +350,12 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         waiting_plan,
     )
     from sweeps.server import StoreAway
-    from sweeps.sweep import distinct_preparations, run_sweep
+    from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_results, summary
-    from sweeps.tracking import Store, tracking_uri
+    from sweeps.tracking import Store, storage_folder, tracking_uri
     from sweeps.trial import TRAIN
 
-    store = Store(ROOT, tracking_uri(), _storage(options.storage))
+    store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
     resources = _resources(options, base)
     if not options.list:
         _tidy(store, console)
@@ -383,10 +371,9 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     failed: list[tuple[str, str, Path]] = []
     write_search_overview(store, search)
     if plan.waiting:
-        prepare = _preparation(train, distinct_preparations(plan.waiting))
         try:
             failed = run_sweep(
-                plan, store, resources, tags, console, prepare, train, options.retries,
+                plan, store, resources, tags, console, train, options.retries,
                 partial(SearchDriver, search),
             ).failed  # fmt: skip
         finally:
@@ -397,9 +384,8 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         grid, configs = confirmation(base, search, options.confirm_seeds)
         plan = make_plan(SEARCH, grid, configs, store.runs())
         if plan.waiting:
-            prepare = _preparation(train, distinct_preparations(plan.waiting))
             failed += run_sweep(
-                plan, store, resources, tags, console, prepare, train, options.retries
+                plan, store, resources, tags, console, train, options.retries
             ).failed
             plan = make_plan(SEARCH, grid, configs, store.runs())
         print_results(console, plan)
@@ -431,19 +417,6 @@ def _searched_config(options: argparse.Namespace) -> tuple[str, Config]:
         # One rung at a third: enough to end what does not learn, and cheap.
         changes["runtime.eval_every"] = max(1, base.training.steps // 3)
     return name, base.replace(changes)
-
-
-def _preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
-    """`prepare` of the module that the training function is in, for each of `configs`."""
-
-    def prepare() -> None:
-        from sweeps.trial import load_training
-
-        module, _ = load_training(train)
-        for config in configs:
-            module.prepare(config)
-
-    return prepare
 
 
 def _resources(options: argparse.Namespace, base: Config) -> "Resources":

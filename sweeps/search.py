@@ -13,9 +13,7 @@ The best of many trials is too good on the images that chose it, and on the seed
 only known after `--confirm-seeds` has trained it and the preset again with other seeds.
 """
 
-import csv
 import hashlib
-import io
 import math
 import shutil
 import statistics
@@ -35,15 +33,15 @@ from rich.table import Table
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
-from sweeps.grids import Grid
+from sweeps.grids import SEARCH, Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.provenance import owner_tags
 from sweeps.server import StoreAway
 from sweeps.sweep import Driver
+from sweeps.tables import csv_text
 from sweeps.tracking import Store, is_gone
 from sweeps.trial import Task
 
-NAME = "search"
 ABOUT = (__doc__ or "").strip()
 HALVING = 3  # one in so many goes on at each rung
 RANDOM_TRIALS = 10  # before TPE has something to learn from
@@ -76,7 +74,7 @@ class Search:
     """A study with its trials as Configs.
 
     Attributes:
-        experiment, about: MLflow's, and what stands above its overview.
+        about: what stands above the overview in MLflow.
 
     Args:
         base: the preset; trials differ from it in the space's settings alone.
@@ -84,7 +82,6 @@ class Search:
         database: SQLite file of the studies.
     """
 
-    experiment = NAME
     about = ABOUT
 
     def __init__(self, base: Config, objective: str, trials: int, database: Path) -> None:
@@ -187,7 +184,7 @@ class Search:
         estimate = next(iter(pace.values()), math.nan) * self.base.training.steps
         slot = Cell(self.base, "", State.TODO, None, estimate)
         grid = Grid(_no_cells, {path: None for path in self.space}, ()).around(self.base)
-        return Plan(NAME, grid, [slot] * self.left())
+        return Plan(SEARCH, grid, [slot] * self.left())
 
     def best(self) -> list[FrozenTrial]:
         """The best finished trial; of two objectives, those that no other beats in both."""
@@ -217,25 +214,22 @@ class Search:
 
     def csv(self) -> str:
         """One line a trial: its state, score, latency, last value on the way, settings and run."""
-        file = io.StringIO()
-        lines = csv.writer(file, lineterminator="\n")
-        lines.writerow(
-            ["trial", "state", "score", "latency_ms", "step", "value", *self.space, "run_id"]
-        )
+        rows: list[list[Any]] = []
         for trial in self.study.get_trials(deepcopy=False):
             done = trial.values if trial.state is TrialState.COMPLETE else []
             step = trial.last_step
             on_the_way = ["", ""] if step is None else [step, trial.intermediate_values[step]]
-            lines.writerow(
+            rows.append(
                 [trial.number, trial.state.name.lower(), *[*done, "", ""][:2], *on_the_way,
                  *(trial.params.get(path, "") for path in self.space),
                  trial.user_attrs.get("run_id", "")]
             )  # fmt: skip
-        return file.getvalue()
+        header = ["trial", "state", "score", "latency_ms", "step", "value", *self.space, "run_id"]
+        return csv_text(header, rows)
 
     def importances_csv(self) -> str:
-        lines = [f"{path},{share:.6f}" for path, share in self.importances().items()]
-        return "\n".join(["setting,importance", *lines, ""])
+        shares = self.importances().items()
+        return csv_text(["setting", "importance"], [[path, f"{x:.6f}"] for path, x in shares])
 
 
 class SearchDriver(Driver):

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
 from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
 from sweeps.tracking import Store
-from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task
+from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task, load_training
 
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
 
@@ -212,7 +212,6 @@ def run_sweep(
     resources: Any,
     tags: Mapping[str, str],
     console: Console,
-    prepare: Callable[[], None],
     train: str = TRAIN,
     retries: int = 1,
     make_driver: "Callable[..., Driver]" = Driver,
@@ -222,8 +221,9 @@ def run_sweep(
     Args:
         resources: `sweeps.engine.Resources`.
         tags: what all runs have in common: commit, versions, preset.
-        prepare: done once before the first cell, while Ray starts; on a cluster, by one of its nodes.
-        train: the training function as `module:function`; see `sweeps.trial.Task`.
+        train: the training function as `module:function`; see `sweeps.trial.Task`. What its module
+            prepares is prepared before the first cell, while Ray starts; on a cluster, by one of its
+            nodes.
         retries: how often a cell that fails is tried again in this sweep; not for one that would
             fail in the same way. One that is out of memory beside others is tried alone besides.
         make_driver: what turns cells into tasks; a search chooses them on the way.
@@ -242,6 +242,7 @@ def run_sweep(
     estimates = [cell.estimate for cell in waiting if not math.isnan(cell.estimate)]
     estimate = sum(estimates) / len(estimates) if estimates else math.nan
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
+    prepare = preparation(train, distinct_preparations(waiting))
     driver = make_driver(plan, store, tags, resources, progress, train, retries)
     store.announce(
         driver.experiment,
@@ -271,6 +272,17 @@ def run_sweep(
             driver.close_open_runs()
     driver.settle()
     return driver.outcome
+
+
+def preparation(train: str, configs: Sequence[Config]) -> Callable[[], None]:
+    """`prepare` of the module that the training function is in, for each of `configs`."""
+
+    def prepare() -> None:
+        module, _ = load_training(train)
+        for config in configs:
+            module.prepare(config)
+
+    return prepare
 
 
 def distinct_preparations(cells: list[Cell]) -> list[Config]:

@@ -24,7 +24,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from semidavil.config import Config
+from semidavil.config import Config, ConfigError
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact, without_credentials
 from sweeps.garbage import no_garbage_collection
@@ -243,9 +243,19 @@ class Store:
         return [run.info.run_id for run in runs]
 
     def write_overview(
-        self, run_id: str, status: str, metrics: Mapping[str, float], texts: Mapping[str, str]
-    ) -> None:
-        """Status and metrics of an overview as they are now, and text artifacts by file name."""
+        self,
+        name: str,
+        about: str,
+        status: str,
+        metrics: Mapping[str, float],
+        texts: Mapping[str, str],
+    ) -> str:
+        """The `overview` of an experiment, by name, as things are now; returns its run id.
+
+        Args:
+            texts: artifacts, by file name.
+        """
+        run_id = self.overview(self.experiment_id(name), name, about)
         now = int(time.time() * 1000)
         log_batches(
             self.client, run_id, metrics=[Metric(name, v, now, 0) for name, v in metrics.items()]
@@ -256,6 +266,7 @@ class Store:
             patiently(lambda: self.client.update_run(run_id, status=status))
         else:
             patiently(lambda: self.client.set_terminated(run_id, status))
+        return run_id
 
     def announce(self, experiment_id: str, sweep: Mapping[str, Any]) -> None:
         """Leaves word of the sweep that this process runs, for `announced` on any machine."""
@@ -308,9 +319,8 @@ class Store:
     ) -> str | None:
         key = config.key()
         known = self.runs(key)
-        ours = [
-            run for run in known if run.tags.get("claim") in self._claims
-        ]  # the store went away
+        # Of a claim that was cut short when the store went away.
+        ours = [run for run in known if run.tags.get("claim") in self._claims]
         if any(run.is_taken() for run in known if run not in ours):
             return None
         for run in ours:
@@ -425,3 +435,16 @@ def quiet_logs() -> None:
 def tracking_uri() -> str | None:
     """The store that the environment names, if any."""
     return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def storage_folder(option: str) -> Path | None:
+    """The folder that --storage names, absolute; None if it is not given.
+
+    Raises:
+        ConfigError: it is an address.
+    """
+    if "://" in option:
+        raise ConfigError(
+            f"--storage {option}: checkpoints need a folder; mount the bucket and name its folder"
+        )
+    return Path(option).expanduser().resolve() if option else None

@@ -136,7 +136,7 @@ def _train(
     here = {"worker_host": socket.gethostname(), "worker_pid": str(os.getpid())}
     log.flush({"device": device_name(), **here})
     result = train(config, report=report, checkpoint_dir=folder)
-    log.flush({"data": result.data})
+    log.tags["data"] = result.data  # goes out with the ending
     seconds = log.seconds
     values = {f"final/{name}": value for name, value in result.metrics.items()}
     values |= {"final/seconds": seconds, "final/steps": result.steps}

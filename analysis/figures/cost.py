@@ -7,7 +7,7 @@ from analysis import style
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
 from analysis.selection import select
-from analysis.stats import over_seeds
+from analysis.stats import over_seeds, pareto_front
 
 GRID = "methods"
 COSTS = {"minutes": "training time (min)", "peak_memory_gb": "peak memory (GB)"}
@@ -91,9 +91,5 @@ def costs_of(runs: pd.DataFrame, cost: str) -> pd.DataFrame:
     table = over_seeds(known, ["method"]).rename(columns={"method": "variant"})
     spent = over_seeds(known, ["method"], cost)
     table["cost"], table["cost_std"] = spent["mean"], spent["std"]
-    table["pareto"] = [
-        not ((table["cost"] <= one["cost"]) & (table["mean"] > one["mean"])).any()
-        and not ((table["cost"] < one["cost"]) & (table["mean"] >= one["mean"])).any()
-        for _, one in table.iterrows()
-    ]
+    table["pareto"] = pareto_front(table["mean"], table["cost"])
     return table

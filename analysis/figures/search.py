@@ -1,18 +1,17 @@
 """What Optuna's searches found: scores in order, what mattered, the trade-off with latency."""
 
-from typing import Any
-
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
+from analysis.selection import Selected
+from analysis.stats import pareto_front
+from sweeps.grids import OBJECTIVES, SEARCH
 
-GRID, FOLDER = "search", "studies"
-OBJECTIVES = ("miou", "miou-latency")
+GRID, FOLDER = SEARCH, "studies"
 
 
 def history(tracked: Tracked) -> Drawn:
@@ -90,7 +89,7 @@ def pareto(tracked: Tracked) -> Drawn:
     """
     name, trials, _ = study(tracked, "miou-latency")
     done = trials[trials["state"] == "complete"]
-    on_front = front(done)
+    on_front = pareto_front(done["score"], done["latency_ms"])
     figure, ax = plt.subplots(figsize=(style.COLUMN, 2.4))
     looks = style.looks([str(f) for f in done["model.fusion"].unique()])
     for fusion, here in done.groupby("model.fusion"):
@@ -115,14 +114,6 @@ def pareto(tracked: Tracked) -> Drawn:
         "trained, with whatever else it did then.",
         f"Scatter of mIoU against milliseconds per image with the Pareto front; {told}.",
     )  # fmt: skip
-
-
-def front(trials: pd.DataFrame) -> Any:
-    """Which rows no other beats: none with at least its score, at most its latency, and one better."""
-    score, latency = trials["score"].to_numpy(), trials["latency_ms"].to_numpy()
-    at_least = (score[None] >= score[:, None]) & (latency[None] <= latency[:, None])
-    better = (score[None] > score[:, None]) | (latency[None] < latency[:, None])
-    return np.logical_not((at_least & better).any(axis=1))
 
 
 def study(tracked: Tracked, objective: str) -> tuple[str, pd.DataFrame, pd.DataFrame]:
@@ -156,14 +147,15 @@ def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, p
     return found
 
 
+def _runs(tracked: Tracked, trials: pd.DataFrame) -> Selected:
+    """The finished runs among the trials."""
+    return Selected(tracked.table[tracked.table["run_id"].isin(trials["run_id"])])
+
+
 def _heading(tracked: Tracked, trials: pd.DataFrame) -> str:
-    runs = tracked.table[tracked.table["run_id"].isin(trials["run_id"])]
-    toy = " (toy)" if len(runs) and runs["toy"].all() else ""
-    places = [
-        f"{style.benchmark_name(str(b))}{toy}, {n:,} labels"
-        for b, n in runs[["benchmark", "budget"]].drop_duplicates().itertuples(index=False)
-    ]
-    return "; ".join(places)
+    chosen = _runs(tracked, trials)
+    places = chosen.runs[["benchmark", "budget"]].drop_duplicates().itertuples(index=False)
+    return "; ".join(f"{chosen.heading(str(b))}, {n:,} labels" for b, n in places)
 
 
 def _legend(figure: Figure, ax: plt.Axes) -> None:
@@ -176,15 +168,13 @@ def _drawn(
     figure: Figure, title: str, tracked: Tracked, trials: pd.DataFrame, numbers: pd.DataFrame,
     caption: str, alt: str,
 ) -> Drawn:  # fmt: skip
-    runs = tracked.table[tracked.table["run_id"].isin(trials["run_id"])]
-    steps = " or ".join(f"{int(n):,}" for n in sorted(runs["steps"].unique()))
-    toy = " Toy: generated scenes and a miniature model." if runs["toy"].any() else ""
+    chosen = _runs(tracked, trials)
     return Drawn(
         figure=figure,
         title=title,
-        caption=f"{caption} {steps} training steps.{toy}",
+        caption=f"{caption} {chosen.note()}",
         alt=alt,
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=GRID,
     )

@@ -12,6 +12,7 @@ from sweeps.tracking import Store
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "sweeps" / "run.py"
+FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")  # cells
 
 
 class Sweeps:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_sweep_command import FOUR, Sweeps
+from servers import free_port
+from sweep_process import FOUR, Sweeps
 
 from semidavil.config import ConfigError, preset
 from sweeps.cluster import ClusterError, Common, Node, lacks, require_server
@@ -92,12 +93,6 @@ class RayCluster:
 
 def ray_command() -> str:
     return str(Path(sys.executable).parent / "ray")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from servers import free_port
 
 from semidavil.config import preset
 from sweeps import deliver, run, server, status
@@ -68,9 +69,7 @@ def _short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nobody() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
@@ -366,11 +365,16 @@ def test_a_kept_run_of_another_store_is_left_for_it(
     assert (log.folder / ENDING).exists()
 
 
+def kept_task(store: Store, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Of a run that has ended unheard; it cannot be trained again."""
+    run_id, log, _ = finish_unheard(store, monkeypatch)
+    return Task("c", CONFIG.to_params(), run_id, store.uri, str(log.folder), train="no:where")
+
+
 def test_a_trial_whose_run_is_kept_is_delivered_and_not_trained(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, log, _ = finish_unheard(store, monkeypatch)
-    task = Task("c", CONFIG.to_params(), run_id, store.uri, str(log.folder), train="no:where")
+    task = kept_task(store, monkeypatch)
     heard: list[dict[str, Any]] = []
     with monkeypatch.context() as still_away:
         still_away.setattr(MlflowClient, "log_batch", raising(away()))
@@ -386,8 +390,7 @@ def test_a_trial_whose_run_is_kept_is_delivered_and_not_trained(
 def test_results_that_the_store_refuses_stay_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, log, _ = finish_unheard(store, monkeypatch)
-    task = Task("c", CONFIG.to_params(), run_id, store.uri, str(log.folder), train="no:where")
+    task = kept_task(store, monkeypatch)
     heard: list[dict[str, Any]] = []
     said: list[str] = []
     with monkeypatch.context() as refusing:

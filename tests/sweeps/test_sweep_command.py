@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 from fake_training import BROKEN, BROKEN_ONCE, CROWDED, KILLED, NON_FINITE
-from sweep_process import Sweeps
+from sweep_process import FOUR, Sweeps
 
 from semidavil.config import preset
 from sweeps.engine import Resources
 from sweeps.grids import GRIDS
 from sweeps.run import main, parser
 from sweeps.trial import Task
-
-FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_training import STEPS
 from mlflow.exceptions import MlflowException
+from servers import free_port
 
 from semidavil.config import Config, preset
 from sweeps.run_log import RunLog
@@ -149,9 +149,7 @@ def test_a_locked_database_is_tried_again_and_another_error_is_not() -> None:
 @pytest.mark.slow
 def test_mlflow_ui_without_arguments_shows_the_runs(store: Store) -> None:
     run_id = open_run(store)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
