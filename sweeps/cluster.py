@@ -12,8 +12,6 @@ and ends its workers on every node when the sweep's process is gone.
 import logging
 import os
 import socket
-import urllib.error
-import urllib.request
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +28,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from semidavil.config import Config
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.provenance import package_versions
-from sweeps.server import PATIENCE
+from sweeps.server import PATIENCE, TrackingError, check_server
 
 PACKAGES = ("semidavil", "sweeps")  # whose code travels
-REACH_SECONDS = 10.0  # for the tracking server to answer a node
 
 
 class ClusterError(RuntimeError):
@@ -222,8 +219,13 @@ def lacks(common: Common, mark: Path, versions: Mapping[str, str]) -> list[str]:
                 f"no folder {cache} for captions and generated data: name one that all machines "
                 "share with --set runtime.cache_dir=DIR"
             )
-    if common.tracking_uri.startswith(("http://", "https://")):
-        problems += _unreachable(common.tracking_uri)
+    try:
+        check_server(common.tracking_uri)
+    except TrackingError as error:
+        problems.append(
+            f"{error}. Its name must be the one that other machines know it by, and it must listen "
+            "to them (mlflow server --host 0.0.0.0)"
+        )
     for package, here in package_versions().items():
         if _public(here) != _public(versions[package]):
             problems.append(f"{package} {here} instead of {versions[package]}")
@@ -233,19 +235,6 @@ def lacks(common: Common, mark: Path, versions: Mapping[str, str]) -> list[str]:
 def _public(version: str) -> str:
     """Without the build: a node without GPUs has another build of the same PyTorch."""
     return version.partition("+")[0]
-
-
-def _unreachable(uri: str) -> list[str]:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS):
-            return []
-    except urllib.error.HTTPError:  # it answers: whether we may log in, MLflow itself will say
-        return []
-    except OSError as error:
-        return [
-            f"the tracking server {uri} does not answer ({error}): MLFLOW_TRACKING_URI must name it "
-            "as other machines do, and it must listen to them (mlflow server --host 0.0.0.0)"
-        ]
 
 
 def run_on_cluster(work: Callable[[], None], cpus: float, gpus: float) -> None:

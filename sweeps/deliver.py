@@ -110,14 +110,18 @@ def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
 def advice(store: Store) -> str:
     """What is kept while the store is away, and how to go on."""
     count = len(kept_endings(store))
-    elsewhere = store.checkpoints != store.folder / "checkpoints"
-    command = COMMAND + (f" --storage {shlex.quote(str(store.checkpoints))}" if elsewhere else "")
     what = f"{count} ended runs wait in {store.checkpoints}; " if count else ""
     return (
         f"{what}unfinished ones keep their checkpoints and metrics there. When "
-        f"{redact(store.uri)} answers again, the same command delivers and goes on ({command} only "
-        "delivers)"
+        f"{redact(store.uri)} answers again, the same command delivers and goes on "
+        f"({deliver_command(store)} only delivers)"
     )
+
+
+def deliver_command(store: Store) -> str:
+    """What delivers the runs that are kept beside this store."""
+    elsewhere = store.checkpoints != store.folder / "checkpoints"
+    return COMMAND + (f" --storage {shlex.quote(str(store.checkpoints))}" if elsewhere else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

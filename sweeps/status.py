@@ -8,6 +8,7 @@ On another machine, set MLFLOW_TRACKING_URI as for the sweep itself.
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,25 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from semidavil.config import ConfigError
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
+from sweeps.deliver import deliver_command, kept_endings
 from sweeps.progress import duration
-from sweeps.tracking import OPEN, Store, TrackedRun, TrackingError, is_gone, tracking_uri
+from sweeps.tracking import (
+    OPEN,
+    Store,
+    TrackedRun,
+    TrackingError,
+    is_gone,
+    storage_folder,
+    tracking_uri,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
+DELIVERY_SECONDS = 60.0  # a run that has just ended is kept for a moment, too
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,21 @@ def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:
     return best
 
 
-def render(statuses: Sequence[Status], now: float) -> Group:
-    """All of it as tables."""
+def kept_here(store: Store, now: float) -> str:
+    """What this machine's runs could not tell the store, in words; empty if there is nothing."""
+    waiting = [
+        kept for kept in kept_endings(store) if now - kept.ending.time / 1000 > DELIVERY_SECONDS
+    ]
+    if not waiting:
+        return ""
+    return (
+        f"ended runs that wait in {store.checkpoints}, not counted above: {len(waiting)}\n"
+        f"the next sweep delivers them, or {deliver_command(store)}"
+    )
+
+
+def render(statuses: Sequence[Status], now: float, kept: str = "") -> Group:
+    """All of it as tables, and what is `kept_here`."""
     table = Table("grid", "state", "done", "failed", "running", "waiting", "left")
     table.add_column("best so far", overflow="fold")  # a name cut short is of no use
     for one in statuses:
@@ -114,8 +140,9 @@ def render(statuses: Sequence[Status], now: float) -> Group:
             escape("\n".join(best)),
         )  # fmt: skip
     open_runs = [(one.grid, run) for one in statuses for run in one.running]
+    notes = [Text(kept, "yellow", no_wrap=True, overflow="ignore")] if kept else []
     if not open_runs:
-        return Group(table)
+        return Group(table, *notes)
     cells = Table("running", "steps", "last word", "where")
     for grid, run in open_runs:
         cells.add_row(
@@ -124,7 +151,7 @@ def render(statuses: Sequence[Status], now: float) -> Group:
             f"{duration(max(0.0, now - run.last_word))} ago",
             escape(run.tags.get("host", "?")),
         )
-    return Group(table, cells)
+    return Group(table, cells, *notes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,10 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"no sweep of {options.grid or 'any grid'} in {redact(store.uri)}: start one with "
                 f"python sweeps/run.py --grid {options.grid or 'attention'}"
             )
-        return render(statuses, now)
+        return render(statuses, now, kept_here(store, now))
 
     try:
-        store = Store(ROOT, tracking_uri())
+        storage = storage_folder(os.environ.get("SEMIDAVIL_STORAGE", ""))
+        store = Store(ROOT, tracking_uri(), storage)
         if not options.watch:
             console.print(look())
             return 0
@@ -164,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 live.update(look(), refresh=True)
     except KeyboardInterrupt:
         return 0
-    except TrackingError as error:
+    except (ConfigError, TrackingError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 

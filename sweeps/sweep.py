@@ -51,6 +51,7 @@ class Driver:
         self.retries = retries
         self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
+        self.ready: deque[Task] = deque()  # claimed, and not yet handed out
         self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
         self.retried: Counter[str] = Counter()  # by name, as is `alone`
         self.alone: set[str] = set()
@@ -64,6 +65,14 @@ class Driver:
 
         While the store is away, none as long as others run; with none running, that is the end.
         """
+        if not self.ready:
+            self.make_ready()
+        if self.ready:
+            return self.ready.popleft()
+        return LATER if self.open else None
+
+    def make_ready(self) -> None:
+        """Claims the next cell."""
         while self.queue and (not self.away or time.monotonic() > self.asked + LONGEST_PAUSE):
             cell = self.queue[0]
             try:
@@ -74,9 +83,9 @@ class Driver:
             self.away = None
             self.queue.popleft()
             if task:
-                return task
+                self.ready.append(task)
+                break
             self.skipped(cell)
-        return LATER if self.open else None
 
     def skipped(self, cell: Cell) -> None:
         self.progress.skip(cell.name)
@@ -125,6 +134,8 @@ class Driver:
     def told(self, task: Task, news: dict[str, Any]) -> None:
         if news["state"] == "running":
             self.progress.step(task.name, news["step"], news["total"])
+            if news["step"] == news["total"]:
+                self.ending(task)
         elif task.run_id in self.open and news["state"] == "done":
             del self.open[task.run_id]
             self.outcome.finished += 1
@@ -133,6 +144,11 @@ class Driver:
         elif task.run_id in self.open and news["state"] == "failed":
             delivered = self._hear_of_kept(task, news)
             self._failed(task, news["reason"], Failure(news["failure"]) if delivered else None)
+
+    def ending(self, task: Task) -> None:
+        """A run is at its last step: its worker shall not wait for the next claim."""
+        if len(self.ready) < self.resources.concurrency:  # a dead worker repeats its last step
+            self.make_ready()
 
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:

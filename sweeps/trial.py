@@ -21,6 +21,7 @@ from typing import Any
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
+from sweeps.garbage import spare_imports
 from sweeps.provenance import device_name
 from sweeps.run_log import Ending, RunLog, on_disk
 
@@ -123,6 +124,7 @@ def _train(
     if kept is not None and kept.status == "FINISHED":  # trained, but the store was away
         return _final(config, kept.values, log.delivered())
     _, train = load_training(task.train)
+    spare_imports()
     benchmark = BENCHMARKS[config.data.benchmark]
 
     def report(progress: Any) -> None:

@@ -277,7 +277,7 @@ def test_a_node_says_all_that_it_lacks(common: Common, tmp_path: Path) -> None:
         "--storage",
         "--data-root",
         "runtime.cache_dir",
-        "does not answer",
+        "Connection refused",
         "instead of 0.1",
     ]
     found = lacks(bad, mark, versions | {"torch": "0.1"})

@@ -3,6 +3,8 @@
 import json
 import math
 import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from tracked_runs import tracked
 
 from semidavil.config import preset
 from sweeps.provenance import owner_tags
+from sweeps.run_log import Ending
 from sweeps.status import main, render, status_of
 from sweeps.tracking import Store, TrackedRun
 
@@ -87,4 +90,28 @@ def test_the_command_reads_the_store(
     shown = capsys.readouterr().out
     assert "losses" in shown
     assert "0/150" in shown
+    assert "kept" not in shown
     assert main(["--grid", "attention"]) == 1
+
+
+def test_runs_that_the_store_does_not_have_are_named(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.setenv("SEMIDAVIL_STORAGE", str(tmp_path / "shared"))
+    monkeypatch.setenv("COLUMNS", "200")
+    experiment = store.experiment_id("losses")
+    store.announce(experiment, {"started": time.time(), "cells": 3, "concurrency": 2})
+    for name, seconds_ago in (("old", 600), ("being-delivered", 1)):
+        folder = tmp_path / "shared" / name
+        folder.mkdir(parents=True)
+        ended = int(1000 * (time.time() - seconds_ago))
+        ending = Ending(name, store.uri, "FINISHED", 10, ended, 3.0)
+        (folder / "ending.json").write_text(json.dumps(asdict(ending)))
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert f"wait in {tmp_path / 'shared'}, not counted above: 1" in shown
+    assert f"deliver.py --storage {tmp_path / 'shared'}" in shown

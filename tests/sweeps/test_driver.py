@@ -1,0 +1,78 @@
+"""What the driver hands out, and when."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from semidavil.config import preset
+from sweeps.engine import Resources
+from sweeps.grids import GRIDS
+from sweeps.plan import make_plan
+from sweeps.progress import SweepProgress
+from sweeps.sweep import Driver
+from sweeps.tracking import Store
+from sweeps.trial import Later, Task
+
+CONCURRENCY = 2
+
+
+@pytest.fixture
+def driver(store: Store) -> Driver:
+    """Of a grid with four cells."""
+    base = preset("toy")
+    cells = GRIDS["attention"].cells(base, budgets=[100])
+    plan = make_plan("attention", GRIDS["attention"].around(base), cells, [])
+    progress = SweepProgress(Console(quiet=True), len(cells), CONCURRENCY, 1.0)
+    return Driver(plan, store, {}, Resources(CONCURRENCY, 1, 0), progress, "no:where", 0)
+
+
+def task_of(driver: Driver) -> Task:
+    task = driver.next_task()
+    assert isinstance(task, Task)
+    driver.started(task)
+    return task
+
+
+def running(step: int) -> dict[str, Any]:
+    return {"state": "running", "step": step, "total": 10}
+
+
+def test_the_next_cell_is_claimed_while_a_run_is_at_its_last_step(
+    driver: Driver, store: Store
+) -> None:
+    first = task_of(driver)
+    driver.told(first, running(9))
+    assert len(store.runs()) == 1
+    driver.told(first, running(10))
+    _, second = store.runs()
+    assert second.status == "RUNNING"
+    assert task_of(driver).run_id == second.run_id
+    assert len(store.runs()) == 2
+
+
+def test_no_more_cells_are_held_than_can_begin(driver: Driver, store: Store) -> None:
+    first = task_of(driver)
+    for _ in range(CONCURRENCY + 1):  # its worker dies at the last step, again and again
+        driver.told(first, running(10))
+    assert len(store.runs()) == 1 + CONCURRENCY
+
+
+def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
+    driver: Driver, store: Store
+) -> None:
+    names = []
+    while isinstance(task := driver.next_task(), Task):
+        driver.started(task)
+        driver.told(task, running(10))
+        names.append(task.name)
+    assert isinstance(task, Later)  # one of those that are open may have to be tried again
+    assert sorted(names) == sorted(cell.name for cell in driver.plan.cells)
+    driver.close_open_runs()
+    assert [run.status for run in store.runs()] == ["KILLED"] * len(names)
+
+
+def test_a_held_cell_is_closed_if_the_sweep_stops(driver: Driver, store: Store) -> None:
+    driver.told(task_of(driver), running(10))
+    driver.close_open_runs()
+    assert [run.status for run in store.runs()] == ["KILLED", "KILLED"]
