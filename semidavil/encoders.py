@@ -1,5 +1,6 @@
 """CLIP's two towers: a dense vision encoder and a frozen, memoised text encoder."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,12 +180,25 @@ def resize_positions(positions: Tensor, old: Sequence[int], new: Sequence[int]) 
     return torch.cat([positions[:1], resized.flatten(0, 1)])
 
 
+def hash_weights(*towers: nn.Module, about: str = "") -> str:
+    """Of the weights as they are now, the same on every device."""
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for tower in towers:
+        for name, value in sorted(tower.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 @lru_cache(maxsize=64)
 def _resize_matrix(old: int, new: int) -> Tensor:
     """Bicubic resizing is linear: the matrix (new, old) that does it along one axis."""
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         identity = torch.eye(old)[None, None]
         return F.interpolate(identity, (new, old), mode="bicubic", antialias=True)[0, 0]
+
+
+_memories: dict[str, OrderedDict[str, Tensor]] = {}  # of text encoders, by identity; one at a time
 
 
 class TextEncoder(nn.Module):
@@ -194,6 +208,8 @@ class TextEncoder(nn.Module):
         tower: open_clip's text tower.
         tokenizer: open_clip's tokenizer, texts to ids (B, context length).
         memory: captions to remember, least recently used out first.
+        tokens: the tokenizer's name. Runs of one process with the same tower and tokenizer share
+            what they have encoded; without a name, this encoder remembers for itself.
 
     Attributes:
         dim: channels c_l of a token.
@@ -206,38 +222,58 @@ class TextEncoder(nn.Module):
     BATCH = 8
 
     def __init__(
-        self, tower: TextTransformer, tokenizer: Callable[..., Tensor], memory: int = 4096
+        self,
+        tower: TextTransformer,
+        tokenizer: Callable[..., Tensor],
+        memory: int = 4096,
+        tokens: str = "",
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.tokenizer = tokenizer
         self.dim, self.max_tokens = tower.width, tower.context_length
-        self.memory = memory
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self.memory, self.tokens = memory, tokens
+        self._remembered: OrderedDict[str, Tensor] | None = None
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._known.clear()  # a move to another device or type
+        self._remembered = None  # a move to another device or type
         return super()._apply(fn, recurse)
+
+    @property
+    def _known(self) -> OrderedDict[str, Tensor]:
+        if self._remembered is None:
+            key = self._identity() if self.tokens else ""
+            if key not in _memories:
+                _memories.clear()
+            self._remembered = _memories.setdefault(key, OrderedDict()) if key else OrderedDict()
+        return self._remembered
+
+    def _identity(self) -> str:
+        """Of all that a caption's features depend on, to the last bit."""
+        weights = hash_weights(self.tower)
+        device = self.tower.positional_embedding.device
+        return f"{self.tokens} {self.max_tokens} {weights} {device} {torch.get_num_threads()}"
 
     def forward(self, captions: Sequence[str]) -> Language:
         """Token features of captions after the final norm, before the projection, in float32.
 
         Start and end tokens count as real. N is the longest caption's number of tokens.
         """
-        features = {text: self._known[text] for text in captions if text in self._known}
+        known = self._known
+        features = {text: known[text] for text in captions if text in known}
         missing = [text for text in dict.fromkeys(captions) if text not in features]
         for start in range(0, len(missing), self.BATCH):
             batch = missing[start : start + self.BATCH]
             features.update(zip(batch, self._encode(batch), strict=True))
         for text in captions:
-            self._known[text] = features[text]
-            self._known.move_to_end(text)
-        while len(self._known) > self.memory:
-            self._known.popitem(last=False)
+            known[text] = features[text]
+            known.move_to_end(text)
+        while len(known) > self.memory:
+            known.popitem(last=False)
         rows = [features[text] for text in captions]
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]

@@ -9,7 +9,6 @@ language = vlm.text(captions)                     # tokens (B, N, c_l) and their
 """
 
 import difflib
-import hashlib
 import json
 import os
 import warnings
@@ -24,7 +23,14 @@ from open_clip.factory import load_checkpoint
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
-from semidavil.encoders import OPENAI_MEAN, OPENAI_STD, Language, TextEncoder, VisionEncoder
+from semidavil.encoders import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Language,
+    TextEncoder,
+    VisionEncoder,
+    hash_weights,
+)
 
 __all__ = ["VLM", "Language", "TextEncoder", "VLMError", "VisionEncoder", "load_vlm"]
 
@@ -59,14 +65,8 @@ class VLM:
 
     def fingerprint(self) -> str:
         """A hash of the weights as they are now and the normalisation, the same on every device."""
-        digest = hashlib.blake2b(
-            repr((self.mean, self.std, self.logit_scale)).encode(), digest_size=16
-        )
-        for tower in (self.vision, self.text):
-            for name, value in sorted(tower.state_dict().items()):
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        about = repr((self.mean, self.std, self.logit_scale))
+        return hash_weights(self.vision, self.text, about=about)
 
 
 @dataclass
@@ -109,7 +109,7 @@ def load_vlm(model: str, weights: str, seed: int = 0) -> VLM:
         ) from error
     vision = VisionEncoder(clip.visual, source.mean, source.std)
     scale = float(clip.logit_scale.detach().exp())
-    text = TextEncoder(clip.text, tokenizer)
+    text = TextEncoder(clip.text, tokenizer, tokens=source.tokenizer)
     return VLM(vision.eval(), text, source.mean, source.std, f"{model}:{weights}", scale)
 
 

@@ -355,6 +355,20 @@ def test_each_caption_is_encoded_once(vlm: VLM, monkeypatch: pytest.MonkeyPatch)
     assert encoded == ["a road", "sky", "a car", "left", "right"]
 
 
+def test_runs_of_one_process_share_what_the_same_tower_has_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("semidavil.encoders._memories", {})
+    first = load_vlm("toy", "bundled").text
+    tokens = first(["a road"]).tokens
+    second = load_vlm("toy", "bundled").text
+    monkeypatch.setattr(second, "_encode", None)  # it need not
+    assert torch.equal(second(["a road"]).tokens, tokens)
+    for changed in (load_vlm("toy", "none").text, load_vlm("toy", "bundled").text.double()):
+        assert "a road" not in changed._known
+    assert "a road" in first._known  # what is in use stays, whichever tower came last
+
+
 def test_text_encoder_stays_frozen_and_its_memory_serves_training(vlm: VLM) -> None:
     assert not any(parameter.requires_grad for parameter in vlm.text.parameters())
     assert not vlm.text.train().training
