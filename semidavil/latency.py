@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-SECONDS = 0.3  # of measuring, where an image takes less
+SECONDS = 0.15  # of measuring, where an image takes less
 FEWEST = 3
 
 

@@ -72,7 +72,9 @@ class SceneExperiment:
             self.method, self.method.student.vision, settings.lr, settings.backbone_lr_factor
         )
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups, weight_decay=settings.weight_decay
+            groups,
+            weight_decay=settings.weight_decay,
+            foreach=True,  # the same to the last bit, in half the time on a CPU
         )
 
     def evaluate(self, networks: Mapping[str, Segmenter]) -> dict[str, Evaluation]:
