@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semidavil.config import Config
+from sweeps.claims import Claims
 from sweeps.deliver import advice, deliver_kept
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
@@ -49,6 +50,7 @@ class Driver:
         self.plan, self.store, self.tags = plan, store, tags
         self.resources, self.progress, self.train = resources, progress, train
         self.retries = retries
+        self.claims = Claims(store)
         self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
         self.ready: deque[Task] = deque()  # claimed, and not yet handed out
@@ -103,7 +105,7 @@ class Driver:
             "benchmark": config.data.benchmark,
             "grid": self.plan.grid_name,
         }
-        run_id = self.store.claim(self.experiment, cell.name, config, tags, cell.run)
+        run_id = self.claims.claim(self.experiment, cell.name, config, tags, cell.run)
         if run_id is None:
             return None
         task = Task(

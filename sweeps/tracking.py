@@ -13,7 +13,6 @@ import os
 import sqlite3
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +42,6 @@ PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # Markdown above a run
 BATCH = 1000  # how many metrics, params and tags one call may log
 SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
-SETTLE_SECONDS = 0.3  # for two sweeps that continue one run at once to see each other
 OPEN = ("RUNNING", "SCHEDULED")
 
 
@@ -146,7 +144,6 @@ class Store:
             )
         self.checkpoints = storage or self.folder / "checkpoints"
         self._client: MlflowClient | None = None
-        self._claims: set[str] = set()  # begun, and not known to have come through
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
 
     @property
@@ -286,66 +283,6 @@ class Store:
         for run in dead:
             self.close(run.run_id, "KILLED", "its process ended without a word")
         return dead
-
-    def claim(
-        self,
-        experiment_id: str,
-        name: str,
-        config: Config,
-        tags: Mapping[str, str],
-        previous: TrackedRun | None = None,
-    ) -> str | None:
-        """`open_run`, unless another sweep has the cell: then None.
-
-        Of two sweeps that open a run for one cell at the same moment, the older run is kept. Of two
-        that continue the same run, the one that wrote its name into it last.
-
-        Raises:
-            StoreAway: the cell may be claimed again; what this claim has left is no other sweep's.
-        """
-        claim = uuid.uuid4().hex
-        self._claims.add(claim)
-        run_id = self._claim(experiment_id, name, config, {**tags, "claim": claim}, previous)
-        self._claims.remove(claim)
-        return run_id
-
-    def _claim(
-        self,
-        experiment_id: str,
-        name: str,
-        config: Config,
-        tags: Mapping[str, str],
-        previous: TrackedRun | None,
-    ) -> str | None:
-        key = config.key()
-        known = self.runs(key)
-        # Of a claim that was cut short when the store went away.
-        ours = [run for run in known if run.tags.get("claim") in self._claims]
-        if any(run.is_taken() for run in known if run not in ours):
-            return None
-        for run in ours:
-            if previous is None or run.run_id != previous.run_id:
-                patiently(partial(self.client.delete_run, run.run_id))
-        run_id = self.open_run(experiment_id, name, config, tags, previous)
-        if previous is not None:
-            time.sleep(SETTLE_SECONDS)
-        runs = {run.run_id: run for run in self.runs(key)}
-        mine = runs.pop(run_id)
-        for twin in [run for run in runs.values() if run.tags.get("claim") == tags["claim"]]:
-            # Creating it was asked twice, because the answer of a server that died was lost.
-            patiently(partial(self.client.delete_run, runs.pop(twin.run_id).run_id))
-        if any(mine.tags.get(tag) != value for tag, value in owner_tags().items()):
-            return None
-        older = [
-            run
-            for run in runs.values()
-            if run.is_taken() and (run.started, run.run_id) < (mine.started, mine.run_id)
-        ]
-        if older and previous is None:
-            patiently(lambda: self.client.delete_run(run_id))
-        elif older:
-            self.close(run_id, "KILLED", "another sweep has begun this cell")
-        return None if older else run_id
 
     def open_run(
         self,

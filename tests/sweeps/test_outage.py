@@ -17,6 +17,7 @@ from servers import free_port
 
 from semidavil.config import preset
 from sweeps import deliver, run, server, status
+from sweeps.claims import Claims
 from sweeps.credentials import redact, without_credentials
 from sweeps.run_log import ENDING, Ending, RunLog
 from sweeps.server import DiskFull, StoreAway, TrackingError, check_server, patience_of, patiently
@@ -434,7 +435,7 @@ def test_a_run_that_was_created_twice_is_there_once(
 
     experiment = store.experiment_id("attention")
     monkeypatch.setattr(store.client, "create_run", answer_is_lost)
-    run_id = store.claim(experiment, "cell", CONFIG, {})
+    run_id = Claims(store).claim(experiment, "cell", CONFIG, {})
     assert [run.run_id for run in store.runs()] == [run_id]
 
 
@@ -451,11 +452,12 @@ def test_a_claim_that_was_cut_short_can_be_made_again(
         return run
 
     monkeypatch.setattr(store.client, "create_run", and_then_away)
+    claims = Claims(store)
     with pytest.raises(StoreAway):
-        store.claim(experiment, "cell", CONFIG, {})
+        claims.claim(experiment, "cell", CONFIG, {})
     monkeypatch.setattr(store.client, "create_run", create)
     outage.lasts = False
-    run_id = store.claim(experiment, "cell", CONFIG, {})
+    run_id = claims.claim(experiment, "cell", CONFIG, {})
     assert [run.run_id for run in store.runs()] == [run_id]
     assert store.runs()[0].params  # the half one had none
 

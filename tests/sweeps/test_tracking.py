@@ -179,58 +179,6 @@ def test_mlflow_ui_without_arguments_shows_the_runs(store: Store) -> None:
     assert run["info"]["artifact_uri"].startswith((store.folder / "mlruns").as_uri())
 
 
-def claim(store: Store, previous: TrackedRun | None = None) -> str | None:
-    experiment = store.experiment_id("attention")
-    return store.claim(experiment, "cell", preset("toy"), {}, previous)
-
-
-def test_a_cell_is_claimed_once(store: Store) -> None:
-    run_id = claim(store)
-    assert run_id is not None
-    assert claim(store) is None  # its owner, this process, lives
-    store.close(run_id, "FINISHED", "")
-    assert claim(store) is None
-    assert [run.run_id for run in store.runs()] == [run_id]
-
-
-def test_the_run_of_a_dead_process_is_taken_over(store: Store) -> None:
-    run_id = claim(store)
-    assert run_id is not None
-    store.client.set_tag(run_id, "semidavil.pid_started", "long ago")
-    (dead,) = store.runs()
-    assert dead.is_dead()
-    assert claim(store, dead) == run_id
-    assert claim(store, dead) is None
-
-
-def test_of_two_claims_at_once_one_holds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = claim(store)
-    # The second one had looked before the first one's run was there.
-    reads = [[], store.runs]
-    monkeypatch.setattr(
-        store, "runs", lambda key=None: read(key) if callable(read := reads.pop(0)) else read
-    )
-    assert claim(store) is None
-    monkeypatch.undo()
-    assert [run.run_id for run in store.runs()] == [first]
-
-
-def test_of_two_that_continue_a_run_the_last_to_sign_it_holds(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_id = claim(store)
-    assert run_id is not None
-    store.close(run_id, "KILLED", "stopped")
-    (stopped,) = store.runs()
-    monkeypatch.setattr(
-        "sweeps.tracking.time.sleep",
-        lambda _: store.client.set_tag(run_id, "semidavil.host", "another machine"),
-    )
-    assert claim(store, stopped) is None
-    (theirs,) = store.runs()
-    assert theirs.status == "RUNNING"
-
-
 def test_both_ways_of_reading_runs_agree(store: Store) -> None:
     experiment = store.experiment_id("attention")
     configs = [preset("toy"), preset("toy", {"seed": 1}), preset("toy", {"seed": 2})]
