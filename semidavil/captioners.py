@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from semidavil.caption_store import CaptionError, hash_files
-from semidavil.vlm import VLM
+from semidavil.encoders import VLM
 
 Size = tuple[int, int]
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
@@ -309,7 +309,7 @@ CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
     "hf": lambda name, setting: Pretrained("hf", name, setting.device, setting.memo),
 }
 # Not captioners: they take captions from other images or from labels (`caption_ablation`).
-ABLATIONS = ("shuffled", "oracle")
+ABLATIONS = SHUFFLED, ORACLE = "shuffled", "oracle"
 
 
 def build_captioner(name: str, setting: Setting) -> Captioner:

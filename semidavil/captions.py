@@ -21,7 +21,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from semidavil.caption_store import CaptionError, append_rows, hash_files, read_rows
 from semidavil.captioners import CAPTIONERS, Constant, Setting, Size, build_captioner
-from semidavil.vlm import VLM
+from semidavil.encoders import VLM
 
 __all__ = ["CAPTIONERS", "CaptionError", "caption_images", "flip_caption"]
 

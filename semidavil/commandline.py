@@ -28,6 +28,17 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
+def refuse_oracle(config: Config) -> None:
+    """Raises ConfigError for a Config that would look at labels it must not see."""
+    from semidavil.captioners import ORACLE
+
+    if config.model.captions == ORACLE:
+        raise ConfigError(
+            "model.captions=oracle describes the ground truth, of validation images too: it is an "
+            "upper bound for the ablation `--grid captions` and refused everywhere else"
+        )
+
+
 def default_preset(data_root: str) -> str:
     """`toy` where no data set is configured, `small` where one is."""
     return "small" if data_root else "toy"
@@ -74,7 +85,6 @@ def main(
 def _run(
     preset_name: str | None, changes: Mapping[str, Any], settings: Sequence[str], out: Path | None
 ) -> None:
-    from semidavil.caption_ablation import refuse_oracle
     from semidavil.parallel import joined, once_per_machine, rank
     from semidavil.train import Report, prepare, train
 

@@ -5,17 +5,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-OPENAI_MEAN, OPENAI_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import TextTransformer, VisionTransformer
 
 
 @dataclass
@@ -57,9 +56,9 @@ class VisionEncoder(nn.Module):
 
     def __init__(
         self,
-        tower: VisionTransformer | ModifiedResNet,
-        mean: Sequence[float] = OPENAI_MEAN,
-        std: Sequence[float] = OPENAI_STD,
+        tower: "VisionTransformer | ModifiedResNet",
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
         self.tower = tower
@@ -68,7 +67,7 @@ class VisionEncoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
         size = tower.image_size
         self.native_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        if isinstance(tower, ModifiedResNet):
+        if _is_resnet(tower):
             self.dim, self.stride = tower.attnpool.v_proj.in_features, 32
             tower.attnpool.requires_grad_(False)
         else:
@@ -93,7 +92,7 @@ class VisionEncoder(nn.Module):
         """
         height, width = self._grid(images)
         images = (images - self.mean) / self.std
-        if isinstance(self.tower, ModifiedResNet):
+        if _is_resnet(self.tower):
             wanted = sorted(index % 5 for index in indices)
             output = self.tower.forward_intermediates(
                 images, indices=wanted, stop_early=True, intermediates_only=True
@@ -121,7 +120,7 @@ class VisionEncoder(nn.Module):
         """
         height, width = self._grid(images)
         tower = self.tower
-        if isinstance(tower, ModifiedResNet):
+        if _is_resnet(tower):
             pool = tower.attnpool
             features = self(images).flatten(2).transpose(1, 2)
             native = tuple(side // self.stride for side in self.native_size)
@@ -180,6 +179,12 @@ def resize_positions(positions: Tensor, old: Sequence[int], new: Sequence[int]) 
     return torch.cat([positions[:1], resized.flatten(0, 1)])
 
 
+def _is_resnet(tower: nn.Module) -> "TypeGuard[ModifiedResNet]":
+    from open_clip.modified_resnet import ModifiedResNet
+
+    return isinstance(tower, ModifiedResNet)
+
+
 def hash_weights(*towers: nn.Module, about: str = "") -> str:
     """Of the weights as they are now, the same on every device."""
     digest = hashlib.blake2b(about.encode(), digest_size=16)
@@ -223,7 +228,7 @@ class TextEncoder(nn.Module):
 
     def __init__(
         self,
-        tower: TextTransformer,
+        tower: "TextTransformer",
         tokenizer: Callable[..., Tensor],
         memory: int = 4096,
         tokens: str = "",
@@ -317,3 +322,30 @@ class TextEncoder(nn.Module):
         """L2-normalised sentence embeddings (n, e) in the joint image-text space."""
         ids = self.tokenizer(list(texts)).to(self.tower.positional_embedding.device)
         return F.normalize(self.tower(ids), dim=-1)
+
+
+@dataclass
+class VLM:
+    """Both towers of one CLIP. `mean` and `std` are already inside `vision`."""
+
+    vision: VisionEncoder
+    text: TextEncoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+    logit_scale: float = 100.0  # cosine similarities times this are logits
+
+    @property
+    def device(self) -> torch.device:
+        return self.vision.mean.device
+
+    def to(self, device: torch.device | str) -> "VLM":
+        """Moves both towers in place; returns itself."""
+        self.vision.to(device)
+        self.text.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """A hash of the weights as they are now and the normalisation, the same on every device."""
+        about = repr((self.mean, self.std, self.logit_scale))
+        return hash_weights(self.vision, self.text, about=about)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semidavil.data.loading import EvalSet
+from semidavil.encoders import Language
 from semidavil.metrics import Evaluation
 from semidavil.segmenter import Segmenter
-from semidavil.vlm import Language
 
 Encode = Callable[[Sequence[str]], Language]
 

@@ -27,6 +27,7 @@ from semidavil.data.loading import (
     disparities,
     open_reader,
 )
+from semidavil.encoders import VLM
 from semidavil.evaluate import evaluate, sliding_window
 from semidavil.gallery import kept_names, predictions_of, save_examples, save_gallery
 from semidavil.latency import milliseconds
@@ -36,7 +37,7 @@ from semidavil.methods.base import Method
 from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.runtime import choose_device
 from semidavil.segmenter import Segmenter, build_segmenter, parameter_groups
-from semidavil.vlm import VLM, load_vlm
+from semidavil.vlm import load_vlm
 
 
 def prepare(config: Config, progress: bool) -> None:

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.config import Model
+from semidavil.encoders import VLM, Language, VisionEncoder
 from semidavil.fusion import FUSIONS
-from semidavil.vlm import VLM, Language, VisionEncoder
 
 
 class Decoder(nn.Module):

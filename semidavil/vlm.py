@@ -23,50 +23,15 @@ from open_clip.factory import load_checkpoint
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
-from semidavil.encoders import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    Language,
-    TextEncoder,
-    VisionEncoder,
-    hash_weights,
-)
+from semidavil.encoders import VLM, TextEncoder, VisionEncoder
 
-__all__ = ["VLM", "Language", "TextEncoder", "VLMError", "VisionEncoder", "load_vlm"]
-
+OPENAI_MEAN, OPENAI_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 TOY_FOLDER = Path(__file__).parent / "toy_clip"
 CONFIG_FILE = "open_clip_config.json"  # the name that open_clip gives it on the hub and on disk
 
 
 class VLMError(ValueError):
     """A vision-language model that cannot be had; the message says what to fetch or change."""
-
-
-@dataclass
-class VLM:
-    """Both towers of one CLIP. `mean` and `std` are already inside `vision`."""
-
-    vision: VisionEncoder
-    text: TextEncoder
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
-    logit_scale: float = 100.0  # cosine similarities times this are logits
-
-    @property
-    def device(self) -> torch.device:
-        return self.vision.mean.device
-
-    def to(self, device: torch.device | str) -> "VLM":
-        """Moves both towers in place; returns itself."""
-        self.vision.to(device)
-        self.text.to(device)
-        return self
-
-    def fingerprint(self) -> str:
-        """A hash of the weights as they are now and the normalisation, the same on every device."""
-        about = repr((self.mean, self.std, self.logit_scale))
-        return hash_weights(self.vision, self.text, about=about)
 
 
 @dataclass

@@ -23,8 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.caption_ablation import refuse_oracle
-from semidavil.commandline import default_preset, parse_settings
+from semidavil.commandline import default_preset, parse_settings, refuse_oracle
 from semidavil.config import PRESETS, Config, ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
+from semidavil.encoders import VLM, Language
 from semidavil.parallel import gather, share, shares_of, world_size
 from semidavil.segmenter import Features, Segmenter
-from semidavil.vlm import VLM, Language
 
 Batch = dict[str, dict[str, Any]]
 Losses = dict[str, Tensor]  # "loss" is minimised; the others are logged under their names

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from semidavil.captioners import class_embeddings
 from semidavil.data.concepts import concepts_of
+from semidavil.encoders import VLM, Language
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.unimatch import UniMatch
 from semidavil.segmenter import pad_to_patches
-from semidavil.vlm import VLM, Language
 
 
 class SemiVL(UniMatch):

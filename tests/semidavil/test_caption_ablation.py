@@ -65,7 +65,7 @@ def test_training_takes_the_ablations_captions(tiny_toy: dict[str, str]) -> None
 
 
 def test_the_oracle_is_refused_outside_its_grid() -> None:
-    from semidavil.caption_ablation import refuse_oracle
+    from semidavil.commandline import refuse_oracle
 
     with pytest.raises(ConfigError, match="--grid captions"):
         refuse_oracle(Config().replace({"model.captions": "oracle"}))

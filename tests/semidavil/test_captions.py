@@ -20,8 +20,7 @@ from semidavil import captioners, captions
 from semidavil.caption_store import append_rows, hash_files, read_rows
 from semidavil.captioners import CAPTIONERS, Positions, Pretrained
 from semidavil.captions import CaptionError, caption_images, flip_caption
-from semidavil.encoders import TextEncoder, VisionEncoder
-from semidavil.vlm import VLM
+from semidavil.encoders import VLM, TextEncoder, VisionEncoder
 
 CLASSES = ("road", "sky", "car", "building")
 
@@ -60,7 +59,8 @@ class Seen(VisionEncoder):
     """A VLM that sees perfectly: a patch's red, in steps of 40, is the index of its class."""
 
     def __init__(self, text: Tensor) -> None:
-        super().__init__(tiny_vlm().vision.tower)
+        vlm = tiny_vlm()
+        super().__init__(vlm.vision.tower, vlm.mean, vlm.std)
         self.text = text
 
     def embed(self, images: Tensor) -> Tensor:
