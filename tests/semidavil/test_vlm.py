@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from semidavil import vlm as vlm_module
-from semidavil.encoders import resize_positions
+from semidavil.encoders import Language, resize_positions
 from semidavil.vlm import VLM, VLMError, load_vlm
 
 SENTENCE = "a street scene with road car sky at the top bottom on left and right in centre , ."
@@ -400,7 +399,7 @@ def test_token_counts_tell_what_fits(vlm: VLM) -> None:
 
 
 def test_language_slices_and_moves() -> None:
-    language = vlm_module.Language(torch.rand(3, 4, 2), torch.ones(3, 4, dtype=torch.bool))
+    language = Language(torch.rand(3, 4, 2), torch.ones(3, 4, dtype=torch.bool))
     assert language[1:].tokens.shape == (2, 4, 2)
     assert language.to("cpu")[:1].mask.shape == (1, 4)
 
