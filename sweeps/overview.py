@@ -17,7 +17,7 @@ from sweeps.tables import csv_text, print_results, summary
 from sweeps.tracking import Store
 
 if TYPE_CHECKING:
-    from sweeps.search import Search
+    from sweeps.study import Study
 
 WIDTH = 120  # characters of the table of results
 
@@ -40,16 +40,21 @@ def write_overview(store: Store, plan: Plan, concurrency: int) -> str:
     )
 
 
-def write_search_overview(store: Store, search: "Search") -> str:
-    """As `write_overview`, of a search: its trials and what mattered, by study."""
+def write_search_overview(store: Store, study: "Study", about: str) -> str:
+    """As `write_overview`, of a search: its trials and what mattered, by study.
+
+    Args:
+        about: what stands above it.
+    """
+    waits = study.left() or study.given_out or study.busy
     return store.write_overview(
         SEARCH,
-        search.about,
-        "SCHEDULED" if search.left() else "FINISHED",
-        {f"trials/{name}": count for name, count in search.counts().items()},
+        f"{about}\n\nThe numbers are those of the study {study.name}, the last that was run.",
+        "SCHEDULED" if waits else "FINISHED",
+        {f"trials/{name}": count for name, count in study.counts().items()},
         {
-            f"studies/{search.name}.csv": search.csv(),
-            f"studies/{search.name}-importances.csv": search.importances_csv(),
+            f"studies/{study.name}.csv": study.csv(),
+            f"studies/{study.name}-importances.csv": study.importances_csv(),
         },
     )
 

@@ -98,8 +98,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--retry-failed",
         action="store_true",
-        help="also run cells whose loss became infinite, which would happen again unless the code "
-        "has changed; other failures are always tried again",
+        help="also run cells, or trials of a search, whose loss became infinite, which would happen "
+        "again unless the code has changed; other failures are always tried again",
     )
     search = command.add_argument_group(
         f"--grid {SEARCH}: one benchmark, one number of labels, one seed"
@@ -120,8 +120,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_natural,
         default=[],
-        help="then train the best trial and the preset with these seeds: the best of many trials is "
-        "too good on the images that chose it",
+        help="then train the best trial (of two objectives: by score) and the preset with these seeds: "
+        "the best of many trials is too good on the images that chose it",
     )
     how = command.add_argument_group("how to run")
     how.add_argument(
@@ -341,14 +341,16 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     from sweeps.plan import make_plan
     from sweeps.provenance import code_tags
     from sweeps.search import (
-        Search,
+        ABOUT,
         SearchDriver,
         confirmation,
         print_confirmation,
         print_search,
+        remove_stopped,
         waiting_plan,
     )
     from sweeps.server import StoreAway
+    from sweeps.study import Study, study_name
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_results, summary
     from sweeps.tracking import Store, storage_folder, tracking_uri
@@ -356,39 +358,54 @@ def _search(options: argparse.Namespace, console: Console) -> int:
 
     store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
     resources = _resources(options, base)
+    try:
+        study = Study(base, options.objective, options.trials, store, create=not options.list)
+    except KeyError:
+        name = study_name(base, options.objective, store.uri)
+        console.print(f"study {name}: not begun, {options.trials} trials to run", highlight=False)
+        return 0
     if not options.list:
         _tidy(store, console)
-    search = Search(base, options.objective, options.trials, store.folder / "studies.db")
-    plan = waiting_plan(search, store)
+        remove_stopped(store)
+        study.catch_up(options.retry_failed)
+    plan = waiting_plan(study, store)
     told = summary(plan, resources.concurrency) if plan.cells else "all trials have ended"
-    console.print(f"study {search.name}: {told}", highlight=False, soft_wrap=True)
+    console.print(f"study {study.name}: {told}", highlight=False, soft_wrap=True)
     if options.list:
-        print_search(console, search)
+        print_search(console, study)
         return 0
     train = os.environ.get(TRAIN_VARIABLE, TRAIN)
     tags = {**code_tags(ROOT), "preset": preset_name}
     failed: list[tuple[str, str, Path]] = []
-    write_search_overview(store, search)
+    write_search_overview(store, study, ABOUT)
     if plan.waiting:
         try:
             failed = run_sweep(
                 plan, store, resources, tags, console, train, options.retries,
-                partial(SearchDriver, search),
+                partial(SearchDriver, study),
             ).failed  # fmt: skip
-        finally:
-            with contextlib.suppress(StoreAway):  # it is written by the next search
-                write_search_overview(store, search)
-    print_search(console, search)
-    if options.confirm_seeds and search.best():
-        grid, configs = confirmation(base, search, options.confirm_seeds)
+        except StoreAway:
+            raise  # there is nowhere to write
+        except BaseException:
+            with contextlib.suppress(StoreAway):
+                write_search_overview(store, study, ABOUT)
+            raise
+        study.take_busy()
+        write_search_overview(store, study, ABOUT)
+    print_search(console, study)
+    if options.confirm_seeds and study.best():
+        grid, configs = confirmation(base, study, options.confirm_seeds)
         plan = make_plan(SEARCH, grid, configs, store.runs())
         if plan.waiting:
             failed += run_sweep(
                 plan, store, resources, tags, console, train, options.retries
             ).failed
             plan = make_plan(SEARCH, grid, configs, store.runs())
-        print_results(console, plan)
-        print_confirmation(console, plan)
+        if plan.cells:
+            print_results(console, plan)
+            print_confirmation(console, plan)
+        else:
+            console.print("no trial is better than the preset: there is nothing to confirm")
     elif not options.confirm_seeds:
         console.print("what the best trial is worth: the same command with --confirm-seeds 1 2 3")
     if failed:
@@ -400,7 +417,7 @@ def _searched_config(options: argparse.Namespace) -> tuple[str, Config]:
     """The Config that a search starts from.
 
     Raises:
-        ConfigError: several benchmarks, numbers of labels or seeds.
+        ConfigError: several benchmarks, numbers of labels or seeds; a seed that would confirm itself.
     """
     name, base = base_config(options)
     changes: dict[str, object] = {}
@@ -414,8 +431,13 @@ def _searched_config(options: argparse.Namespace) -> tuple[str, Config]:
             changes[path] = values[0]
     if options.objective == "miou" and not base.runtime.eval_every:
         # One rung at a third: enough to end what does not learn, and cheap.
-        changes["runtime.eval_every"] = max(1, base.training.steps // 3)
-    return name, base.replace(changes)
+        changes["runtime.eval_every"] = -(-base.training.steps // 3)
+    base = base.replace(changes)
+    if base.seed in options.confirm_seeds:
+        raise ConfigError(
+            f"--confirm-seeds {base.seed}: the search itself chooses with this seed; give others"
+        )
+    return name, base
 
 
 def _resources(options: argparse.Namespace, base: Config) -> "Resources":

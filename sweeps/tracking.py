@@ -80,6 +80,10 @@ class TrackedRun:
             return False
         return is_gone(self.tags, self.last_word, time.time())
 
+    def was_stopped_early(self) -> bool:
+        """By a search. One that was tagged while the store went away has trained on."""
+        return self.status == "KILLED" and bool(self.tags.get("stopped_early"))
+
     @property
     def last_word(self) -> float:
         """When it last gave a sign of life, in seconds since 1970."""

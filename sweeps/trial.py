@@ -104,6 +104,9 @@ def run_trial(task: Task, tell: Tell) -> None:
             done = log.fail(reason, failure is not Failure.DIVERGED, [folder / LOG_NAME])
             news = {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
             tell(news)
+        except SystemExit:  # Tune's way to end a trial early, at its next word
+            log.flush()
+            raise
         else:
             tell({"state": "done", **final})
             if final["delivered"] and Ending.read(folder) is None:

@@ -9,6 +9,7 @@ from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import Selected
 from analysis.stats import pareto_front
+from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.grids import OBJECTIVES, SEARCH
 
 GRID, FOLDER = SEARCH, "studies"
@@ -18,7 +19,7 @@ def history(tracked: Tracked) -> Drawn:
     """The score of each trial in order, and the best so far.
 
     Raises:
-        AnalysisError: no study of mIoU alone has a finished trial.
+        AnalysisError: no study of the score alone has a finished trial.
     """
     name, trials, _ = study(tracked, "miou")
     done = trials[trials["state"] == "complete"]
@@ -30,12 +31,12 @@ def history(tracked: Tracked) -> Drawn:
     )
     best = done["score"].cummax()
     ax.step(done["trial"], best, where="post", color=style.VERMILION, label="best so far")
-    default = done[done["trial"] == 0]
+    default, score = done[done["preset"]], _score(tracked, trials)
     if len(default):
         ax.axhline(default["score"].iloc[0], color="black", linewidth=0.7, linestyle=":",
                    label="preset")  # fmt: skip
     ax.set_xlabel("trial")
-    ax.set_ylabel("mIoU (%)")
+    ax.set_ylabel(f"{score} (%)")
     ax.set_title(_heading(tracked, trials), loc="left")
     _legend(figure, ax)
     told = f"best {best.iloc[-1]:.1f}" + (
@@ -44,9 +45,9 @@ def history(tracked: Tracked) -> Drawn:
     numbers = trials.assign(best_so_far=best).drop(columns=["latency_ms"])
     return _drawn(
         figure, "Search: score by trial", tracked, trials, numbers,
-        f"mIoU of the trials of the study {name} in the order in which they began; {told}. The best of "
+        f"{score} of the trials of the study {name} in the order in which they began; {told}. The best of "
         "many is too good on the images and the seed that chose it.",
-        f"Scatter of mIoU against trial with the running maximum; {told}.",
+        f"Scatter of {score} against trial with the running maximum; {told}.",
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def importances(tracked: Tracked) -> Drawn:
     figure, ax = plt.subplots(figsize=(style.COLUMN, 0.6 + 0.24 * len(shares)))
     labels = [text.rpartition(".")[2].replace("_", " ") for text in shares["setting"]]
     ax.barh(labels, 100 * shares["importance"], color=style.BLUE, height=0.65)
-    ax.set_xlabel("importance (% of the variance of mIoU)")
+    ax.set_xlabel(f"importance (% of the variance of {_score(tracked, trials)})")
     ax.grid(False, axis="y")
     ax.set_title(_heading(tracked, trials), loc="left")
     first = shares.iloc[-1]
@@ -82,7 +83,7 @@ def importances(tracked: Tracked) -> Drawn:
 
 
 def pareto(tracked: Tracked) -> Drawn:
-    """mIoU against latency of each trial, and the front of those that none beats in both.
+    """Score against latency of each trial, and the front of those that none beats in both.
 
     Raises:
         AnalysisError: no study of both objectives has a finished trial.
@@ -99,11 +100,11 @@ def pareto(tracked: Tracked) -> Drawn:
     best = done[on_front].sort_values("latency_ms")
     ax.step(best["latency_ms"], best["score"], where="post", color="black", linewidth=0.8,
             label="Pareto front")  # fmt: skip
-    default = done[done["trial"] == 0]
+    default, score = done[done["preset"]], _score(tracked, trials)
     ax.plot(default["latency_ms"], default["score"], "o", markersize=10, markerfacecolor="none",
             markeredgecolor=style.VERMILION, linestyle="", label="preset")  # fmt: skip
     ax.set_xlabel("milliseconds per image")
-    ax.set_ylabel("mIoU (%)")
+    ax.set_ylabel(f"{score} (%)")
     ax.set_title(_heading(tracked, trials), loc="left")
     _legend(figure, ax)
     told = f"{len(best)} of {len(done)} trials on the front"
@@ -112,7 +113,7 @@ def pareto(tracked: Tracked) -> Drawn:
         trials.assign(pareto=trials["trial"].isin(best["trial"])),
         f"Trials of the study {name}; {told}. Latency: median of one image on the machine that "
         "trained, with whatever else it did then.",
-        f"Scatter of mIoU against milliseconds per image with the Pareto front; {told}.",
+        f"Scatter of {score} against milliseconds per image with the Pareto front; {told}.",
     )  # fmt: skip
 
 
@@ -142,6 +143,7 @@ def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, p
         # A study's name ends with its objective and a digest.
         if shares in paths and name.rsplit("-", 1)[0].endswith(f"-{objective}"):
             trials = tracked.csv(run_id, path)
+            trials["preset"] = trials.get("preset", trials["trial"] == 0)  # older ones lack it
             if (trials["state"] == "complete").any():
                 found.append((name, trials, tracked.csv(run_id, shares)))
     return found
@@ -156,6 +158,11 @@ def _heading(tracked: Tracked, trials: pd.DataFrame) -> str:
     chosen = _runs(tracked, trials)
     places = chosen.runs[["benchmark", "budget"]].drop_duplicates().itertuples(index=False)
     return "; ".join(f"{chosen.heading(str(b))}, {n:,} labels" for b, n in places)
+
+
+def _score(tracked: Tracked, trials: pd.DataFrame) -> str:
+    """What the study's benchmark is scored by; a study has one."""
+    return BENCHMARKS[str(_runs(tracked, trials).runs["benchmark"].iloc[0])].score
 
 
 def _legend(figure: Figure, ax: plt.Axes) -> None:

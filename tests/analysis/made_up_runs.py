@@ -230,17 +230,18 @@ def add_search(writer: Writer) -> str:
     """What two searches leave behind; the id of the one run that is there."""
     cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
     run_id = writer.run("search", cell, {"miou": 30.0})
-    header = "trial,state,score,latency_ms,step,value,loss.omega,model.fusion,run_id"
+    header = "trial,state,score,latency_ms,step,value,loss.omega,model.fusion,run_id,preset"
     one, both = "gta5-cityscapes-100-s0-miou-ab", "gta5-cityscapes-100-s0-miou-latency-cd"
     files = {
         one: [
-            header, f"0,complete,30,,5,12,0.5,dlg,{run_id}", "1,pruned,,,3,9,0.1,dlg,x",
-            "2,complete,28,,5,12,0.6,dlg,y", "3,complete,33,,5,12,0.3,dlg,z",
+            header, "0,fail,,,5,12,0.5,dlg,v,True", "1,pruned,,,3,9,0.1,dlg,x,False",
+            "2,complete,28,,5,12,0.6,dlg,y,False", "3,complete,33,,5,12,0.3,dlg,z,False",
+            f"4,complete,30,,5,12,0.5,dlg,{run_id},True",
         ],
         f"{one}-importances": ["setting,importance", "loss.omega,0.75", "training.lr,0.25"],
         both: [
-            header, f"0,complete,30,5,,,0.5,dlg,{run_id}", "1,complete,40,9,,,0.5,dlg,x",
-            "2,complete,29,6,,,0.5,none,y", "3,complete,40,8,,,0.5,none,z",
+            header, f"0,complete,30,5,,,0.5,dlg,{run_id},True", "1,complete,40,9,,,0.5,dlg,x,False",
+            "2,complete,29,6,,,0.5,none,y,False", "3,complete,40,8,,,0.5,none,z,False",
         ],
         f"{both}-importances": ["setting,importance"],
     }  # fmt: skip

@@ -309,7 +309,7 @@ def test_searches_are_drawn_from_what_they_left_in_the_store(store: Writer) -> N
     tracked = load_runs(store.uri)
     drawn = FIGURES["search_history"](tracked)
     best = drawn.numbers.set_index("trial")["best_so_far"].dropna()
-    assert best.to_dict() == {0: 30, 2: 30, 3: 33}
+    assert best.to_dict() == {2: 28, 3: 33, 4: 33}
     assert "best 33.0, preset 30.0" in drawn.caption
     assert drawn.run_ids == (run_id,)
     shares = FIGURES["search_importances"](tracked).numbers.set_index("setting")["importance"]
