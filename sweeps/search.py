@@ -51,9 +51,10 @@ class SearchDriver(Driver):
         if cell.name:  # a trial that is tried again
             return super().claim(cell)
         if self.asked_cell is None:
-            if not self.study.left():  # another search of this study has had them
+            asked = self.study.ask()
+            if asked is None:
                 return None
-            name, config = self.study.ask()
+            name, config = asked
             self.asked_cell = Cell(config, name, State.TODO, None, math.nan)
         cell = self.asked_cell
         runs = self.store.runs(cell.config.key())
@@ -68,8 +69,6 @@ class SearchDriver(Driver):
             if task is None:
                 self.study.leave(cell.name)
                 self.progress.say(f"{escape(cell.name)}: another sweep has begun it")
-            else:
-                self.study.begun(cell.name)
         self.asked_cell = None
         return task
 

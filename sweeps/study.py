@@ -8,6 +8,7 @@ A trial is told its end once, by whoever trains it. One whose process has died i
 its settings; one that has failed is queued again with them by the next command.
 """
 
+import fcntl
 import hashlib
 import math
 import time
@@ -33,7 +34,6 @@ from sweeps.tracking import Store, is_gone
 
 HALVING = 3  # one in so many goes on at each rung
 RANDOM_TRIALS = 10  # before TPE has something to learn from
-ASK_SECONDS = 15.0  # within which a process that begins a trial puts its name to it
 FILE = "studies.db"
 
 _Space = Mapping[str, BaseDistribution]
@@ -106,7 +106,7 @@ class Study:
         storage = f"sqlite:///{self.file}"
         # Rungs are evaluations: without any on the way, no trial ends early.
         pruner = optuna.pruners.SuccessiveHalvingPruner(base.runtime.eval_every or 1, HALVING)
-        with _usable(self.file):
+        with self._alone(), _usable(self.file):
             if create:
                 self.study = optuna.create_study(
                     storage=storage,
@@ -119,6 +119,13 @@ class Study:
                 self.study = optuna.load_study(storage=storage, study_name=self.name, pruner=pruner)
             if create and not self.study.trials:
                 self._queue({path: _at(base, path) for path in self.space})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other search begins or queues trials meanwhile; the system lets go when one dies."""
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _queue(self, params: Mapping[str, Any], **attributes: Any) -> None:
         with warnings.catch_warnings():
@@ -156,8 +163,8 @@ class Study:
     def _is_gone(self, trial: FrozenTrial) -> bool:
         began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         owner = trial.user_attrs.get("owner")
-        if owner is None:  # its process died asking, or is about to say who it is
-            return time.time() - began > ASK_SECONDS
+        if owner is None:  # its process has died asking
+            return True
         runs = self.store.runs(trial.user_attrs["key"])
         last_word = max([began, *(run.last_word for run in runs)])
         return is_gone(owner, last_word, time.time())
@@ -168,12 +175,13 @@ class Study:
             if key := trial.user_attrs.get("key"):
                 self._take_finished(trial.number, key)
         self.take_busy()
-        trials = self._trials(*TrialState)
-        again = _retried(trials)
-        for trial in trials:
-            failed = trial.state is TrialState.FAIL and trial.number not in again
-            if failed and (retry_diverged or not trial.user_attrs.get("diverged")):
-                self._queue(trial.params, retry_of=trial.number)
+        with self._alone():
+            trials = self._trials(*TrialState)
+            again = _retried(trials)
+            for trial in trials:
+                failed = trial.state is TrialState.FAIL and trial.number not in again
+                if failed and (retry_diverged or not trial.user_attrs.get("diverged")):
+                    self._queue(trial.params, retry_of=trial.number)
 
     def take_busy(self) -> None:
         """Takes the results of those that were left to another sweep, where they are there."""
@@ -190,9 +198,14 @@ class Study:
 
     # One trial
 
-    def ask(self) -> tuple[str, Config]:
-        """The next trial's name and Config: one that a dead process had begun, else a new one."""
-        with _usable(self.file):
+    def ask(self) -> tuple[str, Config] | None:
+        """The next trial's name and Config: one that a dead process had begun, else a new one.
+
+        None if none is left: another search of the same study may have had the last.
+        """
+        with self._alone(), _usable(self.file):
+            if not self.left():
+                return None
             trial = self._next_trial()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -200,8 +213,7 @@ class Study:
                 params = {path: trial._suggest(path, kind) for path, kind in self.space.items()}
             config = self.base.replace(params)
             trial.set_user_attr("key", config.key())
-            if "owner" not in trial.user_attrs:
-                trial.set_user_attr("owner", owner_tags())
+            trial.set_user_attr("owner", owner_tags())
         data = config.data
         name = f"{data.benchmark}/trial-{trial.number}/{data.budget}/s{config.seed}"
         self.given_out[name] = trial
@@ -220,11 +232,6 @@ class Study:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self.study.ask(dict(self.space))
-
-    def begun(self, name: str) -> None:
-        """This process has the trial: before, another may have been about to take it up."""
-        with _usable(self.file):
-            self.given_out[name].set_user_attr("owner", owner_tags())
 
     def leave(self, name: str) -> None:
         """Another sweep trains this Config: the trial takes its result when it is there."""
