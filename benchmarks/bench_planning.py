@@ -38,26 +38,24 @@ def track_one_run(store: Store, config: Config, folder: Path) -> str:
     return run_id
 
 
-def copy_run(database: Path, run_id: str, keys: list[str]) -> None:
-    """Copies of a run in SQL, which is some hundred times faster, one for each key."""
+def copy_run(database: Path, run_id: str, configs: list[Config]) -> None:
+    """Copies of a run in SQL, which is some hundred times faster, one for each Config."""
+    params = [config.to_params() for config in configs]
+    keys = [config.key() for config in configs]
     with sqlite3.connect(database) as connection:
         for table in ("runs", *TABLES):
             rows = connection.execute(f"SELECT * FROM {table} WHERE run_uuid = ?", (run_id,))
             columns = [column[0] for column in rows.description]
-            place = columns.index("run_uuid")
-            tag = f"{PREFIX}key" if table == "tags" else None
-            copies = [
-                tuple(
-                    f"{number:032x}"
-                    if position == place
-                    else key
-                    if row[0] == tag and position == 1
-                    else value
-                    for position, value in enumerate(row)
-                )
-                for row in rows.fetchall()
-                for number, key in enumerate(keys)
-            ]
+            copies = []
+            for row in rows.fetchall():
+                copy = dict(zip(columns, row, strict=True))
+                for number in range(len(configs)):
+                    copy["run_uuid"] = f"{number:032x}"
+                    if table == "params":
+                        copy["value"] = params[number][copy["key"]]
+                    elif table == "tags" and copy["key"] == f"{PREFIX}key":
+                        copy["value"] = keys[number]
+                    copies.append(tuple(copy.values()))
             marks = ", ".join("?" * len(columns))
             connection.executemany(f"INSERT INTO {table} VALUES ({marks})", copies)
     connection.close()
@@ -72,7 +70,7 @@ def measure(number: int) -> str:
         listed = time.process_time() - start
         run_id = track_one_run(store, cells[0], Path(scratch))
         assert store.database is not None
-        copy_run(store.database, run_id, [cell.key() for cell in cells[1:]])
+        copy_run(store.database, run_id, cells[1:])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.process_time()
         runs = store.runs()

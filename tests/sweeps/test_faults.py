@@ -17,7 +17,7 @@ from sweep_process import Sweeps
 
 KILLS = int(os.environ.get("SEMIDAVIL_KILLS", "5"))  # more of them take longer: try 100
 SEED = int(os.environ.get("SEMIDAVIL_KILLS_SEED", "0"))
-BUDGETS = (0, 100, 200, 500, 1000)
+BUDGETS = range(0, 100 * max(5, KILLS // 2), 100)  # a kill comes every one to two of their cells
 GRID = ("--grid", "attention", "--budgets", *map(str, BUDGETS), "--concurrency", "2")
 
 
