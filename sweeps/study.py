@@ -123,7 +123,7 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other search begins or queues trials meanwhile; the system lets go when one dies."""
-        with self.file.with_suffix(".lock").open("w") as lock:
+        with self.file.with_suffix(".db.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
