@@ -26,7 +26,7 @@ from semidavil.config import Config
 from sweeps.grids import SEARCH, Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.server import StoreAway
-from sweeps.study import Study
+from sweeps.study import Study, latency_of
 from sweeps.sweep import Driver
 from sweeps.tracking import Store
 from sweeps.trial import Failure, Task
@@ -61,8 +61,7 @@ class SearchDriver(Driver):
         finished = next((run for run in runs if run.status == "FINISHED"), None)
         task = None
         if finished is not None:
-            latency = finished.metrics.get("final/latency_ms", math.nan)
-            self.study.tell(cell.name, finished.score, latency, finished.run_id)
+            self.study.tell(cell.name, finished.score, latency_of(finished), finished.run_id)
             self.progress.say(f"{escape(cell.name)} has a finished run: {finished.run_id[:8]}")
         else:
             task = super().claim(replace(cell, run=runs[-1] if runs else None))

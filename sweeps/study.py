@@ -30,7 +30,7 @@ from semidavil.fusion import FUSIONS
 from sweeps.provenance import owner_tags
 from sweeps.server import TrackingError
 from sweeps.tables import csv_text
-from sweeps.tracking import Store, is_gone
+from sweeps.tracking import Store, TrackedRun, is_gone
 
 HALVING = 3  # one in so many goes on at each rung
 RANDOM_TRIALS = 10  # before TPE has something to learn from
@@ -146,7 +146,7 @@ class Study:
         spent = 0
         for trial in trials:
             if trial.state is TrialState.FAIL:  # others are queued again
-                spent += bool(trial.user_attrs.get("diverged")) and trial.number not in again
+                spent += bool(trial.user_attrs.get("hopeless")) and trial.number not in again
             else:
                 spent += trial.state is not TrialState.WAITING and trial.number not in abandoned
         return max(0, self.trials - spent)
@@ -169,7 +169,7 @@ class Study:
         last_word = max([began, *(run.last_word for run in runs)])
         return is_gone(owner, last_word, time.time())
 
-    def catch_up(self, retry_diverged: bool = False) -> None:
+    def catch_up(self, retry_hopeless: bool = False) -> None:
         """Before a search goes on: takes what other sweeps have finished, queues what has failed."""
         for trial in self._abandoned():
             if key := trial.user_attrs.get("key"):
@@ -180,7 +180,7 @@ class Study:
             again = _retried(trials)
             for trial in trials:
                 failed = trial.state is TrialState.FAIL and trial.number not in again
-                if failed and (retry_diverged or not trial.user_attrs.get("diverged")):
+                if failed and (retry_hopeless or not trial.user_attrs.get("hopeless")):
                     self._queue(trial.params, retry_of=trial.number)
 
     def take_busy(self) -> None:
@@ -191,9 +191,9 @@ class Study:
 
     def _take_finished(self, number: int, key: str) -> None:
         runs = [run for run in self.store.runs(key) if run.status == "FINISHED"]
-        if runs:
-            latency = runs[0].metrics.get("final/latency_ms", math.nan)
-            self._tell(number, self._values(runs[0].score, latency))
+        values = self._values(runs[0].score, latency_of(runs[0])) if runs else [math.nan]
+        if not any(math.isnan(value) for value in values):
+            self._tell(number, values)
             self.busy.discard(number)
 
     # One trial
@@ -257,14 +257,23 @@ class Study:
             return trial.should_prune() and not self.is_preset(trial)
 
     def tell(self, name: str, value: float, latency_ms: float, run_id: str) -> None:
-        self._end(name, run_id, self._values(value, latency_ms))
+        """A trial that has finished; without one of its values, as runs of old are, it has failed."""
+        values = self._values(value, latency_ms)
+        if any(math.isnan(x) for x in values):
+            self.tell_failed(name, run_id, hopeless=True)
+        else:
+            self._end(name, run_id, values)
 
     def tell_stopped(self, name: str, run_id: str) -> None:
         """A trial that was stopped early."""
         self._end(name, run_id, state=TrialState.PRUNED)
 
-    def tell_failed(self, name: str, run_id: str, diverged: bool) -> None:
-        self._end(name, run_id, state=TrialState.FAIL, diverged=diverged)
+    def tell_failed(self, name: str, run_id: str, hopeless: bool) -> None:
+        """
+        Args:
+            hopeless: it would fail again in the same way.
+        """
+        self._end(name, run_id, state=TrialState.FAIL, hopeless=hopeless)
 
     def _end(
         self,
@@ -286,8 +295,6 @@ class Study:
     def _tell(
         self, number: int, values: list[float] | None, state: TrialState | None = None
     ) -> None:
-        if values is not None and any(math.isnan(value) for value in values):
-            values, state = None, TrialState.FAIL
         with _usable(self.file):
             self.study.tell(number, values, state, skip_if_finished=True)
 
@@ -376,6 +383,11 @@ def _usable(file: Path) -> Iterator[None]:
 def _retried(trials: Iterable[FrozenTrial]) -> set[int]:
     """Numbers of the failed trials whose settings were queued again."""
     return {n for trial in trials if (n := trial.user_attrs.get("retry_of")) is not None}
+
+
+def latency_of(run: TrackedRun) -> float:
+    """Milliseconds per image; NaN where nobody measured them."""
+    return run.metrics.get("final/latency_ms", math.nan)
 
 
 def _at(base: Config, path: str) -> Any:

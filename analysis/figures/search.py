@@ -101,7 +101,8 @@ def pareto(tracked: Tracked) -> Drawn:
     ax.step(best["latency_ms"], best["score"], where="post", color="black", linewidth=0.8,
             label="Pareto front")  # fmt: skip
     default, score = done[done["preset"]], _score(tracked, trials)
-    ax.plot(default["latency_ms"], default["score"], "o", markersize=10, markerfacecolor="none",
+    if len(default):
+        ax.plot(default["latency_ms"], default["score"], "o", markersize=10, markerfacecolor="none",
             markeredgecolor=style.VERMILION, linestyle="", label="preset")  # fmt: skip
     ax.set_xlabel("milliseconds per image")
     ax.set_ylabel(f"{score} (%)")

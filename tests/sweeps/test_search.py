@@ -195,14 +195,14 @@ def test_a_trial_is_told_its_end_once(base: Config, store: Store) -> None:
     assert (trial.value, trial.user_attrs["run_id"]) == (30.0, "mine")
 
 
-def test_failed_trials_are_tried_again_and_diverged_ones_if_asked(
+def test_failed_trials_are_tried_again_and_hopeless_ones_if_asked(
     base: Config, store: Store
 ) -> None:
     study = open_study(base, store, trials=3)
     (preset_name, _), (other, config) = ask(study), ask(study)
-    study.tell_failed(preset_name, "run", diverged=False)
-    study.tell_failed(other, "run", diverged=True)
-    assert study.left() == 2, "the diverged one is spent"
+    study.tell_failed(preset_name, "run", hopeless=False)
+    study.tell_failed(other, "run", hopeless=True)
+    assert study.left() == 2, "the hopeless one is spent"
     for _ in range(2):  # the second time, it waits already
         study.catch_up()
     name, again = ask(study)
@@ -210,7 +210,7 @@ def test_failed_trials_are_tried_again_and_diverged_ones_if_asked(
     study.tell(name, 30.0, 5.0, "run")
     assert study.preset().number == 2  # type: ignore[union-attr]
     assert study.left() == 1
-    study.catch_up(retry_diverged=True)
+    study.catch_up(retry_hopeless=True)
     assert study.left() == 2
     assert ask(study)[1].key() == config.key()
     assert [line.endswith("True") for line in study.csv().splitlines()] == [
@@ -237,6 +237,8 @@ def test_the_pareto_front_is_of_trials_that_none_beats_in_both(base: Config, sto
     study.tell(ask(study)[0], 99.0, float("nan"), "run")
     assert [trial.number for trial in study.best()] == [3, 0, 4]
     assert study.counts() == {"finished": 5, "stopped_early": 0, "failed": 1}
+    study.catch_up()
+    assert study.left() == 14, "a run without latency would be one again"
     assert {"model.fusion", "model.decoder_dim"} <= set(study.space)
     grid, configs = confirmation(base, study, [1, 2])
     best = study.base.replace(trials_by_number(study)[3].params)
