@@ -5,7 +5,7 @@ workers, on what was drawn before, or on the model. A run goes on exactly by sta
 two runs that differ in their attention or loss see the same images.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from semidavil.runtime import seed_of
 
 STREAMS = ("source", "labelled", "unlabelled")
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
-CACHE_BYTES = 2 * 2**30  # decoded images kept in memory by one TrainBatches, per process
+CACHE_BYTES = 2 * 2**30  # decoded images that a process keeps of what it trains on
+EVAL_CACHE_BYTES = 2**28  # and, each, of images and labels that it is scored on
 
 
 def cache_dir(config: Config) -> Path:
@@ -102,26 +103,70 @@ def image_paths(config: Config) -> list[Path]:
     return [sample.image for samples in all_samples(config).values() for sample in samples]
 
 
+class Memory:
+    """Tensors made of files, up to `limit` bytes; a file that has changed is read anew."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self.kept: dict[tuple[Path, int, int], Tensor] = {}
+
+    def recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
+        if not self.limit:
+            return make()
+        try:
+            status = path.stat()
+        except OSError:  # the reader will say which file is missing
+            return make()
+        key = path, status.st_mtime_ns, status.st_size
+        if key in self.kept:
+            return self.kept[key]
+        made = make()
+        if self.bytes + made.nbytes <= self.limit:
+            self.bytes += made.nbytes
+            self.kept[key] = made
+        return made
+
+
+_memories: dict[Hashable, Memory] = {}
+
+
+def shared_memory(limit: int, *about: Hashable) -> Memory:
+    """What this process remembers of `about`; runs of one worker read the same images again.
+
+    Those of other data sets are let go before all of them would take more than they may.
+    """
+    key = (limit, *about)
+    if key not in _memories:
+        if sum(memory.limit for memory in _memories.values()) + limit > (
+            CACHE_BYTES + 2 * EVAL_CACHE_BYTES
+        ):
+            _memories.clear()  # who uses one at the moment has it still
+        _memories[key] = Memory(limit)
+    return _memories[key]
+
+
 class Images:
     """Decodes, resizes and maps labels; keeps what it has decoded, up to `limit` bytes."""
 
     def __init__(
-        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int = CACHE_BYTES
+        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int
     ) -> None:
-        self.reader, self.lookup, self.size, self.limit = reader, lookup, size, limit
+        self.reader, self.lookup, self.size = reader, lookup, size
+        about = reader.name, reader.root, lookup.tobytes(), size
+        self.memory = shared_memory(limit, *about)
         # Stands for the label of an unlabelled image.
         self.blank = torch.zeros(size, dtype=torch.uint8)
         self.near: Disparities | None = None
-        self._kept: dict[Path, Tensor] = {}
-        self._bytes = 0
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
-        return self.image(sample), self._recall(sample.label, lambda: self._resized_label(sample))
+        return self.image(sample), self.memory.recall(
+            sample.label, lambda: self._resized_label(sample)
+        )
 
     def image(self, sample: Sample) -> Tensor:
         """The image (3, H, W) uint8 alone; its label is not read."""
-        return self._recall(sample.image, lambda: self._resized_image(sample))
+        return self.memory.recall(sample.image, lambda: self._resized_image(sample))
 
     def disparity(self, sample: Sample) -> Tensor:
         """The disparity (H, W) float32 at the working size, in the stored map's unit."""
@@ -142,15 +187,6 @@ class Images:
             height, width = self.size
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return torch.from_numpy(label)
-
-    def _recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
-        if path in self._kept:
-            return self._kept[path]
-        made = make()
-        if self._bytes + made.nbytes <= self.limit:
-            self._bytes += made.nbytes
-            self._kept[path] = made
-        return made
 
     def label(self, sample: Sample) -> np.ndarray:
         """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
@@ -297,7 +333,12 @@ class EvalSet(Dataset):
         benchmark = BENCHMARKS[config.data.benchmark]
         reader = open_reader(config, benchmark.target)
         self.samples = reader.samples("val")
-        self.images = Images(reader, benchmark.lookup(benchmark.target), config.data.target_size)
+        # Processes that load batches end with each evaluation, and what they remember with them.
+        limit = 0 if config.runtime.num_workers else EVAL_CACHE_BYTES
+        lookup, size = benchmark.lookup(benchmark.target), config.data.target_size
+        self.images = Images(reader, lookup, size, limit)
+        # At their own size, unlike those that are trained on.
+        self.labels = shared_memory(limit, "labels", reader.name, reader.root, lookup.tobytes())
         self.captions = captions
 
     def __len__(self) -> int:
@@ -305,10 +346,12 @@ class EvalSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        image = resize_image(self.images.reader.read_image(sample), self.images.size)
+        label = self.labels.recall(
+            sample.label, lambda: torch.from_numpy(self.images.label(sample))
+        )
         return {
-            "image": _to_float(torch.from_numpy(image).permute(2, 0, 1)),
-            "label": torch.from_numpy(self.images.label(sample)).long(),
+            "image": _to_float(self.images.image(sample)),
+            "label": label.long(),
             "caption": self.captions[sample.image],
             "name": sample.name,
         }

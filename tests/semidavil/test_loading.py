@@ -1,5 +1,6 @@
 """Splits, views, batches and validation images."""
 
+import os
 import pickle
 import random
 from collections.abc import Callable
@@ -144,15 +145,60 @@ def test_memory_for_decoded_images_is_bounded(
     for step in range(4):
         last = batches[step]
     for images in batches.images.values():  # half of the memory for each data set
-        kept = sum(tensor.nbytes for tensor in images._kept.values())
+        kept = sum(tensor.nbytes for tensor in images.memory.kept.values())
         assert limit / 4 < kept <= limit / 2
     assert equal(last, expected)
+
+
+def test_runs_of_one_process_share_what_they_have_decoded(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_memories", {})
+    first, again = make_batches(config), make_batches(config.replace({"training.lr": 0.5}))
+    expected = first[0]
+    for images in again.images.values():
+        monkeypatch.setattr(images.reader, "read_image", None)  # it need not
+        monkeypatch.setattr(images.reader, "read_label", None)
+    assert equal(again[0], expected)
+    memory = first.images["source"].memory
+    smaller = make_batches(config.replace({"data.source_size": (128, 256)}))
+    assert smaller.images["source"].memory is not memory
+    assert equal(first[0], expected), "who has a memory keeps it"
+
+
+def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    memory, file = loading.Memory(100), tmp_path / "image.png"
+    made = iter(torch.arange(9))
+
+    def recall() -> int:
+        return int(memory.recall(file, lambda: next(made)))
+
+    assert [recall(), recall()] == [0, 1], "it is not there: the reader says so"
+    file.write_text("a")
+    assert [recall(), recall()] == [2, 2]
+    file.write_text("ab")
+    assert [recall(), recall()] == [3, 3]
+    os.utime(file, ns=(1, 1))
+    assert [recall(), recall()] == [4, 4]
+
+
+def test_memories_of_other_data_sets_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_memories", {})
+    half = loading.CACHE_BYTES // 2
+    gta5, target = (loading.shared_memory(half, name) for name in ("gta5", "target"))
+    scored = loading.shared_memory(loading.EVAL_CACHE_BYTES, "target")
+    assert loading.shared_memory(half, "target") is target
+    assert scored is not target
+    loading.shared_memory(half, "synthia")
+    assert loading.shared_memory(half, "gta5") is not gta5
 
 
 def test_labels_of_unlabelled_images_are_never_read(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, expected = make_batches(config), make_batches(config)[1]["unlabelled"]
+    expected = make_batches(config)[1]["unlabelled"]
+    monkeypatch.setattr(loading, "_memories", {})
+    batches = make_batches(config)
     read, unlabelled = [], {s.label for s in batches.samples["unlabelled"]}
     for reader in {images.reader for images in batches.images.values()}:
         original = reader.read_label
