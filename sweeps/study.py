@@ -269,10 +269,7 @@ class Study:
         self._end(name, run_id, state=TrialState.PRUNED)
 
     def tell_failed(self, name: str, run_id: str, hopeless: bool) -> None:
-        """
-        Args:
-            hopeless: it would fail again in the same way.
-        """
+        """A trial that has failed; `hopeless` if it would do so again in the same way."""
         self._end(name, run_id, state=TrialState.FAIL, hopeless=hopeless)
 
     def _end(
