@@ -102,8 +102,8 @@ def pareto(tracked: Tracked) -> Drawn:
             label="Pareto front")  # fmt: skip
     default, score = done[done["preset"]], _score(tracked, trials)
     if len(default):
-        ax.plot(default["latency_ms"], default["score"], "o", markersize=10, markerfacecolor="none",
-            markeredgecolor=style.VERMILION, linestyle="", label="preset")  # fmt: skip
+        ax.plot(default["latency_ms"], default["score"], "o", markersize=10, linestyle="",
+                markerfacecolor="none", markeredgecolor=style.VERMILION, label="preset")  # fmt: skip
     ax.set_xlabel("milliseconds per image")
     ax.set_ylabel(f"{score} (%)")
     ax.set_title(_heading(tracked, trials), loc="left")
@@ -132,7 +132,7 @@ def study(tracked: Tracked, objective: str) -> tuple[str, pd.DataFrame, pd.DataF
 
 
 def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
-    """All studies of an objective with a finished trial."""
+    """All studies of an objective with a finished trial, of runs that are to be drawn."""
     run_id = tracked.overviews().get(GRID)
     if run_id is None:
         return []
@@ -145,7 +145,8 @@ def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, p
         if shares in paths and name.rsplit("-", 1)[0].endswith(f"-{objective}"):
             trials = tracked.csv(run_id, path)
             trials["preset"] = trials.get("preset", trials["trial"] == 0)  # older ones lack it
-            if (trials["state"] == "complete").any():
+            # None of its runs may be among those that were asked for, by their number of steps.
+            if (trials["state"] == "complete").any() and len(_runs(tracked, trials).runs):
                 found.append((name, trials, tracked.csv(run_id, shares)))
     return found
 

@@ -318,6 +318,16 @@ def test_searches_are_drawn_from_what_they_left_in_the_store(store: Writer) -> N
     assert front["pareto"].tolist() == [True, False, False, True]
 
 
+def test_searches_of_other_runs_than_those_asked_for_are_left_out(store: Writer) -> None:
+    add_search(store)
+    cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
+    store.run("methods", cell, {"miou": 50.0})
+    tracked = load_runs(store.uri, ["methods"])
+    for name in ("search_history", "search_importances", "search_pareto"):
+        with pytest.raises(AnalysisError, match="--grid search"):
+            FIGURES[name](tracked)
+
+
 def test_without_a_search_its_figures_say_what_to_run(store: Writer) -> None:
     cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
     store.run("methods", cell, {"miou": 5.0})
