@@ -31,16 +31,16 @@ def main() -> None:
         run_id = track_one_run(store, cells[0], Path(scratch))
         assert store.database is not None
         copy_run(store.database, run_id, cells[1:])
-        command = [sys.executable, str(ROOT / "analysis" / "make_figures.py"), "--no-keep"]
-        done = subprocess.run(
-            [*command, "--out", str(Path(scratch) / "figures")],
+        out = Path(scratch) / "figures"
+        script = str(ROOT / "analysis" / "make_figures.py")
+        subprocess.run(
+            [sys.executable, script, "--no-keep", "--out", str(out)],
             env=os.environ | {"MLFLOW_TRACKING_URI": store.uri},
             check=True,
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
         )
+        made = len(list(out.glob("*.png")))
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    made = sum(": /" in line for line in done.stdout.splitlines())
     print(
         f"{number} runs: {usage.ru_utime + usage.ru_stime:.1f} s for {made} figures and tables with "
         f"the report, {usage.ru_maxrss / 1024:.0f} MiB at the peak"

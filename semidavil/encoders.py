@@ -213,8 +213,8 @@ class TextEncoder(nn.Module):
         tower: open_clip's text tower.
         tokenizer: open_clip's tokenizer, texts to ids (B, context length).
         memory: captions to remember, least recently used out first.
-        tokens: the tokenizer's name. Runs of one process with the same tower and tokenizer share
-            what they have encoded; without a name, this encoder remembers for itself.
+        tokenizer_name: runs of one process with the same tower and tokenizer share what they
+            have encoded; without a name, this encoder remembers for itself.
 
     Attributes:
         dim: channels c_l of a token.
@@ -231,13 +231,13 @@ class TextEncoder(nn.Module):
         tower: "TextTransformer",
         tokenizer: Callable[..., Tensor],
         memory: int = 4096,
-        tokens: str = "",
+        tokenizer_name: str = "",
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.tokenizer = tokenizer
         self.dim, self.max_tokens = tower.width, tower.context_length
-        self.memory, self.tokens = memory, tokens
+        self.memory, self.tokenizer_name = memory, tokenizer_name
         self._remembered: OrderedDict[str, Tensor] | None = None
         self.eval()
 
@@ -251,17 +251,20 @@ class TextEncoder(nn.Module):
     @property
     def _known(self) -> OrderedDict[str, Tensor]:
         if self._remembered is None:
-            key = self._identity() if self.tokens else ""
-            if key not in _memories:
-                _memories.clear()
-            self._remembered = _memories.setdefault(key, OrderedDict()) if key else OrderedDict()
+            self._remembered = OrderedDict()
+            if self.tokenizer_name:
+                key = self._identity()
+                if key not in _memories:
+                    _memories.clear()
+                self._remembered = _memories.setdefault(key, self._remembered)
         return self._remembered
 
     def _identity(self) -> str:
         """Of all that a caption's features depend on, to the last bit."""
         weights = hash_weights(self.tower)
         device = self.tower.positional_embedding.device
-        return f"{self.tokens} {self.max_tokens} {weights} {device} {torch.get_num_threads()}"
+        how = f"{device} {torch.get_num_threads()}"
+        return f"{self.tokenizer_name} {self.max_tokens} {weights} {how}"
 
     def forward(self, captions: Sequence[str]) -> Language:
         """Token features of captions after the final norm, before the projection, in float32.

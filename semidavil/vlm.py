@@ -74,7 +74,7 @@ def load_vlm(model: str, weights: str, seed: int = 0) -> VLM:
         ) from error
     vision = VisionEncoder(clip.visual, source.mean, source.std)
     scale = float(clip.logit_scale.detach().exp())
-    text = TextEncoder(clip.text, tokenizer, tokens=source.tokenizer)
+    text = TextEncoder(clip.text, tokenizer, tokenizer_name=source.tokenizer)
     return VLM(vision.eval(), text, source.mean, source.std, f"{model}:{weights}", scale)
 
 

@@ -8,7 +8,7 @@ not got theirs yet; and the lowest number holds.
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from semidavil.config import Config
@@ -44,21 +44,20 @@ class Claims:
         """
         claim = uuid.uuid4().hex
         self._begun.add(claim)
-        mine = {**tags, "claim": claim}
-        run_id = self._enter(experiment_id, name, config, mine)
+        open_run = partial(
+            self.store.open_run, experiment_id, name, config, {**tags, "claim": claim}
+        )
+        run_id = self._enter(config.key(), claim, open_run)
         if run_id is not None and previous is not None:
             # Ours by now: the run that held the place has done its duty.
-            self.store.open_run(experiment_id, name, config, mine, previous)
+            open_run(previous)
             self._delete(run_id)
             run_id = previous.run_id
         self._begun.remove(claim)
         return run_id
 
-    def _enter(
-        self, experiment_id: str, name: str, config: Config, tags: Mapping[str, str]
-    ) -> str | None:
+    def _enter(self, key: str, claim: str, open_run: Callable[[], str]) -> str | None:
         """A new run, with the right to the cell; None, and no run, without."""
-        key = config.key()
         known = self.store.runs(key)
         # Of a claim that was cut short when the store went away; it may have got as far as to
         # continue an earlier run, which is continued again.
@@ -68,10 +67,10 @@ class Claims:
         for run in ours:
             if run.tags.get("attempts") == "1":
                 self._delete(run.run_id)
-        run_id = self.store.open_run(experiment_id, name, config, tags)
+        run_id = open_run()
         number = 1 + max(_number(run) or 0 for run in self.store.runs(key))
         log_batches(self.store.client, run_id, tags={"number": str(number)})
-        if self._is_first(key, run_id, number, tags["claim"]):
+        if self._is_first(key, run_id, number, claim):
             return run_id
         self._delete(run_id)
         return None

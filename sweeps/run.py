@@ -14,7 +14,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -273,7 +273,6 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     from sweeps.overview import write_overview
     from sweeps.plan import Plan, State, make_plan
     from sweeps.provenance import code_tags
-    from sweeps.server import StoreAway
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
     from sweeps.tracking import Store, storage_folder, tracking_uri
@@ -301,14 +300,8 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
         tags = {**code_tags(ROOT), "preset": preset_name}
-        try:
+        with _written_down_if_stopped(lambda: write_down(plan_now())):
             failed = run_sweep(plan, store, resources, tags, console, train, options.retries).failed
-        except StoreAway:
-            raise  # there is nowhere to write
-        except BaseException:
-            with contextlib.suppress(StoreAway):
-                write_down(plan_now())
-            raise
         plan = write_down(plan_now())
     else:
         for run in plan.foreign():
@@ -322,6 +315,21 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         console.print(f"not tried again without --retry-failed: {len(hopeless)} diverged cells")
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
     return 1 if failed or hopeless else 0
+
+
+@contextlib.contextmanager
+def _written_down_if_stopped(write: Callable[[], object]) -> Iterator[None]:
+    """Brings a sweep's overview up to date although it fails or is stopped, and lets that through."""
+    from sweeps.server import StoreAway
+
+    try:
+        yield
+    except StoreAway:
+        raise  # there is nowhere to write
+    except BaseException:
+        with contextlib.suppress(StoreAway):
+            write()
+        raise
 
 
 def _tidy(store: "Store", console: Console) -> None:
@@ -349,7 +357,6 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         remove_stopped,
         waiting_plan,
     )
-    from sweeps.server import StoreAway
     from sweeps.study import Study, study_name
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_results, summary
@@ -366,9 +373,11 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         return 0
     if not options.list:
         _tidy(store, console)
-        remove_stopped(store)
+    runs = store.runs()
+    if not options.list:
+        remove_stopped(store, runs)
         study.catch_up(options.retry_failed)
-    plan = waiting_plan(study, store)
+    plan = waiting_plan(study, runs)
     told = summary(plan, resources.concurrency) if plan.cells else "all trials have ended"
     console.print(f"study {study.name}: {told}", highlight=False, soft_wrap=True)
     if options.list:
@@ -379,17 +388,11 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     failed: list[tuple[str, str, Path]] = []
     write_search_overview(store, study, ABOUT)
     if plan.waiting:
-        try:
+        with _written_down_if_stopped(partial(write_search_overview, store, study, ABOUT)):
             failed = run_sweep(
                 plan, store, resources, tags, console, train, options.retries,
                 partial(SearchDriver, study),
             ).failed  # fmt: skip
-        except StoreAway:
-            raise  # there is nowhere to write
-        except BaseException:
-            with contextlib.suppress(StoreAway):
-                write_search_overview(store, study, ABOUT)
-            raise
         study.take_busy()
         write_search_overview(store, study, ABOUT)
     print_search(console, study)

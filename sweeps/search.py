@@ -28,7 +28,7 @@ from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.server import StoreAway
 from sweeps.study import Study, latency_of
 from sweeps.sweep import Driver
-from sweeps.tracking import Store
+from sweeps.tracking import Store, TrackedRun
 from sweeps.trial import Failure, Task
 
 ABOUT = (__doc__ or "").strip()
@@ -119,19 +119,22 @@ class SearchDriver(Driver):
         super().given_up(task, reason)
 
 
-def waiting_plan(study: Study, store: Store) -> Plan:
-    """A slot for each trial that is left; what it trains is only known when it begins."""
-    runs = [run for run in store.runs() if run.status == "FINISHED"]
-    mine = [run for run in runs if run.tags.get("study") == study.name]
-    pace = next(iter(measured_pace(mine or runs[-1:]).values()), math.nan)
+def waiting_plan(study: Study, runs: Sequence[TrackedRun]) -> Plan:
+    """A slot for each trial that is left; what it trains is only known when it begins.
+
+    Args:
+        runs: of the store; how long a trial takes is judged by them.
+    """
+    finished = [run for run in runs if run.status == "FINISHED"]
+    mine = [run for run in finished if run.tags.get("study") == study.name]
+    pace = next(iter(measured_pace(mine or finished[-1:]).values()), math.nan)
     slot = Cell(study.base, "", State.TODO, None, pace * study.base.training.steps)
     grid = Grid(_no_cells, {path: None for path in study.space}, ()).around(study.base)
     return Plan(SEARCH, grid, [slot] * study.left())
 
 
-def remove_stopped(store: Store) -> None:
+def remove_stopped(store: Store, runs: Sequence[TrackedRun]) -> None:
     """Folders of trials that were stopped early by a search that was then killed itself."""
-    runs = store.runs()
     live = {run.key for run in runs if run.status not in ("KILLED", "FAILED")}
     for run in runs:
         if run.was_stopped_early() and run.key not in live:

@@ -13,8 +13,8 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +140,18 @@ class Study:
 
     def left(self) -> int:
         """Trials that are still to be run, those of a process that has died among them."""
-        abandoned = {trial.number for trial in self._abandoned()}
-        trials = self._trials(*TrialState)
+        return self._left(self._abandoned())
+
+    def _left(self, abandoned: Sequence[FrozenTrial]) -> int:
+        free = {trial.number for trial in abandoned}
+        trials = self._trials()
         again = _retried(trials)
         spent = 0
         for trial in trials:
             if trial.state is TrialState.FAIL:  # others are queued again
                 spent += bool(trial.user_attrs.get("hopeless")) and trial.number not in again
             else:
-                spent += trial.state is not TrialState.WAITING and trial.number not in abandoned
+                spent += trial.state is not TrialState.WAITING and trial.number not in free
         return max(0, self.trials - spent)
 
     def _abandoned(self) -> list[FrozenTrial]:
@@ -172,11 +175,11 @@ class Study:
     def catch_up(self, retry_hopeless: bool = False) -> None:
         """Before a search goes on: takes what other sweeps have finished, queues what has failed."""
         for trial in self._abandoned():
-            if key := trial.user_attrs.get("key"):
-                self._take_finished(trial.number, key)
+            if "key" in trial.user_attrs:
+                self._take_finished(trial)
         self.take_busy()
         with self._alone():
-            trials = self._trials(*TrialState)
+            trials = self._trials()
             again = _retried(trials)
             for trial in trials:
                 failed = trial.state is TrialState.FAIL and trial.number not in again
@@ -187,14 +190,15 @@ class Study:
         """Takes the results of those that were left to another sweep, where they are there."""
         for trial in self._trials(TrialState.RUNNING):
             if trial.number in self.busy:
-                self._take_finished(trial.number, trial.user_attrs["key"])
+                self._take_finished(trial)
 
-    def _take_finished(self, number: int, key: str) -> None:
-        runs = [run for run in self.store.runs(key) if run.status == "FINISHED"]
-        values = self._values(runs[0].score, latency_of(runs[0])) if runs else [math.nan]
-        if not any(math.isnan(value) for value in values):
-            self._tell(number, values)
-            self.busy.discard(number)
+    def _take_finished(self, trial: FrozenTrial) -> None:
+        runs = self.store.runs(trial.user_attrs["key"])
+        finished = next((run for run in runs if run.status == "FINISHED"), None)
+        values = finished and self._values(finished.score, latency_of(finished))
+        if finished is not None and values:
+            self._end(Trial(self.study, trial._trial_id), finished.run_id, values)
+            self.busy.discard(trial.number)
 
     # One trial
 
@@ -204,9 +208,10 @@ class Study:
         None if none is left: another search of the same study may have had the last.
         """
         with self._alone(), _usable(self.file):
-            if not self.left():
+            abandoned = self._abandoned()
+            if not self._left(abandoned):
                 return None
-            trial = self._next_trial()
+            trial = self._next_trial(abandoned)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # All of them, where a process has died while it was drawing.
@@ -219,15 +224,15 @@ class Study:
         self.given_out[name] = trial
         return name, config
 
-    def _next_trial(self) -> Trial:
+    def _next_trial(self, abandoned: Sequence[FrozenTrial]) -> Trial:
         # Its draws depend on what is known alone: a search that is continued takes the same way.
         self.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=RANDOM_TRIALS,
-            seed=1000 * self.base.seed + len(self.study.trials),
+            seed=1000 * self.base.seed + len(self._trials()),
             multivariate=True,
             constant_liar=True,
         )
-        if abandoned := self._abandoned():
+        if abandoned:
             return Trial(self.study, abandoned[0]._trial_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -258,45 +263,36 @@ class Study:
 
     def tell(self, name: str, value: float, latency_ms: float, run_id: str) -> None:
         """A trial that has finished; without one of its values, as runs of old are, it has failed."""
-        values = self._values(value, latency_ms)
-        if any(math.isnan(x) for x in values):
-            self.tell_failed(name, run_id, hopeless=True)
+        if values := self._values(value, latency_ms):
+            self._end(self.given_out.pop(name), run_id, values)
         else:
-            self._end(name, run_id, values)
+            self.tell_failed(name, run_id, hopeless=True)
 
     def tell_stopped(self, name: str, run_id: str) -> None:
         """A trial that was stopped early."""
-        self._end(name, run_id, state=TrialState.PRUNED)
+        self._end(self.given_out.pop(name), run_id, state=TrialState.PRUNED)
 
     def tell_failed(self, name: str, run_id: str, hopeless: bool) -> None:
         """A trial that has failed; `hopeless` if it would do so again in the same way."""
-        self._end(name, run_id, state=TrialState.FAIL, hopeless=hopeless)
+        self._end(self.given_out.pop(name), run_id, state=TrialState.FAIL, hopeless=hopeless)
 
     def _end(
         self,
-        name: str,
+        trial: Trial,
         run_id: str,
         values: list[float] | None = None,
         state: TrialState | None = None,
         **attributes: Any,
     ) -> None:
-        trial = self.given_out.pop(name)
-        with _usable(self.file):
-            try:
-                for key, value in {"run_id": run_id, **attributes}.items():
-                    trial.set_user_attr(key, value)
-            except UpdateFinishedTrialError:
-                return
-        self._tell(trial.number, values, state)
+        with _usable(self.file), suppress(UpdateFinishedTrialError):  # somebody else was first
+            for key, value in {"run_id": run_id, **attributes}.items():
+                trial.set_user_attr(key, value)
+            self.study.tell(trial.number, values, state, skip_if_finished=True)
 
-    def _tell(
-        self, number: int, values: list[float] | None, state: TrialState | None = None
-    ) -> None:
-        with _usable(self.file):
-            self.study.tell(number, values, state, skip_if_finished=True)
-
-    def _values(self, value: float, latency_ms: float) -> list[float]:
-        return [value] if self.objective == "miou" else [value, latency_ms]
+    def _values(self, value: float, latency_ms: float) -> list[float] | None:
+        """What the study optimises; None if one of them is not known."""
+        values = [value] if self.objective == "miou" else [value, latency_ms]
+        return None if any(math.isnan(x) for x in values) else values
 
     # What came out
 
@@ -329,7 +325,7 @@ class Study:
         )
 
     def counts(self) -> dict[str, int]:
-        trials = self._trials(*TrialState)
+        trials = self._trials()
         return {
             name: sum(trial.state is state for trial in trials)
             for name, state in (
@@ -342,7 +338,7 @@ class Study:
     def csv(self) -> str:
         """One line a trial: its state, score, latency, last value on the way, settings and run."""
         rows: list[list[Any]] = []
-        for trial in self._trials(*TrialState):
+        for trial in self._trials():
             done = trial.values if trial.state is TrialState.COMPLETE else []
             step = trial.last_step
             on_the_way = ["", ""] if step is None else [step, trial.intermediate_values[step]]

@@ -166,9 +166,10 @@ def test_a_trial_that_another_sweep_trains_takes_its_result(base: Config, store:
     assert study.left() == 1
     study.take_busy()
     assert study.busy == {0}, "it is not finished yet"
-    finish(store, config, 31.5)
+    run_id = finish(store, config, 31.5)
     study.take_busy()
     assert (study.preset().value, study.busy) == (31.5, set())  # type: ignore[union-attr]
+    assert f"{run_id},True" in study.csv()
 
 
 def test_a_trial_of_a_dead_process_takes_what_another_sweep_has_finished(
@@ -289,7 +290,7 @@ def test_what_was_stopped_early_leaves_no_folder(base: Config, store: Store) -> 
             store.stop_early(run_id, 3)
         else:
             store.close(run_id, "KILLED", "the sweep was stopped")
-    remove_stopped(store)
+    remove_stopped(store, store.runs())
     left = {path.name for path in store.checkpoints.iterdir()}
     assert left == {configs[1].key(), configs[2].key()}
 
