@@ -226,10 +226,10 @@ def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
         writer.run("synapse", cell, final)
 
 
-def add_search(writer: Writer) -> str:
+def add_search(writer: Writer, benchmark: str = "gta5-cityscapes", metric: str = "miou") -> str:
     """What two searches leave behind; the id of the one run that is there."""
-    cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
-    run_id = writer.run("search", cell, {"miou": 30.0})
+    cell = settings(benchmark, 100, 0, training__method="semidavil")
+    run_id = writer.run("search", cell, {metric: 30.0})
     header = "trial,state,score,latency_ms,step,value,loss.omega,model.fusion,run_id,preset"
     one, both = "gta5-cityscapes-100-s0-miou-ab", "gta5-cityscapes-100-s0-miou-latency-cd"
     files = {

@@ -318,6 +318,17 @@ def test_searches_are_drawn_from_what_they_left_in_the_store(store: Writer) -> N
     assert front["pareto"].tolist() == [True, False, False, True]
 
 
+def test_a_search_is_scored_as_its_benchmark_is(store: Writer) -> None:
+    add_search(store, "synapse", "dice")
+    tracked = load_runs(store.uri)
+    for name in ("search_history", "search_pareto"):
+        drawn = FIGURES[name](tracked)
+        assert drawn.figure.axes[0].get_ylabel() == "Dice (%)"
+        assert "Dice" in drawn.alt
+    axes = FIGURES["search_importances"](tracked).figure.axes[0]
+    assert "variance of Dice" in axes.get_xlabel()
+
+
 def test_searches_of_other_runs_than_those_asked_for_are_left_out(store: Writer) -> None:
     add_search(store)
     cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")

@@ -437,3 +437,27 @@ def test_a_search_has_one_seed(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["--grid", "search", "--seeds", "0", "1"]) == 2
     assert "one value of seed" in capsys.readouterr().err
+
+
+def test_a_seed_does_not_confirm_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    from sweeps.run import main
+
+    assert main(["--grid", "search", "--seeds", "3", "--confirm-seeds", "2", "3"]) == 2
+    assert "--confirm-seeds 3" in capsys.readouterr().err
+
+
+def test_a_list_begins_no_study(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps.run import main
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    arguments = ["--grid", "search", "--set", "training.steps=31", "--list"]
+    assert main(arguments) == 0
+    assert "not begun, 20 trials" in capsys.readouterr().out
+    assert not (store.folder / "studies.db").exists()
+    rungs_from_11 = preset("toy", {"training.steps": "31", "runtime.eval_every": "11"})
+    study = open_study(rungs_from_11, store)  # a third of 31, rounded up: none at step 30
+    study.tell(ask(study)[0], 30.0, 5.0, "run")
+    assert main(arguments) == 0
+    assert f"study {study.name}: 1 finished" in " ".join(capsys.readouterr().out.split())

@@ -15,16 +15,19 @@ def _events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
 
 
-def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, list[dict[str, Any]], Path]:
+def open_task(store: Store, changes: dict[str, Any]) -> Task:
     config: Config = preset("toy", changes)
     run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
-    folder = store.checkpoints / config.key()
-    task = Task(
-        "cell", config.to_params(), run_id, store.uri, str(folder), train="fake_training:train"
-    )
+    folder = str(store.checkpoints / config.key())
+    return Task("cell", config.to_params(), run_id, store.uri, folder, train="fake_training:train")
+
+
+def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, list[dict[str, Any]], Path]:
+    task = open_task(store, changes)
     heard: list[dict[str, Any]] = []
     run_trial(Task.from_json(task.to_json()), heard.append)
-    return next(run for run in store.runs() if run.run_id == run_id), heard, folder
+    ended = next(run for run in store.runs() if run.run_id == task.run_id)
+    return ended, heard, Path(task.folder)
 
 
 def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(store: Store) -> None:
@@ -57,3 +60,17 @@ def test_a_failed_trial_says_why_and_keeps_its_checkpoint(
     assert (folder / "last.pt").exists()
     assert "Traceback" in (folder / "train.log").read_text()
     assert [x.path for x in store.client.list_artifacts(failed.run_id)] == ["train.log"]
+
+
+def test_a_trial_that_is_stopped_early_has_logged_all_its_steps(store: Store) -> None:
+    task = open_task(store, {})
+
+    def stop(news: dict[str, Any]) -> None:
+        if news["step"] == 7:
+            raise SystemExit  # as Tune does, in the training's thread
+
+    with pytest.raises(SystemExit):
+        run_trial(task, stop)
+    points = store.client.get_metric_history(task.run_id, "train/loss")
+    assert [point.step for point in points] == list(range(1, 8))
+    assert (Path(task.folder) / "last.pt").exists()
