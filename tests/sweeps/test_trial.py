@@ -13,6 +13,7 @@ from sweeps.trial import Task, run_trial
 def _events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", str(tmp_path))
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    monkeypatch.setattr("sweeps.trial.TELL_SECONDS", 0.0)
 
 
 def open_task(store: Store, changes: dict[str, Any]) -> Task:
@@ -40,6 +41,17 @@ def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(stor
     assert kept == {"config.json", "segmenter.safetensors", "train.log"}
     assert not folder.exists()
     assert [x["step"] for x in heard[:-1]] == list(range(1, STEPS + 1))
+
+
+def test_the_driver_hears_what_matters_at_once_and_of_the_rest_now_and_then(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.trial.TELL_SECONDS", 3600.0)
+    _, heard, _ = run(store, {"runtime.eval_every": 4})
+    told = [(x["step"], "value" in x) for x in heard[:-1]]
+    assert told == [(1, False), (4, True), (8, True), (STEPS, True)]
+    _, heard, _ = run(store, {"training.lr": 0.02})
+    assert [x["step"] for x in heard[:-1]] == [1, STEPS]
 
 
 @pytest.mark.parametrize(
