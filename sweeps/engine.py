@@ -63,6 +63,8 @@ class Listener(Protocol):
     def stops(self, task: Task, news: dict[str, Any]) -> bool: ...
     def revived(self, task: Task) -> None: ...
     def lost(self, task: Task, reason: str) -> None: ...
+    def idle(self) -> None:
+        """After every piece of news, when no worker waits for an answer: the time for long work."""
 
 
 def choose_resources(
@@ -241,6 +243,9 @@ class _Callback(_DriverOnly, tune.Callback):
     ) -> None:
         if "state" in result:
             self.listener.told(_task_of(trial), result)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.listener.idle()
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self.listener.revived(_task_of(trial))

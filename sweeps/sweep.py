@@ -54,6 +54,7 @@ class Driver:
         self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
         self.ready: deque[Task] = deque()  # claimed, and not yet handed out
+        self.one_ends = False  # since the last `idle`
         self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
         self.retried: Counter[str] = Counter()  # by name, as is `alone`
         self.alone: set[str] = set()
@@ -149,8 +150,13 @@ class Driver:
 
     def ending(self, task: Task) -> None:
         """A run is at its last step: its worker shall not wait for the next claim."""
-        if len(self.ready) < self.resources.concurrency:  # a dead worker repeats its last step
-            self.make_ready()
+        self.one_ends = True
+
+    def idle(self) -> None:
+        """Claims in the time that a worker takes to end its run."""
+        if self.one_ends and len(self.ready) < self.resources.concurrency:
+            self.make_ready()  # no more than that: a dead worker repeats its last step
+        self.one_ends = False
 
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:

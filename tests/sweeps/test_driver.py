@@ -45,6 +45,9 @@ def test_the_next_cell_is_claimed_while_a_run_is_at_its_last_step(
     driver.told(first, running(9))
     assert len(store.runs()) == 1
     driver.told(first, running(10))
+    assert len(store.runs()) == 1  # its worker waits for an answer, and not for a claim
+    driver.idle()
+    driver.idle()
     _, second = store.runs()
     assert second.status == "RUNNING"
     assert task_of(driver).run_id == second.run_id
@@ -55,6 +58,7 @@ def test_no_more_cells_are_held_than_can_begin(driver: Driver, store: Store) -> 
     first = task_of(driver)
     for _ in range(CONCURRENCY + 1):  # its worker dies at the last step, again and again
         driver.told(first, running(10))
+        driver.idle()
     assert len(store.runs()) == 1 + CONCURRENCY
 
 
@@ -65,6 +69,7 @@ def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
     while isinstance(task := driver.next_task(), Task):
         driver.started(task)
         driver.told(task, running(10))
+        driver.idle()
         names.append(task.name)
     assert isinstance(task, Later)  # one of those that are open may have to be tried again
     assert sorted(names) == sorted(cell.name for cell in driver.plan.cells)
@@ -74,5 +79,6 @@ def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
 
 def test_a_held_cell_is_closed_if_the_sweep_stops(driver: Driver, store: Store) -> None:
     driver.told(task_of(driver), running(10))
+    driver.idle()
     driver.close_open_runs()
     assert [run.status for run in store.runs()] == ["KILLED", "KILLED"]

@@ -30,6 +30,8 @@ class Quiet:
     def lost(self, task: Task, reason: str) -> None:
         self.reasons.append(reason)
 
+    def idle(self) -> None: ...
+
 
 @pytest.mark.slow
 def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: Path) -> None:
