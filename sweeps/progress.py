@@ -38,7 +38,7 @@ class SweepProgress:
         self.estimate = estimate
         self.done = self.failed = 0
         self.seconds: list[float] = []
-        self.started: dict[str, tuple[float, float]] = {}  # when, and at which fraction
+        self.started: dict[str, tuple[float, float]] = {}  # first heard of when, at which fraction
         self.fraction: dict[str, float] = {}
         self.bars = Progress(
             TextColumn("{task.description}"),
@@ -70,7 +70,7 @@ class SweepProgress:
             self.fraction[name] = 0.0
 
     def step(self, name: str, step: int, total: int) -> None:
-        self.started.setdefault(name, (time.monotonic(), (step - 1) / total))
+        self.started.setdefault(name, (time.monotonic(), step / total))
         self.fraction[name] = step / total
         self.bars.update(self.rows[name], completed=step, total=total, note="")
         self._refresh()
@@ -113,13 +113,23 @@ class SweepProgress:
         slots = max(1, min(self.concurrency, self.total - self.done - self.failed))
         return open_cells * self._seconds_per_cell() / slots
 
+    def seconds_left_of(self, name: str) -> float:
+        """From a running cell's own pace; infinite while it is not known, 0 at its last step."""
+        left = 1 - self.fraction[name]
+        return left * self._pace(name) if left else 0.0
+
+    def _pace(self, name: str) -> float:
+        """Seconds that the whole cell takes."""
+        since, at = self.started[name]
+        made = self.fraction[name] - at
+        return (time.monotonic() - since) / made if made > 0 else math.inf
+
     def _seconds_per_cell(self) -> float:
         if self.seconds:
             return sum(self.seconds) / len(self.seconds)
-        now = time.monotonic()
         paces = [
-            (now - since) / (self.fraction[name] - at)
-            for name, (since, at) in self.started.items()
+            self._pace(name)
+            for name, (_, at) in self.started.items()
             if self.fraction[name] - at > 0.1
         ]
         return sum(paces) / len(paces) if paces else self.estimate

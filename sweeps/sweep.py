@@ -23,6 +23,7 @@ from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
 from sweeps.tracking import Store
 from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task, load_training
 
+AHEAD_SECONDS = 2.0  # before a run ends, the cell that follows it is claimed
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
 
 
@@ -54,7 +55,8 @@ class Driver:
         self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
         self.ready: deque[Task] = deque()  # claimed, and not yet handed out
-        self.one_ends = False  # since the last `idle`
+        self.ends: set[str] = set()  # runs about to end, by id
+        self.wanted = 0  # cells to follow them that are not claimed yet
         self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
         self.retried: Counter[str] = Counter()  # by name, as is `alone`
         self.alone: set[str] = set()
@@ -137,7 +139,9 @@ class Driver:
     def told(self, task: Task, news: dict[str, Any]) -> None:
         if news["state"] == "running":
             self.progress.step(task.name, news["step"], news["total"])
-            if news["step"] == news["total"]:
+            ends = self.progress.seconds_left_of(task.name) <= AHEAD_SECONDS
+            if ends and task.run_id not in self.ends:
+                self.ends.add(task.run_id)
                 self.ending(task)
         elif task.run_id in self.open and news["state"] == "done":
             del self.open[task.run_id]
@@ -149,14 +153,14 @@ class Driver:
             self._failed(task, news["reason"], Failure(news["failure"]) if delivered else None)
 
     def ending(self, task: Task) -> None:
-        """A run is at its last step: its worker shall not wait for the next claim."""
-        self.one_ends = True
+        """A run is about to end: its worker shall not wait for the next claim."""
+        self.wanted += 1
 
     def idle(self) -> None:
-        """Claims in the time that a worker takes to end its run."""
-        if self.one_ends and len(self.ready) < self.resources.concurrency:
-            self.make_ready()  # no more than that: a dead worker repeats its last step
-        self.one_ends = False
+        """Claims while no worker waits for an answer."""
+        while self.wanted:
+            self.wanted -= 1
+            self.make_ready()
 
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:

@@ -54,12 +54,18 @@ def test_the_next_cell_is_claimed_while_a_run_is_at_its_last_step(
     assert len(store.runs()) == 2
 
 
-def test_no_more_cells_are_held_than_can_begin(driver: Driver, store: Store) -> None:
+def test_the_next_cell_is_claimed_once_shortly_before_a_run_ends(
+    driver: Driver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = task_of(driver)
-    for _ in range(CONCURRENCY + 1):  # its worker dies at the last step, again and again
-        driver.told(first, running(10))
+    claimed = []
+    for seconds, step in [(0, 1), (4, 5), (6.9, 7), (7, 8), (8, 9), (9, 10), (9, 10)]:
+        monkeypatch.setattr("sweeps.progress.time.monotonic", lambda at=100 + seconds: at)
+        driver.told(first, running(step))
         driver.idle()
-    assert len(store.runs()) == 1 + CONCURRENCY
+        claimed.append(len(store.runs()) - 1)
+    # A step takes a second; at step 7, after 6.9 s, 3.45 are left.
+    assert claimed == [0, 0, 0, 1, 1, 1, 1]
 
 
 def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
