@@ -295,15 +295,18 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     _tidy(store, console)
     plan = plan_now()
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
-    write_down(plan)
     failed: list[tuple[str, str, Path]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
         tags = {**code_tags(ROOT), "preset": preset_name}
         with _written_down_if_stopped(lambda: write_down(plan_now())):
-            failed = run_sweep(plan, store, resources, tags, console, train, options.retries).failed
+            failed = run_sweep(
+                plan, store, resources, tags, console, train, options.retries,
+                begin=partial(write_down, plan),
+            ).failed  # fmt: skip
         plan = write_down(plan_now())
     else:
+        write_down(plan)
         for run in plan.foreign():
             store.add_to_grid(run, name)
     print_results(console, plan)
@@ -386,15 +389,15 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     train = os.environ.get(TRAIN_VARIABLE, TRAIN)
     tags = {**code_tags(ROOT), "preset": preset_name}
     failed: list[tuple[str, str, Path]] = []
-    write_search_overview(store, study, ABOUT)
+    write_down = partial(write_search_overview, store, study, ABOUT)
     if plan.waiting:
-        with _written_down_if_stopped(partial(write_search_overview, store, study, ABOUT)):
+        with _written_down_if_stopped(write_down):
             failed = run_sweep(
                 plan, store, resources, tags, console, train, options.retries,
-                partial(SearchDriver, study),
+                partial(SearchDriver, study), write_down,
             ).failed  # fmt: skip
         study.take_busy()
-        write_search_overview(store, study, ABOUT)
+    write_down()
     print_search(console, study)
     if options.confirm_seeds and study.best():
         grid, configs = confirmation(base, study, options.confirm_seeds)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ class Driver:
         self.resources, self.progress, self.train = resources, progress, train
         self.retries = retries
         self.claims = Claims(store)
-        self.experiment = store.experiment_id(plan.grid_name)
         self.queue = deque(plan.waiting)
         self.ready: deque[Task] = deque()  # claimed, and not yet handed out
         self.ends: set[str] = set()  # runs about to end, by id
@@ -64,6 +64,11 @@ class Driver:
         self.kept = 0  # ended runs that the store does not have
         self.away: StoreAway | None = None
         self.asked = 0.0  # when the store was last found away
+
+    @cached_property
+    def experiment(self) -> str:
+        """MLflow's id of it; the store is not asked before it is needed."""
+        return self.store.experiment_id(self.plan.grid_name)
 
     def next_task(self) -> Task | Later | None:
         """The next cell that nobody else has begun since the plan was made.
@@ -243,6 +248,7 @@ def run_sweep(
     train: str = TRAIN,
     retries: int = 1,
     make_driver: "Callable[..., Driver]" = Driver,
+    begin: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Runs the waiting cells of `plan`; every run that it opens is closed when it returns.
 
@@ -255,6 +261,7 @@ def run_sweep(
         retries: how often a cell that fails is tried again in this sweep; not for one that would
             fail in the same way. One that is out of memory beside others is tried alone besides.
         make_driver: what turns cells into tasks; a search chooses them on the way.
+        begin: what else there is to do before the first cell, while Ray starts.
 
     Raises:
         ClusterError: a machine of the cluster lacks something; no cell has started.
@@ -264,18 +271,13 @@ def run_sweep(
     from sweeps.cluster import Common, require_common, run_on_cluster
     from sweeps.engine import run_tasks, started_ray
 
-    for run in plan.foreign():
-        store.add_to_grid(run, plan.grid_name)
     waiting = plan.waiting
     estimates = [cell.estimate for cell in waiting if not math.isnan(cell.estimate)]
     estimate = sum(estimates) / len(estimates) if estimates else math.nan
     progress = SweepProgress(console, len(waiting), resources.concurrency, estimate)
     prepare = preparation(train, distinct_preparations(waiting))
     driver = make_driver(plan, store, tags, resources, progress, train, retries)
-    store.announce(
-        driver.experiment,
-        {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency},
-    )
+    sweep = {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency}
     try:
         # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
         with ThreadPoolExecutor(1) as background:
@@ -283,6 +285,10 @@ def run_sweep(
             starting = background.submit(ray_start.__enter__)
             with _closing(ray_start):
                 try:
+                    begin()
+                    for run in plan.foreign():
+                        store.add_to_grid(run, plan.grid_name)
+                    store.announce(driver.experiment, sweep)
                     if not resources.address:
                         prepare()
                 finally:
