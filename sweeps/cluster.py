@@ -12,7 +12,6 @@ and ends its workers on every node when the sweep's process is gone.
 import logging
 import os
 import socket
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from semidavil.config import Config
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.provenance import package_versions
 from sweeps.server import PATIENCE, TrackingError, check_server
+from sweeps.storage import Storage
 
 PACKAGES = ("semidavil", "sweeps")  # whose code travels
 
@@ -59,19 +59,19 @@ class Common:
 
     Attributes:
         database: the SQLite file of the tracking store, if it is one.
-        storage: the folder of checkpoints and logs.
+        storage: where checkpoints and logs are kept.
         data_roots, caches: `runtime.data_root` and `runtime.cache_dir` of the cells.
     """
 
     tracking_uri: str
     database: Path | None
-    storage: Path
+    storage: Storage
     data_roots: frozenset[str]
     caches: frozenset[str]
 
     @classmethod
     def of(
-        cls, uri: str, database: Path | None, storage: Path, configs: Sequence[Config]
+        cls, uri: str, database: Path | None, storage: Storage, configs: Sequence[Config]
     ) -> "Common":
         setups = [config.runtime for config in configs]
         roots = frozenset(setup.data_root for setup in setups if setup.data_root)
@@ -165,12 +165,9 @@ def require_common(common: Common, cpus: float, gpus: float) -> None:
     nodes = [node for node in _nodes() if node.slots(cpus, gpus)]
     require_server(common, {node.host for node in nodes})
     # New on a fresh checkout; nodes that share its file system see it as soon as it is there.
-    for folder in (common.storage, *map(Path, common.caches)):
+    for folder in map(Path, common.caches):
         folder.mkdir(parents=True, exist_ok=True)
-    # A name that no machine can have cached as missing, as network file systems do.
-    mark = common.storage / f".seen-from-every-node-{uuid.uuid4().hex}"
-    mark.touch()
-    try:
+    with common.storage.marked() as mark:
         look = ray.remote(num_cpus=0, max_retries=0)(lacks)
         answers = [
             look.options(
@@ -183,8 +180,6 @@ def require_common(common: Common, cpus: float, gpus: float) -> None:
             for node, answer in zip(nodes, answers, strict=True)
             for text in _result(answer)
         ]
-    finally:
-        mark.unlink()
     if found:
         raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(sorted(set(found))))
 
@@ -193,7 +188,7 @@ def require_server(common: Common, hosts: set[str]) -> None:
     """Refuses an SQLite store that other machines are to log into, unless it is in the storage."""
     others = sorted(hosts - {socket.gethostname()})
     database = common.database
-    if database is None or not others or database.is_relative_to(common.storage):
+    if database is None or not others or database.is_relative_to(common.storage.place):
         return
     raise ClusterError(
         f"{', '.join(others)} cannot log into {database}, an SQLite file of {socket.gethostname()}: "
@@ -202,14 +197,9 @@ def require_server(common: Common, hosts: set[str]) -> None:
     )
 
 
-def lacks(common: Common, mark: Path, versions: Mapping[str, str]) -> list[str]:
+def lacks(common: Common, mark: str, versions: Mapping[str, str]) -> list[str]:
     """What this machine lacks, in words; empty if it is ready. Runs on every node."""
-    problems = []
-    if not mark.exists() or not os.access(mark.parent, os.W_OK):
-        problems.append(
-            f"the folder {common.storage} is not the sweep's, or cannot be written: name one that "
-            "all machines share with --storage"
-        )
+    problems = [text] if (text := common.storage.lacks(mark)) else []
     for root in sorted(common.data_roots):
         if not Path(root).is_dir():
             problems.append(f"no data sets in {root} (--data-root)")

@@ -8,7 +8,6 @@
 import argparse
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from semidavil.config import ConfigError
 from sweeps.credentials import redact
 from sweeps.run_log import Ending, RunLog
 from sweeps.server import StoreAway, TrackingError
-from sweeps.tracking import Store, TrackedRun, storage_folder, tracking_uri
+from sweeps.storage import ENDING, StorageError, Workspace, file_of, workspace
+from sweeps.tracking import Store, TrackedRun, chosen_storage, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "python sweeps/deliver.py"
@@ -32,9 +32,9 @@ Say = Callable[[str], None]  # text without markup
 
 @dataclass(frozen=True)
 class Kept:
-    """An ending that waits in the folder of its run."""
+    """An ending that waits where its run is kept."""
 
-    folder: Path
+    place: str
     ending: Ending
 
 
@@ -44,11 +44,10 @@ def kept_endings(store: Store) -> list[Kept]:
     Raises:
         TrackingError: one cannot be read.
     """
-    if not store.checkpoints.is_dir():
-        return []
-    folders = [path for path in sorted(store.checkpoints.iterdir()) if path.is_dir()]
-    endings = ((folder, Ending.read(folder)) for folder in folders)
-    return [Kept(folder, ending) for folder, ending in endings if ending is not None]
+    return [
+        Kept(place, Ending.parse(text, file_of(place, ENDING)))
+        for place, text in store.storage.endings()
+    ]
 
 
 def deliver_kept(store: Store, say: Say) -> int:
@@ -59,6 +58,7 @@ def deliver_kept(store: Store, say: Say) -> int:
 
     Raises:
         StoreAway: all that is not delivered stays kept.
+        StorageError: the bucket where it is kept is away.
     """
     waiting = kept_endings(store)
     if not waiting:
@@ -69,35 +69,39 @@ def deliver_kept(store: Store, say: Say) -> int:
         run = runs.get(kept.ending.run_id)
         if run is None:
             say(
-                f"{kept.folder} holds a run of {kept.ending.store} that is not in "
+                f"{kept.place} holds a run of {kept.ending.store} that is not in "
                 f"{redact(store.uri)}: deliver it with MLFLOW_TRACKING_URI={kept.ending.store} "
                 f"{COMMAND}; where its run was deleted, a sweep of its grid logs it into a new one"
             )
             continue
+        here = workspace(kept.place)
         if _finished_elsewhere(run, runs.values()):
             store.close(run.run_id, "KILLED", "another sweep has finished this cell")
-            shutil.rmtree(kept.folder, ignore_errors=True)
+            here.remove()
             say(f"{run.name}: another sweep has finished it; its own numbers are kept")
             continue
         try:
-            done = _deliver(store, run, kept.folder)
+            done = _deliver(store, run, here)
         except MlflowException as error:  # such as a proxy that takes no large files
-            say(f"{run.name} is refused and stays in {kept.folder}: {redact(str(error))}")
+            say(f"{run.name} is refused and stays in {kept.place}: {redact(str(error))}")
             continue
         if not done:
             say(f"{run.name}: another process delivers it")
             continue
         delivered += 1
         if kept.ending.status == "FINISHED":
-            shutil.rmtree(kept.folder, ignore_errors=True)  # all of it is an artifact now
+            here.remove()  # all of it is an artifact now
     return delivered
 
 
-def _deliver(store: Store, run: TrackedRun, folder: Path) -> bool:
-    log = RunLog(store.uri, run.run_id, folder, int(run.progress["step"]))
+def _deliver(store: Store, run: TrackedRun, here: Workspace) -> bool:
+    here.fetch()
+    log = RunLog(store.uri, run.run_id, here.folder, int(run.progress["step"]))
     if run.tags.get("reason"):  # its sweep was stopped while it waited
         log.tags["reason"] = ""
-    return log.deliver()
+    done = log.deliver()
+    here.push()
+    return done
 
 
 def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
@@ -110,7 +114,7 @@ def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
 def advice(store: Store) -> str:
     """What is kept while the store is away, and how to go on."""
     count = len(kept_endings(store))
-    what = f"{count} ended runs wait in {store.checkpoints}; " if count else ""
+    what = f"{count} ended runs wait in {store.storage.place}; " if count else ""
     return (
         f"{what}unfinished ones keep their checkpoints and metrics there. When "
         f"{redact(store.uri)} answers again, the same command delivers and goes on "
@@ -120,8 +124,8 @@ def advice(store: Store) -> str:
 
 def deliver_command(store: Store) -> str:
     """What delivers the runs that are kept beside this store."""
-    elsewhere = store.checkpoints != store.folder / "checkpoints"
-    return COMMAND + (f" --storage {shlex.quote(str(store.checkpoints))}" if elsewhere else "")
+    where = "" if store.own_storage else f" --storage {shlex.quote(store.storage.place)}"
+    return COMMAND + where
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument(
         "--storage",
-        metavar="DIR",
+        metavar="PLACE",
         default=os.environ.get("SEMIDAVIL_STORAGE", ""),
         help="where the sweep kept its checkpoints [default: $SEMIDAVIL_STORAGE, else checkpoints/]",
     )
@@ -144,11 +148,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(escape(text), highlight=False, soft_wrap=True)
 
     try:
-        store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
+        store = Store(ROOT, tracking_uri(), chosen_storage(options.storage))
         delivered = deliver_kept(store, say)
         say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
         return 1 if kept_endings(store) else 0
-    except (ConfigError, TrackingError, OSError) as error:
+    except (ConfigError, TrackingError, StorageError, OSError) as error:
         message = f"[bold red]error:[/] {escape(redact(str(error)))}"
         if isinstance(error, StoreAway):
             message += escape(f". {advice(store)}")

@@ -151,10 +151,11 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--storage",
-        metavar="DIR",
+        metavar="PLACE",
         default=os.environ.get("SEMIDAVIL_STORAGE", ""),
         help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
-        "share [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside the tracking store]",
+        "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "
+        "the tracking store]",
     )
     return command
 
@@ -275,10 +276,10 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     from sweeps.provenance import code_tags
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
-    from sweeps.tracking import Store, storage_folder, tracking_uri
+    from sweeps.tracking import Store, chosen_storage, tracking_uri
     from sweeps.trial import TRAIN
 
-    store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
+    store = Store(ROOT, tracking_uri(), chosen_storage(options.storage))
     resources = _resources(options, base)
 
     def plan_now() -> Plan:
@@ -295,7 +296,7 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     _tidy(store, console)
     plan = plan_now()
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
-    failed: list[tuple[str, str, Path]] = []
+    failed: list[tuple[str, str, str]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
         tags = {**code_tags(ROOT), "preset": preset_name}
@@ -363,10 +364,10 @@ def _search(options: argparse.Namespace, console: Console) -> int:
     from sweeps.study import Study, study_name
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_results, summary
-    from sweeps.tracking import Store, storage_folder, tracking_uri
+    from sweeps.tracking import Store, chosen_storage, tracking_uri
     from sweeps.trial import TRAIN
 
-    store = Store(ROOT, tracking_uri(), storage_folder(options.storage))
+    store = Store(ROOT, tracking_uri(), chosen_storage(options.storage))
     resources = _resources(options, base)
     try:
         study = Study(base, options.objective, options.trials, store, create=not options.list)
@@ -388,7 +389,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         return 0
     train = os.environ.get(TRAIN_VARIABLE, TRAIN)
     tags = {**code_tags(ROOT), "preset": preset_name}
-    failed: list[tuple[str, str, Path]] = []
+    failed: list[tuple[str, str, str]] = []
     write_down = partial(write_search_overview, store, study, ABOUT)
     if plan.waiting:
         with _written_down_if_stopped(write_down):

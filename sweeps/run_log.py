@@ -1,11 +1,10 @@
 """What the process that trains a run logs into it, and what it keeps while the store is away.
 
-A run's folder holds a journal of its metrics, `metrics.jsonl`. A run that has ended has its
-`ending.json` beside it, with the files to upload in the same folder, until the store has all of it.
+A run's folder (see `sweeps.storage`) holds a journal of its metrics. A run that has ended has its ending
+beside it, with the files to upload in the same folder, until the store has all of it.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import logging
@@ -22,12 +21,11 @@ from mlflow.entities import Metric
 
 from sweeps.credentials import redact
 from sweeps.server import DiskFull, StoreAway, TrackingError, patience_of
-from sweeps.tracking import log_batches, patiently, quiet_logs
+from sweeps.storage import ENDING, JOURNAL, on_disk
+from sweeps.tracking import log_batches, patiently, progress_of, quiet_logs
 
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
 FAILED_SHARE = 10  # a store that is away costs training at most one part in so many
-ENDING = "ending.json"
-JOURNAL = "metrics.jsonl"
 
 note = logging.getLogger(__name__)
 
@@ -64,12 +62,22 @@ class Ending:
         """
         path = folder / ENDING
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls.parse(path.read_text(), str(path))
         except FileNotFoundError:
             return None
+
+    @classmethod
+    def parse(cls, text: str, file: str) -> "Ending":
+        """The ending that `file` holds.
+
+        Raises:
+            TrackingError: it is not what this program has written.
+        """
+        try:
+            return cls(**json.loads(text))
         except (TypeError, ValueError) as error:
             raise TrackingError(
-                f"{path} cannot be read ({error}): restore it, or remove it to train the run again"
+                f"{file} cannot be read ({error}): restore it, or remove it to train the run again"
             ) from error
 
 
@@ -109,6 +117,18 @@ class RunLog:
         self.seconds_before, self.started = seconds, time.monotonic()
         self.next_flush = self.started + FLUSH_SECONDS
         self.away = False
+
+    def catch_up(self) -> None:
+        """Learns from the store what an attempt on another machine has logged since."""
+        try:
+            with patience_of(0):
+                known = progress_of(self.client, self.run_id)
+        except StoreAway as error:
+            note.warning("%s; steps that this run repeats may be logged twice", error)
+            return
+        self.step = max(self.step, int(known["step"]))
+        self.waiting = [entry for entry in self.waiting if entry["step"] > known["step"]]
+        self.seconds_before = max(self.seconds_before, known["seconds"])
 
     @property
     def seconds(self) -> float:
@@ -275,24 +295,6 @@ def _alone_in(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             alone = False
         yield alone
-
-
-@contextlib.contextmanager
-def on_disk(folder: Path) -> Iterator[None]:
-    """Names the folder of a run whose disk is full.
-
-    Raises:
-        DiskFull: in place of the OSError that says only this.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
-            f"the disk is full: {folder} takes no more metrics. What was logged so far is kept; "
-            "free space, then give the same command again: it goes on from the last checkpoint"
-        ) from error
 
 
 def _read_journal(path: Path) -> Iterator[dict[str, Any]]:

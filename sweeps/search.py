@@ -11,11 +11,9 @@ only known after `--confirm-seeds` has trained it and the preset again with othe
 """
 
 import math
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +24,7 @@ from semidavil.config import Config
 from sweeps.grids import SEARCH, Grid
 from sweeps.plan import Cell, Plan, State, measured_pace
 from sweeps.server import StoreAway
+from sweeps.storage import StorageError, workspace
 from sweeps.study import Study, latency_of
 from sweeps.sweep import Driver
 from sweeps.tracking import Store, TrackedRun
@@ -42,7 +41,7 @@ class SearchDriver(Driver):
         self.study = study
         self.asked_cell: Cell | None = None  # but not yet claimed: the store was away
         self.diverged: set[str] = set()  # by name
-        self.stopped: list[Path] = []  # folders of what was ended early
+        self.stopped: list[str] = []  # places of what was ended early
 
     def ending(self, task: Task) -> None:
         """A trial that is asked for later knows this one's score."""
@@ -95,15 +94,21 @@ class SearchDriver(Driver):
             return False
         self.study.tell_stopped(task.name, task.run_id)
         del self.open[task.run_id]
-        self.stopped.append(Path(task.folder))
+        self.stopped.append(task.place)
         self.outcome.finished += 1
         self.progress.end(task.name, score=f"stopped early at step {step}")
         return True
 
     def close_open_runs(self) -> None:
         super().close_open_runs()
-        for folder in self.stopped:  # their workers are gone by now
-            shutil.rmtree(folder, ignore_errors=True)
+        for place in self.stopped:  # their workers are gone by now
+            self._forget(place)
+
+    def _forget(self, place: str) -> None:
+        try:
+            workspace(place).remove()
+        except StorageError as error:
+            self.progress.say(f"{escape(str(error))}. A later search removes it")
 
     def told(self, task: Task, news: dict[str, Any]) -> None:
         if task.run_id not in self.open:
@@ -136,9 +141,9 @@ def waiting_plan(study: Study, runs: Sequence[TrackedRun]) -> Plan:
 def remove_stopped(store: Store, runs: Sequence[TrackedRun]) -> None:
     """Folders of trials that were stopped early by a search that was then killed itself."""
     live = {run.key for run in runs if run.status not in ("KILLED", "FAILED")}
-    for run in runs:
-        if run.was_stopped_early() and run.key not in live:
-            shutil.rmtree(store.checkpoints / run.key, ignore_errors=True)
+    stopped = {run.key for run in runs if run.was_stopped_early()}
+    for key in (stopped - live) & store.storage.keys():
+        workspace(store.storage.of(key)).remove()
 
 
 def confirmation(base: Config, study: Study, seeds: Sequence[int]) -> tuple[Grid, list[Config]]:

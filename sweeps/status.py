@@ -27,13 +27,14 @@ from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
 from sweeps.deliver import deliver_command, kept_endings
 from sweeps.progress import duration
+from sweeps.storage import StorageError
 from sweeps.tracking import (
     OPEN,
     Store,
     TrackedRun,
     TrackingError,
+    chosen_storage,
     is_gone,
-    storage_folder,
     tracking_uri,
 )
 
@@ -120,7 +121,7 @@ def kept_here(store: Store, now: float) -> str:
     if not waiting:
         return ""
     return (
-        f"ended runs that wait in {store.checkpoints}, not counted above: {len(waiting)}\n"
+        f"ended runs that wait in {store.storage.place}, not counted above: {len(waiting)}\n"
         f"the next sweep delivers them, or {deliver_command(store)}"
     )
 
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return render(statuses, now, kept_here(store, now))
 
     try:
-        storage = storage_folder(os.environ.get("SEMIDAVIL_STORAGE", ""))
+        storage = chosen_storage(os.environ.get("SEMIDAVIL_STORAGE", ""))
         store = Store(ROOT, tracking_uri(), storage)
         if not options.watch:
             console.print(look())
@@ -192,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 live.update(look(), refresh=True)
     except KeyboardInterrupt:
         return 0
-    except (ConfigError, TrackingError) as error:
+    except (ConfigError, TrackingError, StorageError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 

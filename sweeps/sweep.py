@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,8 +20,9 @@ from sweeps.deliver import advice, deliver_kept
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
 from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
+from sweeps.storage import LOG, file_of
 from sweeps.tracking import Store
-from sweeps.trial import LATER, LOG_NAME, TRAIN, Failure, Later, Task, load_training
+from sweeps.trial import LATER, TRAIN, Failure, Later, Task, load_training
 
 AHEAD_SECONDS = 2.0  # before a run ends, the cell that follows it is claimed
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
@@ -33,7 +33,7 @@ class Outcome:
     """What became of the cells that ran."""
 
     finished: int = 0
-    failed: list[tuple[str, str, Path]] = field(default_factory=list)  # name, reason, log
+    failed: list[tuple[str, str, str]] = field(default_factory=list)  # name, reason, log
 
 
 class Driver:
@@ -121,7 +121,7 @@ class Driver:
             params=config.to_params(),
             run_id=run_id,
             tracking_uri=self.store.uri,
-            folder=str(self.store.checkpoints / config.key()),
+            place=self.store.storage.of(config.key()),
             logged_step=int(earlier["step"]),
             seconds=float(earlier["seconds"]),
             train=self.train,
@@ -170,7 +170,7 @@ class Driver:
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:
             self.kept += 1
-            self.progress.say(f"{escape(task.name)} is kept in {escape(task.folder)}: store away")
+            self.progress.say(f"{escape(task.name)} is kept in {escape(task.place)}: store away")
         return bool(news["delivered"])
 
     def stops(self, task: Task, news: dict[str, Any]) -> bool:
@@ -211,7 +211,7 @@ class Driver:
         self.progress.say(f"{escape(task.name)}: {escape(reason)}; it is tried {how}")
 
     def given_up(self, task: Task, reason: str) -> None:
-        self.outcome.failed.append((task.name, reason, Path(task.folder) / LOG_NAME))
+        self.outcome.failed.append((task.name, reason, file_of(task.place, LOG)))
         self.progress.end(task.name, error=reason)
 
     def close_open_runs(self) -> None:
@@ -295,7 +295,7 @@ def run_sweep(
                     starting.result()
                 if resources.address:
                     configs = [cell.config for cell in waiting]
-                    common = Common.of(store.uri, store.database, store.checkpoints, configs)
+                    common = Common.of(store.uri, store.database, store.storage, configs)
                     require_common(common, resources.cpus, resources.gpus)
                     console.print("the cluster is ready; preparing data and captions on it")
                     run_on_cluster(prepare, resources.cpus, resources.gpus)

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -135,9 +134,9 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def print_failures(
-    console: Console, failed: Sequence[tuple[str, str, Path]], retry_command: str
+    console: Console, failed: Sequence[tuple[str, str, str]], retry_command: str
 ) -> None:
     for name, reason, log in failed:
         console.print(f"[red]failed[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
-        console.print(f"       {escape(str(log))}", soft_wrap=True, highlight=False)
+        console.print(f"       {escape(log)}", soft_wrap=True, highlight=False)
     console.print(f"retry them: {escape(retry_command)}", soft_wrap=True, highlight=False)

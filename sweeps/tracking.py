@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from semidavil.config import Config, ConfigError
+from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact, without_credentials
 from sweeps.garbage import no_garbage_collection
@@ -34,6 +34,7 @@ from sweeps.server import (
     patiently,
 )
 from sweeps.sqlite_runs import read_runs
+from sweeps.storage import Storage, open_storage
 
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
@@ -66,9 +67,7 @@ class TrackedRun:
     @property
     def progress(self) -> dict[str, float]:
         """`step` and `seconds` of training so far, and the `time` at which they were logged."""
-        return {"step": 0, "seconds": 0.0, "time": 0.0} | json.loads(
-            self.tags.get("progress", "{}")
-        )
+        return read_progress(self.tags.get("progress", "{}"))
 
     def is_taken(self) -> bool:
         """Finished, or somebody is at work on it."""
@@ -125,13 +124,13 @@ class Store:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
         uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
-        storage: the folder of checkpoints and logs, instead of `checkpoints/`.
+        storage: where checkpoints and logs are kept, instead of `checkpoints/`.
 
     Raises:
         TrackingError: `uri` is a folder.
     """
 
-    def __init__(self, root: Path, uri: str | None = None, storage: Path | None = None) -> None:
+    def __init__(self, root: Path, uri: str | None = None, storage: Storage | None = None) -> None:
         self.uri = without_credentials(uri or f"sqlite:///{root / 'mlflow.db'}")
         self.folder = root
         self.database: Path | None = None
@@ -146,7 +145,8 @@ class Store:
                 f"MLFLOW_TRACKING_URI={redact(self.uri)} is a folder, where MLflow no longer tracks runs: "
                 "use a database (sqlite:///PATH.db), a server (http://HOST:PORT), or unset it"
             )
-        self.checkpoints = storage or self.folder / "checkpoints"
+        self.own_storage = storage is None
+        self.storage = storage or open_storage(str(self.folder / "checkpoints"))
         self._client: MlflowClient | None = None
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
 
@@ -341,6 +341,16 @@ class Store:
             log_batches(self.client, run.run_id, tags={"grids": " ".join([*grids, grid])})
 
 
+def read_progress(tag: str) -> dict[str, float]:
+    return {"step": 0, "seconds": 0.0, "time": 0.0} | json.loads(tag)
+
+
+def progress_of(client: MlflowClient, run_id: str) -> dict[str, float]:
+    """`TrackedRun.progress` of one run, as the store has it now."""
+    run = patiently(lambda: client.get_run(run_id))
+    return read_progress(run.data.tags.get(f"{PREFIX}progress", "{}"))
+
+
 def log_batches(
     client: MlflowClient,
     run_id: str,
@@ -378,14 +388,10 @@ def tracking_uri() -> str | None:
     return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
-def storage_folder(option: str) -> Path | None:
-    """The folder that --storage names, absolute; None if it is not given.
+def chosen_storage(option: str) -> Storage | None:
+    """The storage that --storage names; None if it is not given.
 
     Raises:
-        ConfigError: it is an address.
+        ConfigError: nothing can be kept there.
     """
-    if "://" in option:
-        raise ConfigError(
-            f"--storage {option}: checkpoints need a folder; mount the bucket and name its folder"
-        )
-    return Path(option).expanduser().resolve() if option else None
+    return open_storage(option) if option else None

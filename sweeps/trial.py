@@ -23,10 +23,11 @@ from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
 from sweeps.garbage import spare_imports
 from sweeps.provenance import device_name
-from sweeps.run_log import Ending, RunLog, on_disk
+from sweeps.run_log import Ending, RunLog
+from sweeps.server import DiskFull
+from sweeps.storage import ARTIFACTS, LOG, StorageError, Workspace, on_disk, workspace
 
 TRAIN = "semidavil.train:train"
-LOG_NAME = "train.log"
 TELL_SECONDS = 1.0  # a word to the driver costs training some 8 ms: it waits until it is heard
 INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError", "DiskFull")
 
@@ -48,7 +49,7 @@ class Task:
         name: the cell's readable name.
         params: the Config, flat.
         run_id: the MLflow run to log into; the driver has created it.
-        folder: absolute; checkpoints, `train.log` and the metrics' journal go there.
+        place: where checkpoints, `train.log` and the metrics' journal are kept; see `sweeps.storage`.
         logged_step, seconds: what an earlier attempt has logged, and its training time.
         train: `module:function` with the signature and the behaviour of `semidavil.train.train`:
             (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
@@ -59,7 +60,7 @@ class Task:
     params: dict[str, str]
     run_id: str
     tracking_uri: str
-    folder: str
+    place: str
     logged_step: int = 0
     seconds: float = 0.0
     train: str = TRAIN
@@ -92,17 +93,23 @@ def run_trial(task: Task, tell: Tell) -> None:
     it is not `delivered`; `sweeps.deliver` does so later.
     """
     config = Config.from_params(task.params)
-    folder = Path(task.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = RunLog(task.tracking_uri, task.run_id, folder, task.logged_step, task.seconds)
-    with train_log(folder / LOG_NAME, task) as note:
+    here = workspace(task.place)
+    unfetched = _error_of(here.fetch, StorageError)
+    log = RunLog(task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds)
+    with train_log(here.folder / LOG, task) as note:
         try:
-            final = _train(task, config, folder, log, note, tell)
+            if unfetched:
+                raise unfetched
+            if here.travels:
+                log.catch_up()
+            with here.pushing(note):
+                final = _train(task, config, here.folder, log, note, tell)
         except Exception as error:
             print(redact(traceback.format_exc()), file=sys.stderr)
             reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
             note(f"failed: {reason}")
-            done = log.fail(reason, failure is not Failure.DIVERGED, [folder / LOG_NAME])
+            done = log.fail(reason, failure is not Failure.DIVERGED, [here.folder / LOG])
+            _keep(here, note)
             news = {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
             tell(news)
         except SystemExit:  # Tune's way to end a trial early, at its next word
@@ -110,10 +117,28 @@ def run_trial(task: Task, tell: Tell) -> None:
             raise
         else:
             tell({"state": "done", **final})
-            if final["delivered"] and Ending.read(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)  # all of it is an artifact now
+            _keep(here, note, forget=final["delivered"] and Ending.read(here.folder) is None)
         finally:
             _free_memory()
+
+
+def _keep(here: Workspace, note: Callable[[str], None], forget: bool = False) -> None:
+    """Keeps what a run leaves, for its next attempt or its delivery; or forgets it."""
+    try:
+        if forget:
+            here.remove()  # all of it is an artifact now
+        else:
+            here.push()
+    except (StorageError, DiskFull) as error:
+        note(f"{error}; what this run leaves stays in {here.folder}")
+
+
+def _error_of(call: Callable[[], None], kind: type[StorageError]) -> StorageError | None:
+    try:
+        call()
+    except kind as error:
+        return error
+    return None
 
 
 def _train(
@@ -153,7 +178,7 @@ def _train(
     values |= {"final/seconds": seconds, "final/steps": result.steps}
     if not math.isnan(result.latency_ms):
         values["final/latency_ms"] = result.latency_ms
-    artifacts = folder / "artifacts"
+    artifacts = folder / ARTIFACTS
     with on_disk(folder):
         collect_artifacts(artifacts, config, result, folder)
     return _final(config, values, log.finish(values, artifacts))
@@ -184,7 +209,7 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
     target.mkdir()
     params = config.to_params()
     (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
-    for path in (*result.artifacts.values(), folder / LOG_NAME):
+    for path in (*result.artifacts.values(), folder / LOG):
         shutil.copyfile(path, target / Path(path).name)
 
 

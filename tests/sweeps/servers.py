@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from fake_training import STEPS
+from mlflow.exceptions import MlflowException
 from sweep_process import Sweeps
 
 from sweeps.tracking import Store
@@ -26,6 +29,24 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def away() -> MlflowException:
+    """What MLflow raises when nobody listens."""
+    try:
+        try:
+            raise requests.exceptions.ConnectionError("[Errno 111] Connection refused")
+        except requests.exceptions.ConnectionError as error:
+            raise MlflowException(f"API request to http://ann:pw@host/ failed: {error}") from error
+    except MlflowException as error:
+        return error
+
+
+def raising(make: Callable[[], Exception]) -> Callable[..., Any]:
+    def instead(*_: Any, **__: Any) -> None:
+        raise make()  # a new one: an error that is raised again gets another context
+
+    return instead
 
 
 class MlflowServer:

@@ -24,6 +24,7 @@ from sweeps.cluster import ClusterError, Common, Node, lacks, require_server
 from sweeps.engine import choose_resources
 from sweeps.provenance import package_versions
 from sweeps.run import main
+from sweeps.storage import open_storage
 from sweeps.tracking import Store
 
 STEP_SECONDS = 0.4  # a node is lost in the middle of its ten
@@ -246,11 +247,11 @@ def test_resources_come_from_the_cluster_and_not_from_this_machine(
 @pytest.fixture
 def common(tmp_path: Path) -> Common:
     setup = {"runtime.cache_dir": str(tmp_path), "runtime.data_root": str(tmp_path)}
-    return Common.of("sqlite:///x.db", None, tmp_path, [preset("toy", setup)])
+    return Common.of("sqlite:///x.db", None, open_storage(str(tmp_path)), [preset("toy", setup)])
 
 
 def test_a_database_of_this_machine_is_refused_where_others_must_log(common: Common) -> None:
-    here, database = socket.gethostname(), common.storage / "db" / "mlflow.db"
+    here, database = socket.gethostname(), common.storage.folder / "db" / "mlflow.db"
     local = replace(common, database=Path("/elsewhere/mlflow.db"))
     require_server(local, {here})
     with pytest.raises(
@@ -262,11 +263,10 @@ def test_a_database_of_this_machine_is_refused_where_others_must_log(common: Com
 
 
 def test_a_node_says_all_that_it_lacks(common: Common, tmp_path: Path) -> None:
-    mark, versions = tmp_path / "mark", package_versions()
-    mark.touch()
-    assert lacks(common, mark, versions) == []
-    assert lacks(common, mark, versions | {"torch": versions["torch"] + "+rocm"}) == []
-    mark.unlink()
+    versions = package_versions()
+    with common.storage.marked() as mark:
+        assert lacks(common, mark, versions) == []
+        assert lacks(common, mark, versions | {"torch": versions["torch"] + "+rocm"}) == []
     bad = replace(
         common,
         tracking_uri=f"http://127.0.0.1:{free_port()}",
@@ -289,7 +289,7 @@ def test_a_node_says_all_that_it_lacks(common: Common, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
-        (["--storage", "s3://bucket/runs"], 2, "mount the bucket"),
+        (["--storage", "hdfs://head/runs"], 2, "mount anything else as a folder"),
         (["--address", "ray://head:10001"], 1, "on a machine of the cluster"),
     ],
 )

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from servers import free_port
+from servers import away, free_port, raising
 
 from semidavil.config import preset
 from sweeps import deliver, run, server, status
@@ -25,24 +24,6 @@ from sweeps.tracking import Store
 from sweeps.trial import Task, run_trial
 
 CONFIG = preset("toy", {"data.budget": 200})
-
-
-def away() -> MlflowException:
-    """What MLflow raises when nobody listens."""
-    try:
-        try:
-            raise requests.exceptions.ConnectionError("[Errno 111] Connection refused")
-        except requests.exceptions.ConnectionError as error:
-            raise MlflowException(f"API request to http://ann:pw@host/ failed: {error}")  # noqa: B904
-    except MlflowException as error:
-        return error
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def instead(*_: Any, **__: Any) -> None:
-        raise error
-
-    return instead
 
 
 class Outage:
@@ -104,7 +85,7 @@ def open_run(store: Store) -> str:
 
 
 def log_of(store: Store, run_id: str) -> RunLog:
-    folder = store.checkpoints / CONFIG.key()
+    folder = store.storage.folder / CONFIG.key()
     folder.mkdir(parents=True, exist_ok=True)
     return RunLog(store.uri, run_id, folder)
 
@@ -207,7 +188,7 @@ def test_a_failed_run_tells_no_password(store: Store, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("fake_training.train", broken)
     run_id = open_run(store)
-    folder = store.checkpoints / CONFIG.key()
+    folder = store.storage.folder / CONFIG.key()
     task = Task(
         "c", CONFIG.to_params(), run_id, store.uri, str(folder), train="fake_training:train"
     )
@@ -378,7 +359,7 @@ def test_a_trial_whose_run_is_kept_is_delivered_and_not_trained(
     task = kept_task(store, monkeypatch)
     heard: list[dict[str, Any]] = []
     with monkeypatch.context() as still_away:
-        still_away.setattr(MlflowClient, "log_batch", raising(away()))
+        still_away.setattr(MlflowClient, "log_batch", raising(away))
         run_trial(task, heard.append)
     run_trial(task, heard.append)
     assert [(news["state"], news["delivered"], news["score"]) for news in heard] == [
@@ -396,7 +377,7 @@ def test_results_that_the_store_refuses_stay_kept(
     said: list[str] = []
     with monkeypatch.context() as refusing:
         too_large = MlflowException("413 Request Entity Too Large")
-        refusing.setattr(MlflowClient, "log_artifacts", raising(too_large))
+        refusing.setattr(MlflowClient, "log_artifacts", raising(lambda: too_large))
         run_trial(task, heard.append)
         assert store.runs()[0].status == "FAILED"
         assert deliver.deliver_kept(store, said.append) == 0
@@ -492,7 +473,7 @@ def test_what_follows_a_torn_journal_line_is_kept(store: Store, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["../secret.txt", "/etc/hostname"])
 def test_no_file_outside_a_runs_folder_is_uploaded(store: Store, name: str) -> None:
     log = log_of(store, open_run(store))
-    (store.checkpoints / "secret.txt").write_text("secret")
+    (store.storage.folder / "secret.txt").write_text("secret")
     ending = {"run_id": log.run_id, "store": store.uri, "status": "FINISHED", "step": 1}
     ending |= {"time": 1, "seconds": 1.0, "files": [name]}
     (log.folder / ENDING).write_text(json.dumps(ending))
@@ -502,7 +483,7 @@ def test_no_file_outside_a_runs_folder_is_uploaded(store: Store, name: str) -> N
 
 
 def test_an_unreadable_ending_is_named(store: Store) -> None:
-    folder = store.checkpoints / "key"
+    folder = store.storage.folder / "key"
     folder.mkdir(parents=True)
     (folder / ENDING).write_text("{")
     with pytest.raises(TrackingError, match=r"key/ending\.json cannot be read"):

@@ -282,7 +282,7 @@ def test_what_was_stopped_early_leaves_no_folder(base: Config, store: Store) -> 
     configs = [base.replace({"seed": seed}) for seed in range(3)]
     for config, end in zip(configs, ("stopped", "killed", "trained on"), strict=True):
         run_id = store.open_run(experiment, "trial", config, {})
-        (store.checkpoints / config.key()).mkdir(parents=True)
+        (store.storage.folder / config.key()).mkdir(parents=True)
         if end == "trained on":  # the store went away between the tag and the end of the run
             store.client.set_tag(run_id, "semidavil.stopped_early", "3")
             store.close(run_id, "FINISHED", "")
@@ -291,7 +291,7 @@ def test_what_was_stopped_early_leaves_no_folder(base: Config, store: Store) -> 
         else:
             store.close(run_id, "KILLED", "the sweep was stopped")
     remove_stopped(store, store.runs())
-    left = {path.name for path in store.checkpoints.iterdir()}
+    left = {path.name for path in store.storage.folder.iterdir()}
     assert left == {configs[1].key(), configs[2].key()}
 
 

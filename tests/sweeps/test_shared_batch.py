@@ -52,7 +52,7 @@ def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: P
 
     pair = config.replace({"runtime.world_size": 2})
     run_id = store.open_run(store.experiment_id("attention"), "cell", pair, {})
-    task = Task("cell", pair.to_params(), run_id, store.uri, str(store.checkpoints / pair.key()))
+    task = Task("cell", pair.to_params(), run_id, store.uri, str(store.storage.folder / pair.key()))
     tasks, listener = deque([task]), Quiet()
     resources = Resources(concurrency=1, cpus=2, gpus=0)
     with started_ray(resources, TRAIN):

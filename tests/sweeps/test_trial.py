@@ -19,8 +19,8 @@ def _events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def open_task(store: Store, changes: dict[str, Any]) -> Task:
     config: Config = preset("toy", changes)
     run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
-    folder = str(store.checkpoints / config.key())
-    return Task("cell", config.to_params(), run_id, store.uri, folder, train="fake_training:train")
+    place = store.storage.of(config.key())
+    return Task("cell", config.to_params(), run_id, store.uri, place, train="fake_training:train")
 
 
 def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, list[dict[str, Any]], Path]:
@@ -28,7 +28,7 @@ def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, list[dict[st
     heard: list[dict[str, Any]] = []
     run_trial(Task.from_json(task.to_json()), heard.append)
     ended = next(run for run in store.runs() if run.run_id == task.run_id)
-    return ended, heard, Path(task.folder)
+    return ended, heard, Path(task.place)
 
 
 def test_a_finished_trial_leaves_its_scores_and_artifacts_and_no_checkpoint(store: Store) -> None:

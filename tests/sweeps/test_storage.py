@@ -1,0 +1,452 @@
+"""Where runs are kept: a folder, or a bucket of a real S3 server."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from buckets import BucketServer, bucket_server  # noqa: F401
+from mlflow import MlflowClient
+from servers import assert_undisturbed, away, raising
+from sweep_process import FOUR, Sweeps
+
+from semidavil import checkpoint
+from semidavil.config import ConfigError, preset
+from sweeps import deliver, storage
+from sweeps.run import main
+from sweeps.storage import (
+    CHECKPOINT,
+    ENDING,
+    JOURNAL,
+    LOG,
+    Copy,
+    Storage,
+    StorageError,
+    file_of,
+    open_storage,
+    remove_old_copies,
+    workspace,
+)
+from sweeps.tracking import Store
+from sweeps.trial import Task, run_trial
+
+CONFIG = preset("toy", {"data.budget": 200})
+Machines = Callable[[str], None]
+
+
+@pytest.fixture
+def place(bucket_server: BucketServer) -> str:  # noqa: F811
+    return bucket_server.place(f"bucket/{uuid4().hex}")
+
+
+@pytest.fixture
+def on_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Moves to the machine of that name: another temporary folder, hence other copies."""
+
+    def move(name: str) -> None:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+
+    move("first")
+    return move
+
+
+def run_of(place: str) -> Copy:
+    """The workspace of a run there, fetched."""
+    here = workspace(open_storage(place).of("0123456789abcdef"))
+    here.fetch()
+    assert isinstance(here, Copy)
+    return here
+
+
+def write(here: Copy, **files: str) -> None:
+    for name, text in files.items():
+        path = here.folder / {"checkpoint": CHECKPOINT, "journal": JOURNAL, "log": LOG}[name]
+        draft = path.with_suffix(".tmp")
+        draft.write_text(text)
+        draft.replace(path)
+
+
+def text_of(here: Copy, name: str) -> str:
+    return (here.folder / name).read_text()
+
+
+# What a place is
+
+
+def test_a_folder_and_its_address_are_the_same_storage(tmp_path: Path) -> None:
+    for text in (str(tmp_path), tmp_path.as_uri()):
+        found = open_storage(text)
+        assert type(found) is Storage
+        assert found.place == found.of("key").removesuffix("/key") == str(tmp_path)
+        assert workspace(found.of("key")).folder == tmp_path / "key"
+    assert open_storage("file:///a%20b").place == "/a b"
+
+
+def test_a_runs_place_keeps_the_options_of_its_bucket() -> None:
+    found = open_storage("s3://bucket/team/runs/?region=eu-west-1")
+    assert found.place == "s3://bucket/team/runs?region=eu-west-1"
+    assert found.of("key") == "s3://bucket/team/runs/key?region=eu-west-1"
+    assert file_of(found.of("key"), LOG) == "s3://bucket/team/runs/key/train.log?region=eu-west-1"
+    assert workspace(found.of("key")).folder == found.folder / "key"
+    other = open_storage("s3://bucket/others?region=eu-west-1")
+    assert other.folder != found.folder
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ftp://host/runs", "s3://, gs://, abfs://"),
+        ("s3://AKIA:verysecret@bucket/runs", "no keys in the address"),
+        ("s3://AKIA@bucket/runs", "no keys in the address"),
+        ("s3://bucket", "name a folder"),
+    ],
+)
+def test_an_address_that_cannot_serve_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        open_storage(text)
+    assert "verysecret" not in str(error.value)
+
+
+def test_files_are_called_as_the_training_calls_them() -> None:
+    assert CHECKPOINT == checkpoint.CHECKPOINT
+
+
+def test_a_folder_that_somebody_else_has_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"semidavil-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StorageError, match="not this user's own"):
+        open_storage("s3://bucket/runs")
+
+
+# A run and its copies
+
+
+def test_a_run_goes_on_on_another_machine_from_what_was_pushed(
+    place: str, on_machine: Machines
+) -> None:
+    first = run_of(place)
+    write(first, checkpoint="step 2", journal="1\n2\n", log="...")
+    (first.folder / "last.pt.77.tmp").write_text("half a checkpoint")
+    first.push()
+    write(first, checkpoint="step 4")  # and its machine is gone
+
+    on_machine("second")
+    second = run_of(place)
+    assert text_of(second, CHECKPOINT) == "step 2"
+    assert text_of(second, JOURNAL) == "1\n2\n"
+    assert not list(second.folder.glob("*.tmp"))
+    write(second, checkpoint="step 6")
+    second.push()
+
+    on_machine("first")  # whose copy is behind, although it was ahead when it stopped
+    assert text_of(run_of(place), CHECKPOINT) == "step 6"
+
+
+def test_a_copy_that_is_ahead_of_the_bucket_stays(place: str, on_machine: Machines) -> None:
+    write(here := run_of(place), checkpoint="step 2")
+    here.push()
+    write(here, checkpoint="step 4")
+    assert text_of(run_of(place), CHECKPOINT) == "step 4"
+
+
+@pytest.mark.parametrize("dies_before", [JOURNAL, CHECKPOINT, "stamp"])
+def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch, dies_before: str
+) -> None:
+    write(here := run_of(place), checkpoint="step 2", journal="2")
+    here.push()
+    write(here, checkpoint="step 4", journal="4")
+    with monkeypatch.context() as dying:
+        put, said = storage._Objects.put, storage._Objects.write
+
+        def put_or_die(objects: Any, path: Path, name: str) -> None:
+            if name == dies_before:
+                raise KeyboardInterrupt
+            put(objects, path, name)
+
+        def write_or_die(objects: Any, name: str, text: str) -> None:
+            if name == dies_before:
+                raise KeyboardInterrupt
+            said(objects, name, text)
+
+        dying.setattr(storage._Objects, "put", put_or_die)
+        dying.setattr(storage._Objects, "write", write_or_die)
+        with pytest.raises(KeyboardInterrupt):
+            here.push()
+
+    on_machine("second")
+    step = {JOURNAL: "2", CHECKPOINT: "2", "stamp": "4"}[dies_before]
+    assert text_of(run_of(place), CHECKPOINT) == f"step {step}"
+    on_machine("first")  # ahead, or as new
+    again = run_of(place)
+    assert text_of(again, CHECKPOINT) == "step 4"
+    again.push()
+    on_machine("second")
+    assert text_of(run_of(place), CHECKPOINT) == "step 4"
+
+
+def test_the_answer_to_a_push_may_be_lost(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here := run_of(place), checkpoint="step 2")
+    said = storage._Objects.write
+
+    def unheard(*arguments: Any) -> None:
+        said(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(storage._Objects, "write", unheard)
+        with pytest.raises(KeyboardInterrupt):
+            here.push()
+    write(here, checkpoint="step 4")
+    assert text_of(run_of(place), CHECKPOINT) == "step 4"  # it was our own push
+
+
+def test_what_is_removed_is_gone_everywhere(
+    bucket_server: BucketServer,  # noqa: F811
+    on_machine: Machines,
+) -> None:
+    place = bucket_server.place("bucket/removed")
+    here = run_of(place)
+    write(here, checkpoint="step 2")
+    here.push()
+    assert open_storage(place).keys() == {here.folder.name}
+    assert bucket_server.names("bucket/removed")
+    here.remove()
+    here.remove()
+    assert not here.folder.exists()
+    assert open_storage(place).keys() == set()
+    assert not bucket_server.names("bucket/removed")
+
+
+def test_checkpoints_follow_while_a_run_trains(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "LOOK_SECONDS", 0.01)
+    here = run_of(place)
+    notes: list[str] = []
+    with here.pushing(notes.append):
+        for step in ("2", "4"):
+            write(here, checkpoint=f"step {step}")
+            deadline = time.monotonic() + 20
+            while _kept(place, CHECKPOINT) != f"step {step}":
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        (here.folder / ENDING).write_text("{}")  # is another's to keep, if it has to wait
+        write(here, checkpoint="step 6")
+        while _kept(place, CHECKPOINT) != "step 6":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert open_storage(place).endings() == []
+    assert notes == []
+
+
+def _kept(place: str, name: str) -> str | None:
+    return storage._Objects(run_of(place).place).read(name)
+
+
+def test_training_goes_on_while_the_bucket_is_away(
+    place: str,
+    bucket_server: BucketServer,  # noqa: F811
+    on_machine: Machines,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "AWAY_SECONDS", 0.1)
+    here = run_of(place)
+    notes: list[str] = []
+    with here.pushing(notes.append):
+        bucket_server.stop()
+        write(here, checkpoint="step 2")
+        deadline = time.monotonic() + 60
+        while not notes:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        bucket_server.start_again()
+        while len(notes) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert "training goes on, checkpoints wait in" in notes[0]
+    assert "has the last checkpoint" in notes[1]
+    on_machine("second")
+    assert text_of(run_of(place), CHECKPOINT) == "step 2"
+
+
+def test_copies_that_no_run_has_touched_for_long_are_removed(tmp_path: Path) -> None:
+    for name, days in (("old", 8), ("young", 6), ("in-use", 8)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / CHECKPOINT).touch()
+        then = time.time() - days * 86400
+        os.utime(folder / CHECKPOINT, (then, then))
+        os.utime(folder, (then, then))
+    (tmp_path / "in-use" / JOURNAL).touch()
+    remove_old_copies(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"young", "in-use"}
+
+
+# Runs
+
+
+def task_of(store: Store, changes: dict[str, Any] | None = None) -> Task:
+    config = CONFIG.replace(changes or {})
+    run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
+    place = store.storage.of(config.key())
+    return Task("cell", config.to_params(), run_id, store.uri, place, train="fake_training:train")
+
+
+@pytest.fixture
+def kept_in_bucket(
+    store: Store, place: str, on_machine: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Store:
+    monkeypatch.setenv("FAKE_TRAINING", str(tmp_path))
+    monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
+    return Store(store.folder, store.uri, open_storage(place))
+
+
+def test_a_finished_run_leaves_nothing_in_the_bucket(kept_in_bucket: Store) -> None:
+    heard: list[dict[str, Any]] = []
+    run_trial(task_of(kept_in_bucket), heard.append)
+    assert heard[-1]["state"] == "done"
+    assert_undisturbed(kept_in_bucket, 1)
+    assert kept_in_bucket.storage.keys() == set()
+    assert not list(kept_in_bucket.storage.folder.iterdir())
+
+
+def test_a_failed_run_goes_on_on_another_machine_and_logs_no_step_twice(
+    kept_in_bucket: Store, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(kept_in_bucket, {"training.lr": 0.444})  # fails once, at step 5
+    heard: list[dict[str, Any]] = []
+    run_trial(task, heard.append)
+    assert heard[-1]["state"] == "failed"
+    (key,) = kept_in_bucket.storage.keys()
+    journal = storage._Objects(kept_in_bucket.storage.of(key))
+    journal.delete(JOURNAL)  # as if it had not been pushed yet: the store knows what it has
+    kept_in_bucket.client.update_run(task.run_id, status="RUNNING")
+    on_machine("second")
+    run_trial(task, heard.append)
+    assert heard[-1]["state"] == "done"
+    events = Path(os.environ["FAKE_TRAINING"], "events.txt").read_text().split()
+    assert [event for event in events if event.startswith("train-from")] == [
+        "train-from-0",
+        "train-from-4",
+    ]
+    assert_undisturbed(kept_in_bucket, 1)
+
+
+def test_a_run_that_ended_while_the_store_was_away_is_delivered_from_another_machine(
+    kept_in_bucket: Store,
+    place: str,
+    on_machine: Machines,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task = task_of(kept_in_bucket)
+    monkeypatch.setenv("SEMIDAVIL_PATIENCE", "0")
+    with monkeypatch.context() as outage:
+        for name in ("log_batch", "log_artifacts", "set_terminated", "get_run"):
+            outage.setattr(MlflowClient, name, raising(away))
+        heard: list[dict[str, Any]] = []
+        run_trial(task, heard.append)
+    assert (heard[-1]["state"], heard[-1]["delivered"]) == ("done", False)
+    shutil.rmtree(kept_in_bucket.storage.folder)
+    on_machine("second")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", kept_in_bucket.uri)
+    assert deliver.main(["--storage", place]) == 0
+    assert "delivered 1 runs" in capsys.readouterr().out
+    assert_undisturbed(kept_in_bucket, 1)
+    assert open_storage(place).keys() == set()
+
+
+def test_a_failure_that_was_kept_is_delivered_and_its_checkpoint_stays(
+    kept_in_bucket: Store, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(kept_in_bucket, {"training.lr": 0.444})
+    monkeypatch.setenv("SEMIDAVIL_PATIENCE", "0")
+    with monkeypatch.context() as outage:
+        for name in ("log_batch", "log_artifact", "set_terminated", "get_run"):
+            outage.setattr(MlflowClient, name, raising(away))
+        run_trial(task, lambda _: None)
+    on_machine("second")
+    assert deliver.deliver_kept(kept_in_bucket, print) == 1
+    assert deliver.deliver_kept(kept_in_bucket, print) == 0
+    (failed,) = kept_in_bucket.runs()
+    assert (failed.status, failed.tags["reason"]) == (
+        "FAILED", "ValueError: the network drive is away"
+    )  # fmt: skip
+    assert storage._Objects(task.place).read(CHECKPOINT) == "4"
+
+
+def test_a_bucket_that_is_not_there_is_an_error_before_anything_runs(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    nowhere = "s3://bucket/runs?scheme=http&endpoint_override=127.0.0.1:9&region=x"
+    for command in (
+        lambda: main(["--grid", "attention", "--storage", nowhere]),
+        lambda: deliver.main(["--storage", nowhere]),
+    ):
+        assert command() == 1
+        shown = capsys.readouterr().err
+        assert f"the storage {nowhere} cannot be used" in shown
+        assert "AWS_ACCESS_KEY_ID" in shown
+    assert store.runs() == []
+
+
+def test_a_bucket_that_goes_away_before_a_run_fails_it_with_its_reason(
+    kept_in_bucket: Store,
+) -> None:
+    task = task_of(kept_in_bucket)
+    nowhere = task.place.replace("127.0.0.1", "127.0.0.1:1/")  # as a wrong address would be
+    heard: list[dict[str, Any]] = []
+    run_trial(Task(**{**vars(task), "place": nowhere}), heard.append)
+    assert heard[-1]["failure"] == "other"  # may pass: it is tried again
+    (run,) = kept_in_bucket.runs()
+    assert run.status == "FAILED"
+    assert "cannot be used" in run.tags["reason"]
+
+
+@pytest.fixture
+def two_machines() -> Iterator[tuple[str, str]]:
+    """Their temporary folders; Ray makes sockets there, whose paths must be short."""
+    first, second = tempfile.mkdtemp(prefix="a-"), tempfile.mkdtemp(prefix="b-")
+    yield first, second
+    shutil.rmtree(first)
+    shutil.rmtree(second)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_from_the_bucket_on_another_machine(
+    sweeps: Sweeps, place: str, two_machines: tuple[str, str]
+) -> None:
+    first, second = two_machines
+    sweeps.environment |= {"SEMIDAVIL_STORAGE": place, "TMPDIR": first}
+    process = sweeps.start(*FOUR, step_seconds=0.4)
+
+    def kept() -> bool:
+        names = storage._Objects(place).names()
+        return sum(name.endswith(CHECKPOINT) for name in names) == 2
+
+    sweeps.wait_until(kept)
+    process.kill()
+    process.wait()
+    sweeps.environment["TMPDIR"] = second
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    starts = Counter(event.split()[0] for event in sweeps.trainings())
+    assert starts.pop("train-from-0") == 4
+    assert starts.total() == 2  # both went on from a checkpoint
+    assert_undisturbed(sweeps.store, 4)
+    assert open_storage(place).keys() == set()
