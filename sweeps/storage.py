@@ -94,9 +94,9 @@ class Copy(Workspace):
     latest checkpoint was pushed.
     """
 
-    def __init__(self, folder: Path, place: str, objects: "_Objects") -> None:
+    def __init__(self, folder: Path, place: str, objects: "Objects") -> None:
         super().__init__(folder, place)
-        self._objects = objects
+        self.objects = objects
         self._pushed: dict[str, tuple[int, int]] = {}  # by file: of what state
         self._stamps: list[str] = []
 
@@ -107,7 +107,7 @@ class Copy(Workspace):
     def fetch(self) -> None:
         remove_old_copies(self.folder.parent)
         super().fetch()
-        stamp = self._objects.read(STAMP)
+        stamp = self.objects.read(STAMP)
         mine = self.folder / STAMP
         self._stamps = mine.read_text().split() if mine.exists() else []
         if stamp is None or stamp in self._stamps:
@@ -116,22 +116,22 @@ class Copy(Workspace):
         with on_disk(self.folder):
             shutil.rmtree(self.folder)
             self.folder.mkdir()
-            self._objects.get_all(self.folder)  # the stamp among them
+            self.objects.get_all(self.folder)  # the stamp among them
 
     def push(self) -> None:
         with self._new_stamp():
             self._push_changed()
             if (self.folder / ENDING).exists():
                 for path in sorted(self.folder.glob(f"{ARTIFACTS}/*")):
-                    self._objects.put(path, f"{ARTIFACTS}/{path.name}")
-                self._objects.put(self.folder / ENDING, ENDING)
+                    self.objects.put(path, f"{ARTIFACTS}/{path.name}")
+                self.objects.put(self.folder / ENDING, ENDING)
             else:
-                self._objects.delete(ENDING)
+                self.objects.delete(ENDING)
 
     def _push_changed(self) -> None:
         # The journal first: it may be ahead of the checkpoint, not behind it.
         for name, state in self._changed(JOURNAL, LOG, CHECKPOINT).items():
-            self._objects.put(self.folder / name, name)
+            self.objects.put(self.folder / name, name)
             self._pushed[name] = state
 
     @contextlib.contextmanager
@@ -140,7 +140,7 @@ class Copy(Workspace):
         stamp = uuid.uuid4().hex
         self._write_stamps(*self._stamps, stamp)
         yield
-        self._objects.write(STAMP, stamp)
+        self.objects.write(STAMP, stamp)
         self._write_stamps(stamp)
 
     def _write_stamps(self, *stamps: str) -> None:
@@ -187,7 +187,7 @@ class Copy(Workspace):
                 away, next_time = False, time.monotonic() + JOURNAL_SECONDS
 
     def remove(self) -> None:
-        self._objects.delete_all()
+        self.objects.delete_all()
         super().remove()
 
 
@@ -246,35 +246,35 @@ class Bucket(Storage):
     def __init__(self, place: str) -> None:
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
         super().__init__(place, _private_folder() / name)
+        self.objects = Objects(place)
 
     def of(self, key: str) -> str:
         return _joined(self.place, key)
 
     def keys(self) -> set[str]:
-        return {Path(name).parts[0] for name in _Objects(self.place).names() if "/" in name}
+        return {Path(name).parts[0] for name in self.objects.names() if "/" in name}
 
     def endings(self) -> list[tuple[str, str]]:
-        objects = _Objects(self.place)
-        names = [name for name in objects.names() if Path(name).name == ENDING]
-        texts = {str(Path(name).parent): objects.read(name) for name in sorted(names)}
+        names = [name for name in self.objects.names() if Path(name).name == ENDING]
+        texts = {str(Path(name).parent): self.objects.read(name) for name in sorted(names)}
         return [(self.of(key), text) for key, text in texts.items() if text is not None]
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[str]:
-        objects, mark = _Objects(self.place), f".seen-from-every-node-{uuid.uuid4().hex}"
-        objects.write(mark, "")
+        mark = f".seen-from-every-node-{uuid.uuid4().hex}"
+        self.objects.write(mark, "")
         try:
             yield mark
         finally:
-            objects.delete(mark)
+            self.objects.delete(mark)
 
     def lacks(self, mark: str) -> str:
-        objects, mine = _Objects(self.place), f"{mark}-{uuid.uuid4().hex}"
+        mine = f"{mark}-{uuid.uuid4().hex}"
         try:
-            if objects.read(mark) is None:
+            if self.objects.read(mark) is None:
                 return f"{self.place} is another bucket here: check its address and region"
-            objects.write(mine, "")
-            objects.delete(mine)
+            self.objects.write(mine, "")
+            self.objects.delete(mine)
         except StorageError as error:
             return str(error)
         return ""
@@ -313,7 +313,7 @@ def workspace(place: str) -> Workspace:
     parts = urlsplit(place)
     above, _, key = parts.path.rpartition("/")
     folder = Bucket(urlunsplit(parts._replace(path=above))).folder / key
-    return Copy(folder, place, _Objects(place))
+    return Copy(folder, place, Objects(place))
 
 
 def _joined(place: str, name: str) -> str:
@@ -327,7 +327,7 @@ def file_of(place: str, name: str) -> str:
     return _joined(place, name) if "://" in place else str(Path(place) / name)
 
 
-class _Objects:
+class Objects:
     """The objects below an address, by their name there."""
 
     def __init__(self, place: str) -> None:

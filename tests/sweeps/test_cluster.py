@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from buckets import BucketServer, bucket_server  # noqa: F401
 from servers import free_port
 from sweep_process import FOUR, Sweeps
 
@@ -24,7 +25,7 @@ from sweeps.cluster import ClusterError, Common, Node, lacks, require_server
 from sweeps.engine import choose_resources
 from sweeps.provenance import package_versions
 from sweeps.run import main
-from sweeps.storage import open_storage
+from sweeps.storage import Bucket, Storage, open_storage
 from sweeps.tracking import Store
 
 STEP_SECONDS = 0.4  # a node is lost in the middle of its ten
@@ -54,6 +55,9 @@ class RayCluster:
             place = ["--head", "--port", port, "--temp-dir", str(self.folder)]
             place += ["--include-dashboard", "false", "--system-config", QUICK]
         size = ["--num-cpus", str(cpus), "--num-gpus", str(gpus)]
+        # A folder of its own: what a node writes there, no other node sees.
+        own = self.folder / f"tmp{len(self.nodes)}"
+        own.mkdir()
         with (self.folder / f"node{len(self.nodes)}.log").open("wb") as log:
             node = subprocess.Popen(
                 [
@@ -64,7 +68,7 @@ class RayCluster:
                     *size,
                     "--object-store-memory=80000000",
                 ],
-                env=self.environment,
+                env=self.environment | {"TMPDIR": str(own)},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -118,7 +122,16 @@ def ray_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def cluster(store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster]]:
+def place(request: pytest.FixtureRequest, store: Store) -> str:
+    """Where runs are kept: a folder that both nodes share, or a bucket of which each has copies."""
+    if getattr(request, "param", "folder") == "folder":
+        return str(store.folder / "shared")
+    server: BucketServer = request.getfixturevalue("bucket_server")
+    return server.place(f"bucket/{secrets.token_hex(8)}")
+
+
+@pytest.fixture
+def cluster(place: str, store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster]]:
     sweeps = Sweeps(store)
     with ExitStack() as stack:
         # Nodes get nothing of the checkout: its code must come with the sweep.
@@ -128,13 +141,23 @@ def cluster(store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster
         stack.callback(nodes.close)
         sweeps.environment = nodes.environment | {
             "PYTHONPATH": sweeps.environment["PYTHONPATH"],
-            "SEMIDAVIL_STORAGE": str(store.folder / "shared"),
+            "SEMIDAVIL_STORAGE": place,
         }
         yield sweeps, nodes
     deadline = time.monotonic() + 30  # workers end when they miss their node
     while left := processes_of(ray_folder):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+def names_in(storage: Storage) -> list[str]:
+    if isinstance(storage, Bucket):
+        return storage.objects.names()
+    return [str(p.relative_to(storage.folder)) for p in storage.folder.rglob("*") if p.is_file()]
+
+
+def checkpoints_in(storage: Storage) -> int:
+    return sum(name.endswith("/last.pt") for name in names_in(storage))
 
 
 def scores(sweeps: Sweeps) -> dict[str, float]:
@@ -146,16 +169,17 @@ def scores(sweeps: Sweeps) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+@pytest.mark.parametrize("place", ["folder", "bucket"], indirect=True)
 def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
-    cluster: tuple[Sweeps, RayCluster], empty_store: Path, tmp_path: Path
+    place: str, cluster: tuple[Sweeps, RayCluster], empty_store: Path, tmp_path: Path
 ) -> None:
     sweeps, nodes = cluster
     nodes.add()
     second = nodes.add()
     process = sweeps.start(*FOUR, "--address", nodes.address)
-    shared = sweeps.folder / "shared"
+    storage = open_storage(place)
     try:
-        sweeps.wait_until(lambda: len(list(shared.glob("*/last.pt"))) == 2)
+        sweeps.wait_until(lambda: checkpoints_in(storage) == 2)
         nodes.kill(second)
         output, _ = process.communicate(timeout=120)
     finally:
@@ -170,7 +194,7 @@ def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
     ((again, count),) = starts.items()
     assert count == 1
     assert int(again.rpartition("-")[2]) >= 2
-    assert not list(shared.iterdir())  # neither checkpoints nor the mark of the check
+    assert not names_in(storage)  # neither checkpoints nor the mark of the check
     for run in sweeps.store.runs():
         history = sweeps.store.client.get_metric_history(run.run_id, "train/loss")
         assert [point.step for point in history] == list(range(1, 11))

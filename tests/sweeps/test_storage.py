@@ -167,7 +167,7 @@ def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
     here.push()
     write(here, checkpoint="step 4", journal="4")
     with monkeypatch.context() as dying:
-        put, said = storage._Objects.put, storage._Objects.write
+        put, said = storage.Objects.put, storage.Objects.write
 
         def put_or_die(objects: Any, path: Path, name: str) -> None:
             if name == dies_before:
@@ -179,8 +179,8 @@ def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
                 raise KeyboardInterrupt
             said(objects, name, text)
 
-        dying.setattr(storage._Objects, "put", put_or_die)
-        dying.setattr(storage._Objects, "write", write_or_die)
+        dying.setattr(storage.Objects, "put", put_or_die)
+        dying.setattr(storage.Objects, "write", write_or_die)
         with pytest.raises(KeyboardInterrupt):
             here.push()
 
@@ -199,14 +199,14 @@ def test_the_answer_to_a_push_may_be_lost(
     place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(here := run_of(place), checkpoint="step 2")
-    said = storage._Objects.write
+    said = storage.Objects.write
 
     def unheard(*arguments: Any) -> None:
         said(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as lossy:
-        lossy.setattr(storage._Objects, "write", unheard)
+        lossy.setattr(storage.Objects, "write", unheard)
         with pytest.raises(KeyboardInterrupt):
             here.push()
     write(here, checkpoint="step 4")
@@ -253,9 +253,10 @@ def test_checkpoints_follow_while_a_run_trains(
 
 
 def _kept(place: str, name: str) -> str | None:
-    return storage._Objects(run_of(place).place).read(name)
+    return storage.Objects(run_of(place).place).read(name)
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_the_bucket_is_away(
     place: str,
     bucket_server: BucketServer,  # noqa: F811
@@ -332,7 +333,7 @@ def test_a_failed_run_goes_on_on_another_machine_and_logs_no_step_twice(
     run_trial(task, heard.append)
     assert heard[-1]["state"] == "failed"
     (key,) = kept_in_bucket.storage.keys()
-    journal = storage._Objects(kept_in_bucket.storage.of(key))
+    journal = storage.Objects(kept_in_bucket.storage.of(key))
     journal.delete(JOURNAL)  # as if it had not been pushed yet: the store knows what it has
     kept_in_bucket.client.update_run(task.run_id, status="RUNNING")
     on_machine("second")
@@ -386,9 +387,10 @@ def test_a_failure_that_was_kept_is_delivered_and_its_checkpoint_stays(
     assert (failed.status, failed.tags["reason"]) == (
         "FAILED", "ValueError: the network drive is away"
     )  # fmt: skip
-    assert storage._Objects(task.place).read(CHECKPOINT) == "4"
+    assert storage.Objects(task.place).read(CHECKPOINT) == "4"
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_an_error_before_anything_runs(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,6 +407,7 @@ def test_a_bucket_that_is_not_there_is_an_error_before_anything_runs(
     assert store.runs() == []
 
 
+@pytest.mark.slow
 def test_a_bucket_that_goes_away_before_a_run_fails_it_with_its_reason(
     kept_in_bucket: Store,
 ) -> None:
@@ -436,7 +439,7 @@ def test_a_sweep_that_is_killed_goes_on_from_the_bucket_on_another_machine(
     process = sweeps.start(*FOUR, step_seconds=0.4)
 
     def kept() -> bool:
-        names = storage._Objects(place).names()
+        names = storage.Objects(place).names()
         return sum(name.endswith(CHECKPOINT) for name in names) == 2
 
     sweeps.wait_until(kept)

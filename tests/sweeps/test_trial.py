@@ -85,4 +85,4 @@ def test_a_trial_that_is_stopped_early_has_logged_all_its_steps(store: Store) ->
         run_trial(task, stop)
     points = store.client.get_metric_history(task.run_id, "train/loss")
     assert [point.step for point in points] == list(range(1, 8))
-    assert (Path(task.folder) / "last.pt").exists()
+    assert (Path(task.place) / "last.pt").exists()
