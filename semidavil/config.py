@@ -129,6 +129,7 @@ class Training(Section):
     amp: bool = True  # bfloat16 autocast where the device has it
 
     confidence: Probability = 0.95  # Th: pseudo-labels below it are not learnt from
+    temperature: Positive = 1.0  # of the softmax that this confidence is read from
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     consistency_weight: NonNegative = 1.0  # lambda
     cutmix: Probability = 0.5  # share of strong views that get a pasted box

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from semidavil.data.loading import EvalSet
 from semidavil.encoders import Language
+from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
 from semidavil.segmenter import Segmenter
 
@@ -20,8 +21,15 @@ Encode = Callable[[Sequence[str]], Language]
 class Evaluator:
     """Collects an Evaluation batch by batch, on the device."""
 
-    def __init__(self, num_classes: int, threshold: float, kept: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float,
+        kept: Collection[str] = (),
+        temperature: float = 1.0,
+    ) -> None:
         self.num_classes, self.threshold, self.kept = num_classes, threshold, kept
+        self.temperature = temperature
         self._labels: dict[str, np.ndarray] = {}
         self._names: list[str] = []
         self._counts: list[Tensor] = []
@@ -29,7 +37,7 @@ class Evaluator:
 
     def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
-        confidence, predictions = logits.float().softmax(1).max(1)
+        confidence, predictions = pseudo_label(logits, self.temperature)
         # One count over all images at once: the image's number is the leading digit.
         offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
         valid = targets < self.num_classes
@@ -63,15 +71,17 @@ def evaluate(
     num_workers: int = 0,
     threshold: float = 0.95,
     kept: Collection[str] = (),
+    temperature: float = 1.0,
 ) -> dict[str, Evaluation]:
     """Evaluates each network on the whole set, at the labels' own size.
 
     Args:
         window: (height, width) of `sliding_window`.
-        threshold: the confidence from which a prediction would be a pseudo-label.
+        threshold, temperature: the confidence from which a prediction would be a pseudo-label, and what
+            it is read at.
         kept: names of the images whose predictions the evaluations keep.
     """
-    found = {name: Evaluator(num_classes, threshold, kept) for name in networks}
+    found = {name: Evaluator(num_classes, threshold, kept, temperature) for name in networks}
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
     for items in loader:
         images = torch.stack([item["image"] for item in items]).to(device)

@@ -202,6 +202,17 @@ def wrong_probabilities(
     return losses, labels, probabilities.scatter(1, labels[:, None], 0.0)
 
 
+def pseudo_label(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Confidence q and label of each pixel (B, *) by logits (B, C, *), as in SemiDAViL, below eq. 4.
+
+    q is the largest probability of softmax(logits / temperature): below 1 the temperature sharpens, so
+    that more pixels reach a threshold, and not the same ones as a lower threshold would give. The
+    paper has none, which is 1. The label does not depend on it.
+    """
+    confidence, labels = (logits.float() / temperature).softmax(1).max(1)
+    return confidence, labels
+
+
 def consistency_loss(
     logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, valid: Tensor
 ) -> Tensor:

@@ -84,6 +84,7 @@ class SceneExperiment:
             networks, self.validation, self.method.encode, len(self.benchmark.classes),
             self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
             self.config.training.confidence, kept_names(self.validation),
+            self.config.training.temperature,
         )  # fmt: skip
 
     def latency(self, name: str) -> float:

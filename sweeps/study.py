@@ -45,6 +45,7 @@ def space_of(base: Config, objective: str) -> _Space:
     space: dict[str, BaseDistribution] = {
         "training.lr": FloatDistribution(lr / 10, lr * 10, log=True),
         "training.confidence": FloatDistribution(0.3, 0.99),
+        "training.temperature": FloatDistribution(0.3, 3.0, log=True),
         "training.ema": FloatDistribution(0.8, 0.9999),
         "training.consistency_weight": FloatDistribution(0.0, 2.0),
     }

@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from semidavil.losses import pseudo_label
 from semidavil.methods.base import Method
 from semidavil.parallel import gather, share
 from semidavil.segmenter import Segmenter, ema_update
@@ -31,7 +32,7 @@ class MeanTeacher(Method):
         """The teacher's confidence and label (B, H, W) of each pixel of images (B, 3, H, W)."""
         mine = share(len(images))
         logits = self.teacher(images[mine], self.encode(captions)[mine])
-        confidence, labels = logits.float().softmax(1).max(1)
+        confidence, labels = pseudo_label(logits, self.config.training.temperature)
         return gather(confidence), gather(labels)
 
     def after_step(self, step: int) -> None:

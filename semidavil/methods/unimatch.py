@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from semidavil.losses import consistency_loss
+from semidavil.losses import consistency_loss, pseudo_label
 from semidavil.methods.base import Batch, Losses, Method, Part, confident_share, paste
 from semidavil.runtime import seed_of
 
@@ -33,7 +33,7 @@ class UniMatch(Method):
         strong = [paste(view, box) for view, box in zip(unlabelled["strong"], boxes, strict=True)]
         views = [(view, captions) for view in (unlabelled["image"], *strong)]
         supervised, (weak, *students) = self.supervised(batch, extra=views)
-        confidence, labels = weak.logits.detach().float().softmax(1).max(1)
+        confidence, labels = pseudo_label(weak.logits.detach(), training.temperature)
         valid = unlabelled["valid"]
 
         terms = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from semidavil.config import Loss
-from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss
+from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss, pseudo_label
 
 CLASSES = 5
 
@@ -238,6 +238,26 @@ def test_dyce_does_not_grow_with_the_number_of_pixels() -> None:
     larger = loss(logits.repeat(1, 1, 10, 10), targets.repeat(1, 10, 10))
     # 84 pixels do not divide by five: 16 of 84 are mined, 1,680 of 8,400.
     assert larger.item() == pytest.approx(loss(logits, targets).item(), rel=0.05)
+
+
+def test_a_pseudo_label_by_hand() -> None:
+    """Logits ln 3 and 0 are 3 : 1; at half the temperature 9 : 1, at twice sqrt(3) : 1."""
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]]).T.reshape(1, 2, 1, 2)
+    for temperature, odds in ((1.0, 3.0), (0.5, 9.0), (2.0, math.sqrt(3))):
+        confidence, labels = pseudo_label(logits, temperature)
+        assert labels.tolist() == [[[0, 1]]]
+        assert confidence.flatten().tolist() == pytest.approx(2 * [odds / (1 + odds)])
+
+
+def test_a_temperature_is_not_another_threshold() -> None:
+    """It changes which of two pixels is the more confident: two rivals, or many weak ones."""
+    one_rival = torch.tensor([2.0, 1.0, -9.0, -9.0, -9.0, -9.0])
+    many_rivals = torch.tensor([2.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    logits = torch.stack([one_rival, many_rivals], 1).view(1, 6, 1, 2)
+    warm, _ = pseudo_label(logits, 1.0)
+    sharp, _ = pseudo_label(logits, 0.2)
+    assert warm[0, 0, 0] > warm[0, 0, 1]
+    assert sharp[0, 0, 0] < sharp[0, 0, 1]
 
 
 def test_consistency_by_hand() -> None:

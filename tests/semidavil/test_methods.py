@@ -51,15 +51,18 @@ def test_supervised_loss_averages_the_streams() -> None:
     assert method.losses(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_semidavil_total_loss_term_by_term() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_semidavil_total_loss_term_by_term(temperature: float) -> None:
     teacher, batch = make_segmenter(seed=5).double(), make_batch("source", "unlabelled")
     for stream in batch.values():  # float64, so that no pixel is on the threshold by rounding
         stream.update({n: v.double() for n, v in stream.items() if n in ("image", "strong")})
     part = batch["unlabelled"]
-    probabilities = teacher(part["image"], encode64(part["caption"])).softmax(1)
+    logits = teacher(part["image"], encode64(part["caption"])) / temperature
+    probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
     confidence, labels = probabilities.max(1)
     threshold = confidence.float().quantile(0.5).item() + 1e-7
-    method = make_method("semidavil", confidence=threshold, consistency_weight=0.7).double()
+    settings = {"confidence": threshold, "temperature": temperature, "consistency_weight": 0.7}
+    method = make_method("semidavil", **settings).double()
     method.encode = encode64
     method.teacher.load_state_dict(teacher.state_dict())
     losses = method.losses(batch, 0)

@@ -44,11 +44,13 @@ def masked_ce(logits: Tensor, labels: Tensor, keep: Tensor, count: Tensor) -> Te
     return (per_pixel * keep).sum() / count.sum()
 
 
-def unimatch_terms(method: nn.Module, part: dict) -> tuple[Tensor, Tensor, list[Tensor]]:
+def unimatch_terms(
+    method: nn.Module, part: dict, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Confidence, labels, and the student's logits of s1, s2 and the weak view."""
     language = encode64(part["caption"])
     weak = method.student(part["image"], language)
-    confidence, labels = weak.detach().softmax(1).max(1)
+    confidence, labels = (weak.detach() / temperature).softmax(1).max(1)
     strong = [
         method.student(swapped(part["strong"][v], part["cutmix"][v]), language) for v in range(2)
     ]
@@ -79,13 +81,15 @@ def supervised_ce(method: nn.Module, batch: dict) -> Tensor:
     return sum(terms) / 2
 
 
-def test_unimatch_term_by_term() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 1.1])
+def test_unimatch_term_by_term(temperature: float) -> None:
     # Without dropout the perturbed features are the weak ones, so every term can be written out.
-    method = make_method("unimatch", confidence=TH, rivals__unimatch_dropout=0.0).double()
+    settings = {"confidence": TH, "temperature": temperature, "rivals__unimatch_dropout": 0.0}
+    method = make_method("unimatch", **settings).double()
     method.encode = encode64
     batch = double(make_batch("source", "labelled", "unlabelled"))
     losses, part = method.losses(batch, 0), batch["unlabelled"]
-    confidence, labels, logits = unimatch_terms(method, part)
+    confidence, labels, logits = unimatch_terms(method, part, temperature)
     total = torch.zeros((), dtype=torch.float64)
     for weight, view, one in zip((0.25, 0.25, 0.5), (0, 1, None), logits, strict=True):
         arrays = (labels, confidence, part["valid"])
