@@ -9,6 +9,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from semidavil.config import Config
+from semidavil.disk import on_disk
 
 CHECKPOINT = "last.pt"
 
@@ -20,7 +21,11 @@ class TrainingError(RuntimeError):
 def save_checkpoint(
     folder: Path, step: int, config: Config, method: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Writes the state after `step` steps; a kill in between leaves the previous checkpoint."""
+    """Writes the state after `step` steps; a kill in between leaves the previous checkpoint.
+
+    Raises:
+        DiskFull: the previous checkpoint is kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "key": config.key(),
@@ -30,7 +35,9 @@ def save_checkpoint(
     }
     temporary = folder / f"{CHECKPOINT}.{os.getpid()}.tmp"
     try:
-        torch.save(state, temporary)
+        # A file rather than its name: only then does PyTorch's error hold the system's.
+        with on_disk(folder), temporary.open("wb") as file:
+            torch.save(state, file)
         temporary.replace(folder / CHECKPOINT)
     finally:
         temporary.unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from semidavil.checkpoint import TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.disk import on_disk
 from semidavil.parallel import (
     from_first,
     joined,
@@ -157,6 +158,7 @@ def train(
     Raises:
         TrainingError: the loss is not finite, or the checkpoint belongs to another Config.
         ParallelError: processes that cannot train together, or of which one died.
+        DiskFull: of `checkpoint_dir`; what was written before stays.
         DataError, VLMError, CaptionError: something is missing or broken; the message names it.
     """
     report = report or (lambda _: None)
@@ -245,7 +247,8 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     artifacts: dict[str, Path] = {}
     if checkpoint_dir:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        artifacts = experiment.save(name, reported, checkpoint_dir)
+        with on_disk(checkpoint_dir):
+            artifacts = experiment.save(name, reported, checkpoint_dir)
     metrics = experiment.summary(reported)
     for other, evaluation in evaluations.items():
         metrics[f"{other}_{benchmark.metric}"] = experiment.summary(evaluation)[benchmark.metric]

@@ -113,10 +113,10 @@ def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
 
 def advice(store: Store) -> str:
     """What is kept while the store is away, and how to go on."""
-    count = len(kept_endings(store))
-    what = f"{count} ended runs wait in {store.storage.place}; " if count else ""
+    count, place = len(kept_endings(store)), store.storage.place
+    ended = f"{count} ended runs wait in {place}. " if count else ""
     return (
-        f"{what}unfinished ones keep their checkpoints and metrics there. When "
+        f"{ended}Unfinished runs keep their checkpoints and metrics in {place}. When "
         f"{redact(store.uri)} answers again, the same command delivers and goes on "
         f"({deliver_command(store)} only delivers)"
     )

@@ -19,9 +19,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from semidavil.disk import DiskFull, on_disk
 from sweeps.credentials import redact
-from sweeps.server import DiskFull, StoreAway, TrackingError, patience_of
-from sweeps.storage import ENDING, JOURNAL, on_disk
+from sweeps.server import StoreAway, TrackingError, patience_of
+from sweeps.storage import ENDING, JOURNAL
 from sweeps.tracking import log_batches, patiently, progress_of, quiet_logs
 
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
@@ -223,7 +224,7 @@ class RunLog:
             seconds=self.seconds,
             values=dict(values),
             tags=dict(self.tags),
-            files=[str(path.relative_to(self.folder)) for path in files],
+            files=[str(path.relative_to(self.folder)) for path in files if path.exists()],
         )
 
     def _keep(self, status: str, values: Mapping[str, float], files: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from semidavil.disk import is_full
 from sweeps.credentials import redact
 
 PATIENCE = "SEMIDAVIL_PATIENCE"  # seconds that a process waits for a store that is away
@@ -33,10 +34,6 @@ _given_up = False  # after a wait in vain: the next calls do not wait, until one
 
 class TrackingError(RuntimeError):
     """The tracking store cannot be used; the message says what to do."""
-
-
-class DiskFull(TrackingError):  # noqa: N818
-    """The disk of a run's folder takes no more; the message names the folder."""
 
 
 class StoreAway(TrackingError):  # noqa: N818 - a state that passes, unlike its base
@@ -88,6 +85,8 @@ def is_away(error: BaseException | None) -> bool:
     """Whether a call failed for want of an answer, so that the same call may succeed later."""
     if isinstance(error, TrackingError):  # somebody has waited already, or need not
         return False
+    if is_full(error):  # until somebody makes room
+        return True
     while error is not None:
         if isinstance(
             error,
@@ -106,6 +105,8 @@ def is_away(error: BaseException | None) -> bool:
 def reason(error: BaseException) -> str:
     """Why there was no answer, in a line without passwords."""
     text = redact(str(error))
+    if is_full(error):
+        return "its disk is full; free some space"
     for pattern in (r"\[Errno -?\d+\] [\w ]+", r"too many \d+ error responses", r"timed out"):
         if found := re.search(pattern, text):
             return found[0]

@@ -8,7 +8,6 @@ PyArrow, which knows the buckets, is imported by those who use one.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -24,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from semidavil.config import ConfigError
-from sweeps.server import DiskFull
+from semidavil.disk import DiskFull, is_full, on_disk
 
 # A run's folder.
 CHECKPOINT = "last.pt"  # semidavil.checkpoint's
@@ -393,7 +392,7 @@ class Objects:
         try:
             yield _file_system(self.place)
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in FULL:
+            if is_full(error):
                 raise
             raise StorageError(
                 f"the storage {self.place} cannot be used: {str(error).splitlines()[0]}. Check that the "
@@ -431,24 +430,3 @@ def remove_old_copies(folder: Path, days: float = COPY_DAYS) -> None:
             newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
             if newest < oldest:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextlib.contextmanager
-def on_disk(folder: Path) -> Iterator[None]:
-    """Names the folder of a run whose disk is full.
-
-    Raises:
-        DiskFull: in place of the OSError that says only this.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise DiskFull(
-            f"the disk is full: {folder} takes no more. What was logged so far is kept; free space, then "
-            "give the same command again: it goes on from the last checkpoint"
-        ) from error

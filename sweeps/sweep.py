@@ -170,7 +170,9 @@ class Driver:
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:
             self.kept += 1
-            self.progress.say(f"{escape(task.name)} is kept in {escape(task.place)}: store away")
+            self.progress.say(
+                f"{escape(task.name)}: the store is away; what it has left waits in {escape(task.place)}"
+            )
         return bool(news["delivered"])
 
     def stops(self, task: Task, news: dict[str, Any]) -> bool:

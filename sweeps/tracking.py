@@ -378,9 +378,11 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def quiet_logs() -> None:
-    """Only warnings of MLflow and of the library that upgrades its database."""
+    """Only warnings of MLflow and of the library that upgrades its database, and no error twice."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints each error that it then raises, with its traceback; whoever catches it says it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def tracking_uri() -> str | None:

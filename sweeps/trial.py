@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import json
 import math
 import os
@@ -20,12 +21,12 @@ from typing import Any
 
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.disk import DiskFull, is_full, on_disk
 from sweeps.credentials import redact
 from sweeps.garbage import spare_imports
 from sweeps.provenance import device_name
 from sweeps.run_log import Ending, RunLog
-from sweeps.server import DiskFull
-from sweeps.storage import ARTIFACTS, LOG, StorageError, Workspace, on_disk, workspace
+from sweeps.storage import ARTIFACTS, LOG, StorageError, Workspace, workspace
 
 TRAIN = "semidavil.train:train"
 TELL_SECONDS = 1.0  # a word to the driver costs training some 8 ms: it waits until it is heard
@@ -94,7 +95,7 @@ def run_trial(task: Task, tell: Tell) -> None:
     """
     config = Config.from_params(task.params)
     here = workspace(task.place)
-    unfetched = _error_of(here.fetch, StorageError)
+    unfetched = _error_of(here.fetch)
     log = RunLog(task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds)
     with train_log(here.folder / LOG, task) as note:
         try:
@@ -102,7 +103,7 @@ def run_trial(task: Task, tell: Tell) -> None:
                 raise unfetched
             if here.travels:
                 log.catch_up()
-            with here.pushing(note):
+            with on_disk(here.folder), here.pushing(note):
                 final = _train(task, config, here.folder, log, note, tell)
         except Exception as error:
             print(redact(traceback.format_exc()), file=sys.stderr)
@@ -133,10 +134,11 @@ def _keep(here: Workspace, note: Callable[[str], None], forget: bool = False) ->
         note(f"{error}; what this run leaves stays in {here.folder}")
 
 
-def _error_of(call: Callable[[], None], kind: type[StorageError]) -> StorageError | None:
+def _error_of(fetch: Callable[[], None]) -> Exception | None:
+    """Kept until there is a log to fail the run with."""
     try:
-        call()
-    except kind as error:
+        fetch()
+    except (StorageError, DiskFull) as error:
         return error
     return None
 
@@ -179,8 +181,7 @@ def _train(
     if not math.isnan(result.latency_ms):
         values["final/latency_ms"] = result.latency_ms
     artifacts = folder / ARTIFACTS
-    with on_disk(folder):
-        collect_artifacts(artifacts, config, result, folder)
+    collect_artifacts(artifacts, config, result, folder)
     return _final(config, values, log.finish(values, artifacts))
 
 
@@ -228,10 +229,46 @@ def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:
     return f"step {step}/{total} " + " ".join(f"{name}={v:.5g}" for name, v in shown.items())
 
 
+class _Log(io.TextIOBase):
+    """A file that is appended to as long as there is room.
+
+    What does not fit is left out: a full disk is told by what must not be lost, journal and checkpoints.
+    Nothing is buffered, so that nothing is left to fail later.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file: io.FileIO | None = None
+        with _left_out_if_full():
+            self._file = io.FileIO(path, "a")
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with _left_out_if_full():
+            if self._file is not None:
+                self._file.write(text.encode(errors="replace"))
+        return len(text)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _left_out_if_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error) and not isinstance(error, FileNotFoundError):  # no folder fits either
+            raise
+
+
 @contextlib.contextmanager
 def train_log(path: Path, task: Task) -> Iterator[Callable[[str], None]]:
     """Appends to a log what is noted and all that the training prints."""
-    with path.open("a", buffering=1) as file:
+    with _Log(path) as file:
 
         def note(text: str) -> None:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from small_disk import SmallDisk
 
 from semidavil.checkpoint import CHECKPOINT, TrainingError
 from semidavil.config import Config, preset
+from semidavil.disk import DiskFull
 from semidavil.scenes import SceneExperiment
 from semidavil.segmenter import Segmenter
 from semidavil.train import NonFiniteLossError, Report, schedule, train
@@ -75,6 +77,25 @@ def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: P
         assert Config.from_params(json.loads(about["config"])).key() == config.key()
         assert about["key"] == config.key()
         assert about["network"] == "teacher"
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(
+    config: Config, small_disk: SmallDisk
+) -> None:
+    undisturbed, _ = collect(config)
+    folder = small_disk.folder / "run"
+
+    def fill_after_the_first_checkpoint(one: Report) -> None:
+        if one.step == 3:
+            small_disk.fill()
+
+    with pytest.raises(DiskFull, match=f"the disk is full: {folder} takes no more"):
+        train(config, fill_after_the_first_checkpoint, folder)
+    small_disk.free()
+    assert {path.name for path in folder.iterdir()} == {CHECKPOINT}
+    result, reports = collect(config, folder)
+    assert reports[0].step == 3  # the steps since then are repeated
+    assert result.metrics == undisturbed.metrics
 
 
 def test_one_seed_fixes_a_run_whatever_ran_before(config: Config) -> None:

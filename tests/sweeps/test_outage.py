@@ -15,11 +15,12 @@ from mlflow.exceptions import MlflowException
 from servers import away, free_port, raising
 
 from semidavil.config import preset
+from semidavil.disk import DiskFull
 from sweeps import deliver, run, server, status
 from sweeps.claims import Claims
 from sweeps.credentials import redact, without_credentials
 from sweeps.run_log import ENDING, Ending, RunLog
-from sweeps.server import DiskFull, StoreAway, TrackingError, check_server, patience_of, patiently
+from sweeps.server import StoreAway, TrackingError, check_server, patience_of, patiently
 from sweeps.tracking import Store
 from sweeps.trial import Task, run_trial
 
