@@ -1,4 +1,4 @@
-"""What tracking costs a toy run: creating it, logging 30 reports and two evaluations, artifacts.
+"""What tracking costs a toy run: claiming it, logging 30 reports and two evaluations, artifacts.
 
     python benchmarks/bench_tracking.py
 
@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from semidavil.config import preset
 from semidavil.data.benchmarks import CITYSCAPES_19
+from sweeps.claims import Claims
 from sweeps.run_log import RunLog
 from sweeps.tracking import Store
 
@@ -38,12 +39,15 @@ class Stopwatch:
             self.seconds += time.perf_counter() - start
 
 
-def track_one_run(store: Store, folder: Path, watch: Stopwatch) -> None:
+def track_one_run(store: Store, folder: Path, number: int, watch: Stopwatch) -> None:
     config = preset("toy")
     experiment = store.experiment_id("attention")
-    run_id = watch(lambda: store.open_run(experiment, "cell", config, {"commit": "c0ffee"}))
-    log = RunLog(store.uri, run_id, folder)
-    watch(lambda: log.flush({"device": "cpu"}))
+    config = config.replace({"seed": number})
+    claims = Claims(store)
+    run_id = watch(lambda: claims.claim(experiment, "cell", config, {"commit": "c0ffee"}))
+    assert run_id is not None
+    log = watch(lambda: RunLog(store.uri, run_id, folder))
+    log.tags["device"] = "cpu"
     training = {f"train/{n}": 0.5 for n in ("loss", "loss_sup", "loss_con", "lr", "a", "b", "c")}
     evaluation = {f"val/iou/{name}": 50.0 for name in CITYSCAPES_19}
     for report in range(1, REPORTS + 1):
@@ -66,7 +70,7 @@ def main() -> None:
             folder = Path(scratch) / str(number)
             folder.mkdir()
             watch = Stopwatch()
-            track_one_run(store, folder, watch)
+            track_one_run(store, folder, number, watch)
             share = 100 * watch.seconds / RUN_SECONDS
             print(f"run {number + 1}: {watch.seconds:.2f} s, {share:.1f}% of {RUN_SECONDS:.0f} s")
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 def redact(text: str) -> str:
     """`text` without the passwords of the addresses in it."""
     text = re.sub(r"(?<=://)[^\s'\"<>]*@", "***@", text)
-    return re.sub(r"(?i)\b(password|token|secret)=[^&\s'\"]+", r"\1=***", text)
+    return re.sub(r"(?i)(\w*(?:password|token|secret|key)\w*)=[^&\s'\"]+", r"\1=***", text)
 
 
 def without_credentials(uri: str) -> str:

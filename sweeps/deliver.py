@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from semidavil.config import ConfigError
+from semidavil.disk import DiskFull
 from sweeps.credentials import redact
 from sweeps.run_log import Ending, RunLog
 from sweeps.server import StoreAway, TrackingError
-from sweeps.storage import ENDING, StorageError, Workspace, file_of, workspace
+from sweeps.storage import ENDING, StorageError, file_of, workspace
 from sweeps.tracking import Store, TrackedRun, chosen_storage, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,8 +81,11 @@ def deliver_kept(store: Store, say: Say) -> int:
             here.remove()
             say(f"{run.name}: another sweep has finished it; its own numbers are kept")
             continue
+        here.fetch()
+        if Ending.read(here.folder) is None:  # another machine has delivered it
+            continue
         try:
-            done = _deliver(store, run, here)
+            done = _deliver(store, run, here.folder)
         except MlflowException as error:  # such as a proxy that takes no large files
             say(f"{run.name} is refused and stays in {kept.place}: {redact(str(error))}")
             continue
@@ -91,17 +95,16 @@ def deliver_kept(store: Store, say: Say) -> int:
         delivered += 1
         if kept.ending.status == "FINISHED":
             here.remove()  # all of it is an artifact now
+        else:
+            here.push()  # its checkpoint stays, without the ending
     return delivered
 
 
-def _deliver(store: Store, run: TrackedRun, here: Workspace) -> bool:
-    here.fetch()
-    log = RunLog(store.uri, run.run_id, here.folder, int(run.progress["step"]))
+def _deliver(store: Store, run: TrackedRun, folder: Path) -> bool:
+    log = RunLog(store.uri, run.run_id, folder, int(run.progress["step"]))
     if run.tags.get("reason"):  # its sweep was stopped while it waited
         log.tags["reason"] = ""
-    done = log.deliver()
-    here.push()
-    return done
+    return log.deliver()
 
 
 def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
@@ -113,7 +116,11 @@ def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
 
 def advice(store: Store) -> str:
     """What is kept while the store is away, and how to go on."""
-    count, place = len(kept_endings(store)), store.storage.place
+    place = store.storage.place
+    try:
+        count = len(kept_endings(store))
+    except StorageError:  # both are away
+        return f"What is kept in {place} cannot be looked at either"
     ended = f"{count} ended runs wait in {place}. " if count else ""
     return (
         f"{ended}Unfinished runs keep their checkpoints and metrics in {place}. When "
@@ -152,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         delivered = deliver_kept(store, say)
         say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
         return 1 if kept_endings(store) else 0
-    except (ConfigError, TrackingError, StorageError, OSError) as error:
+    except (ConfigError, TrackingError, StorageError, DiskFull, OSError) as error:
         message = f"[bold red]error:[/] {escape(redact(str(error)))}"
         if isinstance(error, StoreAway):
             message += escape(f". {advice(store)}")

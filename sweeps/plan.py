@@ -37,6 +37,15 @@ class Cell:
     run: TrackedRun | None
     estimate: float
 
+    @property
+    def seconds_left(self) -> float:
+        """What of `estimate` is left for a run that goes on from its checkpoint."""
+        if self.run is None or self.state is State.TODO:
+            return self.estimate
+        return self.estimate * (
+            1 - min(1.0, self.run.progress["step"] / self.config.training.steps)
+        )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,14 +77,20 @@ class Plan:
 
     def seconds_left(self, concurrency: int) -> float:
         """Wall-clock seconds for the cells that wait; NaN while nothing like them has run."""
-        waiting = [cell.estimate for cell in self.waiting]
+        return self._seconds() / max(1, min(concurrency, len(self.waiting)))
+
+    def gpu_hours(self, gpus: float) -> float:
+        """What the cells that wait take of GPUs, with so many each; NaN as `seconds_left`."""
+        return self._seconds() * gpus / 3600
+
+    def _seconds(self) -> float:
+        """Of all cells that wait, one after the other."""
+        waiting = [cell.seconds_left for cell in self.waiting]
         known = [seconds for seconds in waiting if not math.isnan(seconds)]
         if waiting and not known:
             return math.nan
         # Cells without a match take the others' mean.
-        return (
-            sum(known) / max(1, len(known)) * len(waiting) / max(1, min(concurrency, len(waiting)))
-        )
+        return sum(known) / max(1, len(known)) * len(waiting)
 
 
 def make_plan(

@@ -286,7 +286,7 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         return make_plan(name, grid, configs, store.runs(), options.retry_failed)
 
     if options.list:
-        print_plan(console, plan_now(), resources.concurrency)
+        print_plan(console, plan_now(), resources.concurrency, resources.gpus)
         return 0
 
     def write_down(plan: Plan) -> Plan:
@@ -295,7 +295,8 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
 
     _tidy(store, console)
     plan = plan_now()
-    console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
+    told = summary(plan, resources.concurrency, resources.gpus)
+    console.print(told, highlight=False, soft_wrap=True)
     failed: list[tuple[str, str, str]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
@@ -312,11 +313,13 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
             store.add_to_grid(run, name)
     print_results(console, plan)
     console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
-    if failed:
-        print_failures(console, failed, _command())
     hopeless = [cell for cell in plan.cells if cell.state is State.HOPELESS]
-    if hopeless:
-        console.print(f"not tried again without --retry-failed: {len(hopeless)} diverged cells")
+    retry = _command("--retry-failed") if hopeless else _command()
+    if failed:
+        print_failures(console, failed, retry)
+    elif hopeless:
+        told = f"{len(hopeless)} cells, whose loss became infinite, are tried again only by {retry}"
+        console.print(escape(told), highlight=False, soft_wrap=True)
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
     return 1 if failed or hopeless else 0
 
@@ -382,7 +385,11 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         remove_stopped(store, runs)
         study.catch_up(options.retry_failed)
     plan = waiting_plan(study, runs)
-    told = summary(plan, resources.concurrency) if plan.cells else "all trials have ended"
+    told = (
+        summary(plan, resources.concurrency, resources.gpus)
+        if plan.cells
+        else "all trials have ended"
+    )
     console.print(f"study {study.name}: {told}", highlight=False, soft_wrap=True)
     if options.list:
         print_search(console, study)
@@ -482,7 +489,8 @@ def _overview(options: argparse.Namespace, console: Console) -> int:
     from sweeps.tracking import Store, tracking_uri
 
     _, base = base_config(options)
-    concurrency = _resources(options, base).concurrency
+    resources = _resources(options, base)
+    concurrency, gpus = resources.concurrency, resources.gpus
     runs = Store(ROOT, tracking_uri()).runs()
     table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
     every = []
@@ -490,16 +498,18 @@ def _overview(options: argparse.Namespace, console: Console) -> int:
         cells = grid.cells(base, options.benchmark, options.budgets, options.seeds)
         every += cells
         plan = make_plan(name, grid.around(base), cells, runs)
-        table.add_row(name, escape(grid.about), escape(summary(plan, concurrency)))
+        table.add_row(name, escape(grid.about), escape(summary(plan, concurrency, gpus)))
     console.print(table)
     plan = make_plan(ALL, GRIDS["attention"], union(every), runs)
-    text = f"--grid {ALL}: {summary(plan, concurrency)}"
+    text = f"--grid {ALL}: {summary(plan, concurrency, gpus)}"
     console.print(text, highlight=False, soft_wrap=True)
     return 0
 
 
-def _command() -> str:
-    return shlex.join(["python", "sweeps/run.py", *sys.argv[1:]])
+def _command(*more: str) -> str:
+    """This command again, for people, with options that it may lack."""
+    given = sys.argv[1:]
+    return shlex.join(["python", "sweeps/run.py", *given, *(x for x in more if x not in given)])
 
 
 if __name__ == "__main__":

@@ -118,18 +118,16 @@ class RunLog:
         self.seconds_before, self.started = seconds, time.monotonic()
         self.next_flush = self.started + FLUSH_SECONDS
         self.away = False
+        self.behind = False  # the store may know of steps that this machine does not
+        self._torn = _is_torn(self.journal)
 
-    def catch_up(self) -> None:
-        """Learns from the store what an attempt on another machine has logged since."""
-        try:
-            with patience_of(0):
-                known = progress_of(self.client, self.run_id)
-        except StoreAway as error:
-            note.warning("%s; steps that this run repeats may be logged twice", error)
-            return
+    def _catch_up(self) -> None:
+        """Learns from the store what an attempt on another machine has logged."""
+        known = progress_of(self.client, self.run_id)
         self.step = max(self.step, int(known["step"]))
         self.waiting = [entry for entry in self.waiting if entry["step"] > known["step"]]
         self.seconds_before = max(self.seconds_before, known["seconds"])
+        self.behind = False
 
     @property
     def seconds(self) -> float:
@@ -146,13 +144,12 @@ class RunLog:
         if time.monotonic() > self.next_flush:
             self.flush()
 
-    def flush(self, tags: Mapping[str, str] | None = None) -> None:
+    def flush(self) -> None:
         """Sends what waits, with a sign of life; or keeps it, if the store is away."""
-        self.tags |= tags or {}
         before = time.monotonic()
         try:
             with patience_of(0):
-                self._send(self.seconds)
+                self._send()
         except StoreAway as error:
             if not self.away:
                 note.warning("%s; training goes on, metrics wait in %s", error, self.journal)
@@ -166,8 +163,12 @@ class RunLog:
             seconds = round(self.seconds, 1)
             self._write({"sent_to": self.run_id, "step": self.step, "seconds": seconds})
 
-    def _send(self, seconds: float) -> None:
-        progress = {"step": self.step, "seconds": round(seconds, 1), "time": int(time.time())}
+    def _send(self, seconds: float | None = None) -> None:
+        """`seconds` of training, where it has ended; else until now."""
+        if self.behind:
+            self._catch_up()
+        seconds = round(self.seconds if seconds is None else seconds, 1)
+        progress = {"step": self.step, "seconds": seconds, "time": int(time.time())}
         metrics = [
             Metric(name, value, entry["time"], entry["step"])
             for entry in self.waiting
@@ -180,7 +181,9 @@ class RunLog:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         with on_disk(self.folder), self.journal.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            # What comes after a line that was cut short must not join it.
+            file.write("\n" * self._torn + json.dumps(line) + "\n")
+        self._torn = False
 
     def finish(self, values: Mapping[str, float], artifacts: Path) -> bool:
         """Final metrics and the contents of `artifacts`; then, and only then, FINISHED.
@@ -265,6 +268,8 @@ class RunLog:
         return True
 
     def _log_ending(self, ending: Ending) -> None:
+        if self.behind:  # before the final metrics wait: their step may be known
+            self._catch_up()
         inside = self.folder.resolve()
         for name in ending.files:
             path = (inside / name).resolve()
@@ -298,13 +303,17 @@ def _alone_in(folder: Path) -> Iterator[bool]:
         yield alone
 
 
+def _is_torn(path: Path) -> bool:
+    """Whether the process that wrote last has died, or the disk was full, in the middle of a line."""
+    try:
+        return not path.read_bytes().endswith(b"\n")
+    except FileNotFoundError:
+        return False
+
+
 def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    text = path.read_text()
-    if text and not text.endswith("\n"):  # what comes next must not join the torn line
-        with on_disk(path.parent), path.open("a") as file:
-            file.write("\n")
-    for line in text.splitlines():
+    for line in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # the process died writing this line
             yield json.loads(line)

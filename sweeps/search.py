@@ -101,14 +101,11 @@ class SearchDriver(Driver):
 
     def close_open_runs(self) -> None:
         super().close_open_runs()
-        for place in self.stopped:  # their workers are gone by now
-            self._forget(place)
-
-    def _forget(self, place: str) -> None:
         try:
-            workspace(place).remove()
+            for place in self.stopped:  # their workers are gone by now
+                workspace(place).remove()
         except StorageError as error:
-            self.progress.say(f"{escape(str(error))}. A later search removes it")
+            self.progress.say(f"{escape(str(error))}; a later search removes what is left")
 
     def told(self, task: Task, news: dict[str, Any]) -> None:
         if task.run_id not in self.open:

@@ -47,11 +47,11 @@ class Status:
     """A grid's last sweep.
 
     Attributes:
-        done, failed: cells that ended in it.
+        done, failed: cells that ended in it; a search's trials that were stopped early are done.
         waiting: cells that have not begun.
         running: open runs whose process lives.
         best: by benchmark, the best finished run of the grid, of any sweep.
-        seconds_left: NaN while nothing has finished.
+        seconds_left: from finished runs, else from the pace of the running ones; NaN without either.
     """
 
     grid: str
@@ -75,18 +75,20 @@ def status_of(
     failed = sum(run.status == "FAILED" for run in ended)
     # A run that is continued keeps the end of its earlier attempt: only its status tells.
     running = [run for run in mine if run.status in OPEN and not run.is_dead()]
-    left = int(sweep["cells"]) - len(done) - failed
+    stopped = sum(run.was_stopped_early() for run in ended)
+    left = int(sweep["cells"]) - len(done) - stopped - failed
     last_word = max([float(sweep["started"]), *(run.last_word for run in mine)])
     gone = is_gone(sweep, last_word, now)
     state = "finished" if left <= 0 else "stopped" if gone else "running"
     seconds = [run.metrics.get("final/seconds", math.nan) for run in done]
+    seconds = seconds or [run.progress["seconds"] / share(run) for run in running if share(run)]
     pace = sum(seconds) / len(seconds) if seconds else math.nan
     begun = sum(share(run) for run in running)
     slots = max(1, min(int(sweep["concurrency"]), left))
     return Status(
         grid=grid,
         state=state,
-        done=len(done),
+        done=len(done) + stopped,
         failed=failed,
         waiting=max(0, left - len(running)),
         seconds_left=max(0.0, left - begun) * pace / slots if left > 0 else 0.0,
@@ -115,9 +117,11 @@ def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:
 
 def kept_here(store: Store, now: float) -> str:
     """What this machine's runs could not tell the store, in words; empty if there is nothing."""
-    waiting = [
-        kept for kept in kept_endings(store) if now - kept.ending.time / 1000 > DELIVERY_SECONDS
-    ]
+    try:
+        endings = kept_endings(store)
+    except StorageError as error:  # the sweeps may be well
+        return str(error)
+    waiting = [kept for kept in endings if now - kept.ending.time / 1000 > DELIVERY_SECONDS]
     if not waiting:
         return ""
     return (
@@ -193,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 live.update(look(), refresh=True)
     except KeyboardInterrupt:
         return 0
-    except (ConfigError, TrackingError, StorageError) as error:
+    except (ConfigError, TrackingError) as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 

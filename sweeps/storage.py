@@ -9,21 +9,23 @@ PyArrow, which knows the buckets, is imported by those who use one.
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 from urllib.request import url2pathname
 
 from semidavil.config import ConfigError
-from semidavil.disk import DiskFull, is_full, on_disk
+from semidavil.disk import on_disk
+from sweeps.credentials import redact
 
 # A run's folder.
 CHECKPOINT = "last.pt"  # semidavil.checkpoint's
@@ -33,6 +35,8 @@ ENDING = "ending.json"  # only while the tracking store does not have all of an 
 ARTIFACTS = "artifacts"  # what an ended run leaves
 
 SCHEMES = ("s3", "gs", "abfs")
+# What an address may say besides; anything else may be a key, which would be logged.
+OPTIONS = {"scheme", "region", "endpoint_override", "allow_bucket_creation", "retry_limit_seconds"}
 STAMP = "stamp"  # which state of a run a copy or the bucket holds
 LOOK_SECONDS = 0.5  # between two looks for a new checkpoint
 JOURNAL_SECONDS = 15.0  # between two copies of journal and log, without a new checkpoint
@@ -87,37 +91,60 @@ class Workspace:
 class Copy(Workspace):
     """A folder of this machine whose run is kept in a bucket.
 
-    The stamp tells who is ahead. The bucket's is new with each push; the copy has the last that it has
-    seen there and the one that it was about to write. If the bucket's is one of these, nobody else has
-    been at the run, and the copy is as new as the bucket or newer: its machine may have died before the
-    latest checkpoint was pushed.
+    Stamps tell who is ahead. The bucket's is new with each push; the copy knows the last that it has seen
+    there, and those that it was about to write. If the bucket's is one of these, nobody else has been at
+    the run, and the copy is as new as the bucket or newer: its machine may have died before the latest
+    checkpoint was pushed.
     """
 
     def __init__(self, folder: Path, place: str, objects: "Objects") -> None:
         super().__init__(folder, place)
         self.objects = objects
         self._pushed: dict[str, tuple[int, int]] = {}  # by file: of what state
-        self._stamps: list[str] = []
+        self._fetched = False  # until then, what is here may be older than what is there
+        self._unused: str | None = (
+            None  # a stamp that the copy knows and the bucket cannot have yet
+        )
 
     @property
     def travels(self) -> bool:
         return True
 
     def fetch(self) -> None:
-        remove_old_copies(self.folder.parent)
-        super().fetch()
-        stamp = self.objects.read(STAMP)
-        mine = self.folder / STAMP
-        self._stamps = mine.read_text().split() if mine.exists() else []
-        if stamp is None or stamp in self._stamps:
-            os.utime(self.folder)
-            return
-        with on_disk(self.folder):
-            shutil.rmtree(self.folder)
-            self.folder.mkdir()
-            self.objects.get_all(self.folder)  # the stamp among them
+        """As `Workspace.fetch`.
+
+        Raises:
+            StorageError: the bucket is away, or the folder for copies is not ours.
+            DiskFull: of this machine.
+        """
+        own_folder(self.folder.parent)
+        remove_old_copies(self.folder.parent, spare=self.folder)
+        theirs, (seen, coming) = self.objects.read(STAMP), self._stamps()
+        if theirs is None and seen is None:
+            super().fetch()  # nothing was ever pushed
+        elif theirs is None:
+            shutil.rmtree(self.folder)  # removed by another machine, where it has ended
+            super().fetch()
+        elif theirs == seen or theirs in coming:
+            self._write_stamps(theirs)
+        else:
+            self._download(theirs)
+        self._fetched = True
+
+    def _download(self, stamp: str) -> None:
+        for path in self.folder.parent.glob(f"{self.folder.name}.*"):
+            shutil.rmtree(path)  # of a download that was killed
+        draft = self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}")
+        draft.mkdir()
+        self.objects.get_all(draft)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        draft.rename(self.folder)
+        self._write_stamps(stamp)
+        self._pushed = self._changed()
 
     def push(self) -> None:
+        if not self._fetched:
+            return
         with self._new_stamp():
             self._push_changed()
             if (self.folder / ENDING).exists():
@@ -128,29 +155,58 @@ class Copy(Workspace):
                 self.objects.delete(ENDING)
 
     def _push_changed(self) -> None:
-        # The journal first: it may be ahead of the checkpoint, not behind it.
-        for name, state in self._changed(JOURNAL, LOG, CHECKPOINT).items():
-            self.objects.put(self.folder / name, name)
-            self._pushed[name] = state
+        changed = self._changed()
+        # The journal may be ahead of the checkpoint and not behind it: it is copied later, and put first.
+        with self._held(CHECKPOINT) as checkpoint:
+            for name, state in changed.items():
+                self.objects.put(checkpoint if name == CHECKPOINT else self.folder / name, name)
+                self._pushed[name] = state
+
+    @contextlib.contextmanager
+    def _held(self, name: str) -> Iterator[Path]:
+        """A file as it is now, which the training replaces meanwhile."""
+        file, held = self.folder / name, self.folder / f"{name}.held"
+        held.unlink(missing_ok=True)
+        if file.exists():
+            try:
+                os.link(file, held)
+            except OSError:  # not every file system can
+                shutil.copyfile(file, held)
+        try:
+            yield held
+        finally:
+            held.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _new_stamp(self) -> Iterator[None]:
         """The bucket gets it last, the copy knows it first."""
-        stamp = uuid.uuid4().hex
-        self._write_stamps(*self._stamps, stamp)
+        seen, coming = self._stamps()
+        if self._unused is None:
+            self._unused = uuid.uuid4().hex
+            self._write_stamps(seen, [*coming, self._unused])
         yield
+        stamp, self._unused = self._unused, None  # from here on the bucket may have it
         self.objects.write(STAMP, stamp)
         self._write_stamps(stamp)
 
-    def _write_stamps(self, *stamps: str) -> None:
-        with on_disk(self.folder):
-            (self.folder / STAMP).write_text(" ".join(stamps))
-        self._stamps = list(stamps)
+    def _stamps(self) -> tuple[str | None, list[str]]:
+        """The last that was seen in the bucket, and those that may have been written there since."""
+        try:
+            seen, *coming = json.loads((self.folder / STAMP).read_text())
+        except FileNotFoundError:
+            return None, []
+        return seen, coming
 
-    def _changed(self, *names: str) -> dict[str, tuple[int, int]]:
-        """Of these files, those that the bucket does not have as they are now, with their state."""
+    def _write_stamps(self, seen: str | None, coming: Sequence[str] = ()) -> None:
+        draft = self.folder / f"{STAMP}.part"
+        with on_disk(self.folder):
+            draft.write_text(json.dumps([seen, *coming]))
+            draft.replace(self.folder / STAMP)
+
+    def _changed(self) -> dict[str, tuple[int, int]]:
+        """Of what a run needs to go on, the files that the bucket does not have, with their state."""
         states = {}
-        for name in names:
+        for name in (JOURNAL, LOG, CHECKPOINT):
             with contextlib.suppress(FileNotFoundError):
                 found = (self.folder / name).stat()
                 states[name] = found.st_mtime_ns, found.st_size
@@ -171,12 +227,12 @@ class Copy(Workspace):
         next_time, away = time.monotonic() + JOURNAL_SECONDS, False
         while not ended.wait(LOOK_SECONDS):
             due = time.monotonic() >= next_time
-            if not due and (away or not self._changed(CHECKPOINT)):
+            if not due and (away or CHECKPOINT not in self._changed()):
                 continue
             try:
                 with self._new_stamp():
                     self._push_changed()
-            except (StorageError, DiskFull) as error:
+            except Exception as error:  # whatever it is: training goes on, and this thread too
                 if not away:
                     note(f"{error}; training goes on, checkpoints wait in {self.folder}")
                 away, next_time = True, time.monotonic() + AWAY_SECONDS
@@ -229,6 +285,9 @@ class Storage:
         finally:
             mark.unlink()
 
+    def require(self) -> None:
+        """Raises StorageError if this machine cannot keep runs there."""
+
     def lacks(self, mark: str) -> str:
         """Why this machine cannot keep runs where `mark` was left; empty if it can."""
         if (self.folder / mark).exists() and os.access(self.folder, os.W_OK):
@@ -244,7 +303,7 @@ class Bucket(Storage):
 
     def __init__(self, place: str) -> None:
         name = hashlib.sha256(place.encode()).hexdigest()[:12]
-        super().__init__(place, _private_folder() / name)
+        super().__init__(place, Path(tempfile.gettempdir()) / f"semidavil-{os.getuid()}" / name)
         self.objects = Objects(place)
 
     def of(self, key: str) -> str:
@@ -254,9 +313,13 @@ class Bucket(Storage):
         return {Path(name).parts[0] for name in self.objects.names() if "/" in name}
 
     def endings(self) -> list[tuple[str, str]]:
-        names = [name for name in self.objects.names() if Path(name).name == ENDING]
-        texts = {str(Path(name).parent): self.objects.read(name) for name in sorted(names)}
-        return [(self.of(key), text) for key, text in texts.items() if text is not None]
+        # Also those that this machine could not push.
+        here = {Path(place).name: text for place, text in super().endings()}
+        for name in self.objects.names():
+            key, _, file = name.partition("/")
+            if file == ENDING and key not in here and (text := self.objects.read(name)) is not None:
+                here[key] = text
+        return [(self.of(key), here[key]) for key in sorted(here)]
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[str]:
@@ -266,6 +329,11 @@ class Bucket(Storage):
             yield mark
         finally:
             self.objects.delete(mark)
+
+    def require(self) -> None:
+        with self.marked() as mark:
+            if problem := self.lacks(mark):
+                raise StorageError(problem)
 
     def lacks(self, mark: str) -> str:
         mine = f"{mark}-{uuid.uuid4().hex}"
@@ -299,6 +367,12 @@ def open_storage(text: str) -> Storage:
         raise ConfigError(
             f"--storage {parts.scheme}://***: no keys in the address, which is logged: set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY here and on every machine that trains"
+        )
+    if unknown := parse_qs(parts.query).keys() - OPTIONS:
+        raise ConfigError(
+            f"--storage {parts.scheme}://{parts.netloc}{parts.path}: unknown option "
+            f"{', '.join(sorted(unknown))}; there are {', '.join(sorted(OPTIONS))}. Keys are set in the "
+            "environment"
         )
     if not parts.netloc or not parts.path.strip("/"):
         raise ConfigError(f"--storage {text}: name a folder in the bucket, as in s3://BUCKET/runs")
@@ -349,7 +423,8 @@ class Objects:
 
         with self._usable() as (system, base):
             found = system.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
-            return [str(Path(info.path).relative_to(base)) for info in found if info.is_file]
+            names = [Path(info.path).relative_to(base) for info in found if info.is_file]
+            return [str(name) for name in names if ".." not in name.parts]
 
     def put(self, path: Path, name: str) -> None:
         """From this machine. What is replaced meanwhile is copied as it was."""
@@ -366,7 +441,7 @@ class Objects:
     def get_all(self, folder: Path) -> None:
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        with self._usable() as (system, base):
+        with self._usable() as (system, base), on_disk(folder):
             copy_files(
                 base,
                 str(folder),
@@ -387,15 +462,14 @@ class Objects:
         """PyArrow's file system and the folder in it.
 
         Raises:
-            StorageError: it does not answer, or refuses. A full disk of this machine stays an OSError.
+            StorageError: it does not answer, or refuses.
         """
         try:
             yield _file_system(self.place)
-        except (OSError, ValueError) as error:
-            if is_full(error):
-                raise
+        except (OSError, ValueError, NotImplementedError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
             raise StorageError(
-                f"the storage {self.place} cannot be used: {str(error).splitlines()[0]}. Check that the "
+                f"the storage {self.place} cannot be used: {redact(why)}. Check that the "
                 "bucket exists, that this machine reaches it, and its keys (AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY, or whatever the provider's own command uses)"
             ) from error
@@ -409,23 +483,26 @@ def _file_system(place: str) -> tuple[Any, str]:
     return system, base.rstrip("/")
 
 
-def _private_folder() -> Path:
-    """This user's copies: a folder that nobody else may have made or write to.
+def own_folder(folder: Path) -> None:
+    """Makes a folder below one of this user's in the temporary folder.
 
     Raises:
-        StorageError: somebody else has made it.
+        StorageError: somebody else has made that, and could put files into it; or it cannot be made.
     """
-    folder = Path(tempfile.gettempdir()) / f"semidavil-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise StorageError(f"{folder} is not this user's own: remove it, or set TMPDIR to another")
-    return folder
+    try:
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = folder.parent.lstat().st_uid
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"no copies can be kept in {folder}: {error}; set TMPDIR") from error
+    if owner != os.getuid() or folder.parent.is_symlink():
+        raise StorageError(f"{folder.parent} is not this user's own: remove it, or set TMPDIR")
 
 
-def remove_old_copies(folder: Path, days: float = COPY_DAYS) -> None:
+def remove_old_copies(folder: Path, spare: Path) -> None:
     """Of runs that went on elsewhere; they may be large."""
-    oldest = time.time() - days * 86400
-    for path in folder.glob("*"):
+    oldest = time.time() - COPY_DAYS * 86400
+    for path in set(folder.glob("*")) - {spare}:
         with contextlib.suppress(OSError):  # another process is faster
             newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
             if newest < oldest:

@@ -25,6 +25,7 @@ from sweeps.tracking import Store
 from sweeps.trial import LATER, TRAIN, Failure, Later, Task, load_training
 
 AHEAD_SECONDS = 2.0  # before a run ends, the cell that follows it is claimed
+ALIVE_SECONDS = 300.0  # between two signs of life of a sweep's open runs
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
 
 
@@ -64,6 +65,7 @@ class Driver:
         self.kept = 0  # ended runs that the store does not have
         self.away: StoreAway | None = None
         self.asked = 0.0  # when the store was last found away
+        self.next_sign = time.monotonic() + ALIVE_SECONDS
 
     @cached_property
     def experiment(self) -> str:
@@ -162,10 +164,17 @@ class Driver:
         self.wanted += 1
 
     def idle(self) -> None:
-        """Claims while no worker waits for an answer."""
+        """Claims, and says that open runs are alive, while no worker waits for an answer."""
         while self.wanted:
             self.wanted -= 1
             self.make_ready()
+        if time.monotonic() >= self.next_sign:
+            self.next_sign = time.monotonic() + ALIVE_SECONDS
+            try:
+                with patience_of(0):
+                    self.store.keep_alive(self.open)
+            except StoreAway as error:
+                self.left_alone(error)
 
     def _hear_of_kept(self, task: Task, news: dict[str, Any]) -> bool:
         if not news["delivered"]:
@@ -267,6 +276,7 @@ def run_sweep(
 
     Raises:
         ClusterError: a machine of the cluster lacks something; no cell has started.
+        StorageError: runs cannot be kept where `store` keeps them; no cell has started.
         StoreAway: the store was away for too long; the message says what is kept.
         KeyboardInterrupt: stopped; runs that were not finished are KILLED, their checkpoints kept.
     """
@@ -287,6 +297,7 @@ def run_sweep(
             starting = background.submit(ray_start.__enter__)
             with _closing(ray_start):
                 try:
+                    store.storage.require()
                     begin()
                     for run in plan.foreign():
                         store.add_to_grid(run, plan.grid_name)

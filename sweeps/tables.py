@@ -26,7 +26,7 @@ COLOURS = {
 }
 
 
-def print_plan(console: Console, plan: Plan, concurrency: int) -> None:
+def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
     table = Table(title=f"grid {plan.grid_name}, {len(plan.cells)} cells", title_justify="left")
     table.add_column("cell", overflow="fold")
@@ -41,7 +41,7 @@ def print_plan(console: Console, plan: Plan, concurrency: int) -> None:
             _time(cell),
         )
     console.print(table)
-    console.print(summary(plan, concurrency), highlight=False, soft_wrap=True)
+    console.print(summary(plan, concurrency, gpus), highlight=False, soft_wrap=True)
 
 
 def _detail(plan: Plan, cell: Cell) -> str:
@@ -69,8 +69,12 @@ def _time(cell: Cell) -> str:
     return "?" if math.isnan(cell.estimate) else f"~ {duration(cell.estimate)}"
 
 
-def summary(plan: Plan, concurrency: int) -> str:
-    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`."""
+def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
+    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`.
+
+    Args:
+        gpus: of each run; where there are some, GPU-hours are told too.
+    """
     counts = plan.counts()
     states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     text = f"{len(plan.cells)} cells: {states}"
@@ -82,6 +86,8 @@ def summary(plan: Plan, concurrency: int) -> str:
         if math.isnan(seconds)
         else f"about {duration(seconds)}"
     )
+    if gpus and not math.isnan(seconds):
+        when += f" and {plan.gpu_hours(gpus):.3g} GPU-hours"
     return f"{text}; {len(plan.waiting)} to run, {when}, {concurrency} at a time"
 
 

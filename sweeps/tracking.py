@@ -13,7 +13,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,7 @@ class TrackedRun:
     @property
     def last_word(self) -> float:
         """When it last gave a sign of life, in seconds since 1970."""
-        return max(self.progress["time"], self.started / 1000)
+        return max(self.progress["time"], float(self.tags.get("alive", 0)), self.started / 1000)
 
     @property
     def score(self) -> float:
@@ -315,12 +315,19 @@ class Store:
         mine["attempts"] = str(int(previous.tags.get("attempts", "1")) + 1)
         mine["grid"] = previous.experiment
         mine["reason"] = ""
+        mine["alive"] = str(int(time.time()))  # it may have been silent for longer than others wait
         if (before := previous.tags.get("commit")) != mine.get("commit"):
             mine["commit_before"] = before or "unknown"
         params = [] if previous.params else params  # none: it was killed while being created
         log_batches(self.client, previous.run_id, params=params, tags=mine)
         patiently(lambda: self.client.update_run(previous.run_id, status="RUNNING"))
         return previous.run_id
+
+    def keep_alive(self, run_ids: Iterable[str]) -> None:
+        """A sign of life for runs that have nothing to log for long: evaluating, or not yet placed."""
+        now = str(int(time.time()))
+        for run_id in run_ids:
+            log_batches(self.client, run_id, tags={"alive": now})
 
     def close(self, run_id: str, status: str, reason: str) -> None:
         """Ends a run that is still open; one that has ended stays as it is."""

@@ -93,34 +93,43 @@ def run_trial(task: Task, tell: Tell) -> None:
     Where the store is away at the end, all of the run is kept in its folder, and `tell` hears that
     it is not `delivered`; `sweeps.deliver` does so later.
     """
-    config = Config.from_params(task.params)
-    here = workspace(task.place)
+    config, here = Config.from_params(task.params), workspace(task.place)
     unfetched = _error_of(here.fetch)
     log = RunLog(task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds)
-    with train_log(here.folder / LOG, task) as note:
-        try:
-            if unfetched:
-                raise unfetched
-            if here.travels:
-                log.catch_up()
-            with on_disk(here.folder), here.pushing(note):
-                final = _train(task, config, here.folder, log, note, tell)
-        except Exception as error:
-            print(redact(traceback.format_exc()), file=sys.stderr)
-            reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
-            note(f"failed: {reason}")
-            done = log.fail(reason, failure is not Failure.DIVERGED, [here.folder / LOG])
-            _keep(here, note)
-            news = {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
-            tell(news)
-        except SystemExit:  # Tune's way to end a trial early, at its next word
-            log.flush()
-            raise
-        else:
-            tell({"state": "done", **final})
-            _keep(here, note, forget=final["delivered"] and Ending.read(here.folder) is None)
-        finally:
-            _free_memory()
+    log.behind = here.travels
+    try:
+        with train_log(here.folder / LOG, task) as note:
+            error: Exception | None = unfetched
+            try:
+                if error is None:
+                    with here.pushing(note):
+                        final = _train(task, config, here.folder, log, note, tell)
+            except Exception as failure:
+                error = failure  # told below, where no other error can hide behind this one
+            except SystemExit:  # Tune's way to end a trial early, at its next word
+                log.flush()
+                raise
+            if error is None:
+                tell({"state": "done", **final})
+                _keep(here, note, forget=final["delivered"] and Ending.read(here.folder) is None)
+            else:
+                news = _fail(error, log, here, note)
+                error = None  # and with it what the frames of its traceback hold
+                tell(news)
+    finally:
+        _free_memory()
+
+
+def _fail(
+    error: Exception, log: RunLog, here: Workspace, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Leaves a run FAILED; returns what the driver is told."""
+    print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+    reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
+    note(f"failed: {reason}")
+    done = log.fail(reason, failure is not Failure.DIVERGED, [here.folder / LOG])
+    _keep(here, note)
+    return {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
 
 
 def _keep(here: Workspace, note: Callable[[str], None], forget: bool = False) -> None:
@@ -166,13 +175,14 @@ def _train(
         news = {"state": "running", "step": progress.step, "total": progress.total_steps}
         if score in progress.metrics:
             news["value"] = progress.metrics[score]
-        matters = "value" in news or progress.step == progress.total_steps
-        if matters or time.monotonic() >= next_word:
+        if "value" in news or time.monotonic() >= next_word:
             tell(news)
             next_word = time.monotonic() + TELL_SECONDS
 
-    here = {"worker_host": socket.gethostname(), "worker_pid": str(os.getpid())}
-    log.flush({"device": device_name(), **here})
+    # They go out with the first metrics: a call of their own costs a short run one part in 300.
+    log.tags |= {
+        "device": device_name(), "worker_host": socket.gethostname(), "worker_pid": str(os.getpid())
+    }  # fmt: skip
     result = train(config, report=report, checkpoint_dir=folder)
     log.tags["data"] = result.data  # goes out with the ending
     seconds = log.seconds
@@ -181,7 +191,8 @@ def _train(
     if not math.isnan(result.latency_ms):
         values["final/latency_ms"] = result.latency_ms
     artifacts = folder / ARTIFACTS
-    collect_artifacts(artifacts, config, result, folder)
+    with on_disk(folder):
+        collect_artifacts(artifacts, config, result, folder)
     return _final(config, values, log.finish(values, artifacts))
 
 

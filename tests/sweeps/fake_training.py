@@ -17,6 +17,7 @@ import numpy as np
 
 import sweeps
 from semidavil.config import Config
+from semidavil.disk import on_disk
 
 STEPS = 10
 CHECKPOINT_EVERY = 2
@@ -97,7 +98,8 @@ def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Pat
         report(Report(step, STEPS, metrics))
         if step % CHECKPOINT_EVERY == 0:
             written = checkpoint.with_suffix(".tmp")
-            written.write_text(str(step))
+            with on_disk(checkpoint_dir):
+                written.write_text(str(step))
             written.replace(checkpoint)
         if step == 5 and config.training.lr == NON_FINITE:
             raise NonFiniteLossError("the loss is not finite at step 5")

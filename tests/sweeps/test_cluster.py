@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from buckets import BucketServer, bucket_server  # noqa: F401
+from fake_training import CROWDED
 from servers import free_port
 from sweep_process import FOUR, Sweeps
 
@@ -226,6 +227,13 @@ def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
     assert gpus == ["gpu-0"] * 4
 
     (sweeps.folder / "events.txt").unlink()
+    crowded = ("--gpus-per-trial", "0.5", "--retries", "0", "--set", f"training.lr={CROWDED}")
+    code, output = sweeps.run(*where, *crowded)
+    assert code == 0, output
+    assert "out of memory" in output
+    assert "again by itself, after the others" in output
+
+    (sweeps.folder / "events.txt").unlink()
     code, output = sweeps.run(*where, "--seeds", "1", "--gpus-per-trial", "1")
     assert code == 0, output
     assert most_at_once(sweeps) == 1
@@ -236,7 +244,7 @@ def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
     code, output = sweeps.run(*where, "--seeds", "2", "--set", "runtime.data_root=/no/such/data")
     assert code == 1
     assert f"{socket.gethostname()}: no data sets in /no/such/data" in output
-    assert len(sweeps.store.runs()) == 8  # neither has opened a run
+    assert len(sweeps.store.runs()) == 12  # neither has opened a run
 
 
 def most_at_once(sweeps: Sweeps) -> int:

@@ -1,9 +1,11 @@
 """What the driver hands out, and when."""
 
+import time
 from typing import Any
 
 import pytest
 from rich.console import Console
+from servers import away, raising
 
 from semidavil.config import preset
 from sweeps.engine import Resources
@@ -81,6 +83,22 @@ def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
     assert sorted(names) == sorted(cell.name for cell in driver.plan.cells)
     driver.close_open_runs()
     assert [run.status for run in store.runs()] == ["KILLED"] * len(names)
+
+
+def test_open_runs_give_signs_of_life_although_they_log_nothing(
+    driver: Driver, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(driver)
+    driver.idle()
+    assert "alive" not in store.runs()[0].tags
+    now = time.monotonic()
+    monkeypatch.setattr("sweeps.sweep.time.monotonic", lambda: now + 301)
+    driver.idle()
+    assert abs(float(store.runs()[0].tags["alive"]) - time.time()) < 60
+    driver.store.client.log_batch = raising(away)  # a store that is away is no reason to stop
+    monkeypatch.setattr("sweeps.sweep.time.monotonic", lambda: now + 700)
+    driver.idle()
+    assert task.run_id in driver.open
 
 
 def test_a_held_cell_is_closed_if_the_sweep_stops(driver: Driver, store: Store) -> None:

@@ -165,6 +165,8 @@ def test_the_users_own_settings_of_mlflow_stay(monkeypatch: pytest.MonkeyPatch) 
             "at postgresql+psycopg2://***@db/x failed",
         ),
         ("postgresql://db/x?user=a&password=pw&y=1", "postgresql://db/x?user=a&password=***&y=1"),
+        ("abfs://a.net/x?client_secret=pw&y=1", "abfs://a.net/x?client_secret=***&y=1"),
+        ("AWS_SECRET_ACCESS_KEY=pw hf_token=pw", "AWS_SECRET_ACCESS_KEY=*** hf_token=***"),
         ("http://host:5000 and ann@example.org", "http://host:5000 and ann@example.org"),
     ],
 )
@@ -259,7 +261,8 @@ def test_training_goes_on_while_the_store_is_away_and_nothing_is_lost(
     log.metrics(1, {"train/loss": 1.0})
     log.flush()
     outage.lasts = True
-    log.flush({"device": "a GPU"})
+    log.tags["device"] = "a GPU"
+    log.flush()
     log.metrics(2, {"train/loss": 2.0})
     log.flush()
     outage.lasts = False

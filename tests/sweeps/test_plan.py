@@ -1,3 +1,4 @@
+import json
 import math
 import os
 
@@ -7,6 +8,7 @@ from tracked_runs import tracked
 from semidavil.config import preset
 from sweeps.grids import GRIDS
 from sweeps.plan import State, make_plan
+from sweeps.tables import summary
 
 GRID = GRIDS["attention"]
 CELLS = GRID.cells(preset("toy"), budgets=[100])
@@ -56,6 +58,8 @@ def test_a_silent_run_on_another_machine_is_dead_after_a_while() -> None:
     assert state_with(tracked(KEY, "RUNNING", tags=fresh)) is State.ELSEWHERE
     stale = {"host": "elsewhere", "progress": '{"time": 1}'}
     assert state_with(tracked(KEY, "RUNNING", tags=stale)) is State.INTERRUPTED
+    evaluating = {**stale, "alive": "99999999999"}
+    assert state_with(tracked(KEY, "RUNNING", tags=evaluating)) is State.ELSEWHERE
 
 
 def test_a_later_process_with_the_same_number_does_not_count_as_the_owner() -> None:
@@ -75,5 +79,13 @@ def test_time_is_estimated_from_runs_that_are_alike() -> None:
     plan = make_plan("attention", GRID, CELLS, [done])
     assert plan.cells[1].estimate == pytest.approx(20.0)
     assert plan.seconds_left(2) == pytest.approx(30.0)  # three cells, two at a time
+    assert plan.gpu_hours(0.5) == pytest.approx(3 * 20 * 0.5 / 3600)
+    assert "about 30 s, 2 at a time" in summary(plan, 2)
+    assert "about 30 s and 0.00833 GPU-hours, 2 at a time" in summary(plan, 2, gpus=0.5)
+    third = {"progress": json.dumps({"step": steps / 3})}
+    stopped = tracked(CELLS[1].key(), "KILLED", tags=third, params=CELLS[1].to_params())
+    assert make_plan("attention", GRID, CELLS, [done, stopped]).seconds_left(1) == pytest.approx(
+        2 * 20 + 20 * 2 / 3
+    )
     other = make_plan("attention", GRID, GRID.cells(preset("paper"), budgets=[100]), [done])
     assert math.isnan(other.cells[0].estimate)

@@ -63,6 +63,21 @@ def test_a_sweep_is_running_stopped_or_finished() -> None:
     assert math.isnan(status_of("attention", sweep(), [], START).seconds_left)
 
 
+def test_trials_that_were_stopped_early_are_done() -> None:
+    tags = {"stopped_early": "50"}
+    pruned = [
+        tracked(name, "KILLED", tags=tags, ended=int(1000 * START) + 9, params=PARAMS)
+        for name in "ab"
+    ]
+    status = status_of("attention", sweep(cells=3), [finished("c", 1.0), *pruned], START + 60)
+    assert (status.state, status.done, status.waiting) == ("finished", 3, 0)
+
+
+def test_before_anything_has_finished_the_pace_of_what_runs_tells_the_time_left() -> None:
+    status = status_of("attention", sweep(cells=3), [half_way("a")], START + 60)
+    assert status.seconds_left == pytest.approx(2.5 * 40 / 2)  # half of 150 steps took 20 s
+
+
 def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 

@@ -26,6 +26,7 @@ from sweeps.storage import (
     JOURNAL,
     LOG,
     Copy,
+    Objects,
     Storage,
     StorageError,
     file_of,
@@ -63,6 +64,10 @@ def run_of(place: str) -> Copy:
     here.fetch()
     assert isinstance(here, Copy)
     return here
+
+
+def in_bucket(place: str, name: str) -> str | None:
+    return Objects(open_storage(place).of("0123456789abcdef")).read(name)
 
 
 def write(here: Copy, **files: str) -> None:
@@ -105,6 +110,7 @@ def test_a_runs_place_keeps_the_options_of_its_bucket() -> None:
         ("ftp://host/runs", "s3://, gs://, abfs://"),
         ("s3://AKIA:verysecret@bucket/runs", "no keys in the address"),
         ("s3://AKIA@bucket/runs", "no keys in the address"),
+        ("s3://bucket/runs?secret_key=verysecret", "unknown option secret_key"),
         ("s3://bucket", "name a folder"),
     ],
 )
@@ -125,7 +131,7 @@ def test_a_folder_that_somebody_else_has_made_is_not_used(
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"semidavil-{os.getuid()}").symlink_to(tmp_path / "theirs")
     with pytest.raises(StorageError, match="not this user's own"):
-        open_storage("s3://bucket/runs")
+        workspace(open_storage("s3://bucket/runs").of("key")).fetch()
 
 
 # A run and its copies
@@ -159,6 +165,19 @@ def test_a_copy_that_is_ahead_of_the_bucket_stays(place: str, on_machine: Machin
     assert text_of(run_of(place), CHECKPOINT) == "step 4"
 
 
+def cut_short(before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every push dies before it replaces this object."""
+    for name in ("put", "write"):
+        call = getattr(Objects, name)
+
+        def or_die(objects: Objects, *arguments: Any, call: Any = call) -> None:
+            if before in (str(argument) for argument in arguments):
+                raise KeyboardInterrupt
+            call(objects, *arguments)
+
+        monkeypatch.setattr(Objects, name, or_die)
+
+
 @pytest.mark.parametrize("dies_before", [JOURNAL, CHECKPOINT, "stamp"])
 def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
     place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch, dies_before: str
@@ -167,20 +186,7 @@ def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
     here.push()
     write(here, checkpoint="step 4", journal="4")
     with monkeypatch.context() as dying:
-        put, said = storage.Objects.put, storage.Objects.write
-
-        def put_or_die(objects: Any, path: Path, name: str) -> None:
-            if name == dies_before:
-                raise KeyboardInterrupt
-            put(objects, path, name)
-
-        def write_or_die(objects: Any, name: str, text: str) -> None:
-            if name == dies_before:
-                raise KeyboardInterrupt
-            said(objects, name, text)
-
-        dying.setattr(storage.Objects, "put", put_or_die)
-        dying.setattr(storage.Objects, "write", write_or_die)
+        cut_short(dies_before, dying)
         with pytest.raises(KeyboardInterrupt):
             here.push()
 
@@ -206,11 +212,131 @@ def test_the_answer_to_a_push_may_be_lost(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as lossy:
-        lossy.setattr(storage.Objects, "write", unheard)
+        lossy.setattr(Objects, "write", unheard)
         with pytest.raises(KeyboardInterrupt):
             here.push()
     write(here, checkpoint="step 4")
     assert text_of(run_of(place), CHECKPOINT) == "step 4"  # it was our own push
+
+
+def test_a_copy_that_was_fetched_and_could_not_be_pushed_stays(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(first := run_of(place), checkpoint="step 2")
+    first.push()
+    on_machine("second")
+    write(second := run_of(place), checkpoint="step 4")
+    with monkeypatch.context() as dying:
+        cut_short(CHECKPOINT, dying)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                second.push()
+    assert text_of(run_of(place), CHECKPOINT) == "step 4"
+
+
+def test_a_stamp_that_others_may_have_seen_is_not_used_again(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(first := run_of(place), checkpoint="step 2")
+    with monkeypatch.context() as lossy:
+        said = Objects.write
+
+        def unheard(*arguments: Any) -> None:
+            said(*arguments)
+            raise KeyboardInterrupt
+
+        lossy.setattr(Objects, "write", unheard)
+        with pytest.raises(KeyboardInterrupt):
+            first.push()
+    on_machine("second")
+    assert text_of(run_of(place), CHECKPOINT) == "step 2"
+    write(first, checkpoint="step 4")
+    first.push()
+    assert text_of(run_of(place), CHECKPOINT) == "step 4"
+
+
+def test_what_could_not_be_fetched_replaces_nothing_in_the_bucket(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(first := run_of(place), checkpoint="step 2")
+    first.push()
+    on_machine("second")
+    write(second := run_of(place), checkpoint="step 800")
+    second.push()
+    on_machine("first")
+    behind = workspace(first.place)
+    with monkeypatch.context() as away:
+        away.setattr(Objects, "read", raising(lambda: StorageError("away")))
+        with pytest.raises(StorageError):
+            behind.fetch()
+    behind.push()
+    assert in_bucket(place, CHECKPOINT) == "step 800"
+
+
+def test_a_download_that_was_killed_is_done_again(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(first := run_of(place), checkpoint="step 800", journal="800")
+    first.push()
+    on_machine("second")
+    with monkeypatch.context() as dying:
+        get_all = Objects.get_all
+
+        def killed(objects: Objects, folder: Path) -> None:
+            get_all(objects, folder)
+            (folder / CHECKPOINT).write_text("half of it")
+            raise KeyboardInterrupt
+
+        dying.setattr(Objects, "get_all", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_of(place)
+    again = run_of(place)
+    assert text_of(again, CHECKPOINT) == "step 800"
+    assert [path.name for path in again.folder.parent.iterdir()] == [again.folder.name]
+
+
+def test_a_run_that_ended_elsewhere_is_not_brought_back_by_an_old_copy(
+    place: str, on_machine: Machines
+) -> None:
+    write(first := run_of(place), checkpoint="step 2")
+    first.push()
+    on_machine("second")
+    run_of(place).remove()
+    on_machine("first")
+    again = run_of(place)
+    assert not (again.folder / CHECKPOINT).exists()
+    assert again.folder.is_dir()
+
+
+def test_the_journal_in_the_bucket_is_never_behind_the_checkpoint(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training goes on while the journal is put: its next checkpoint waits for the next push."""
+    write(here := run_of(place), checkpoint="step 2", journal="2")
+    put = Objects.put
+
+    def and_train_on(objects: Objects, path: Path, name: str) -> None:
+        put(objects, path, name)
+        if name == JOURNAL:
+            write(here, checkpoint="step 4", journal="4")
+
+    with monkeypatch.context() as training:
+        training.setattr(Objects, "put", and_train_on)
+        here.push()
+    assert (in_bucket(place, JOURNAL), in_bucket(place, CHECKPOINT)) == ("2", "step 2")
+    here.push()
+    assert (in_bucket(place, JOURNAL), in_bucket(place, CHECKPOINT)) == ("4", "step 4")
+
+
+def test_a_bucket_that_cannot_be_written_is_refused(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = open_storage(place)
+    bucket.require()
+    assert bucket.objects.names() == []  # type: ignore[attr-defined]
+    monkeypatch.setattr(Objects, "write", raising(lambda: StorageError("ACCESS_DENIED")))
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        bucket.require()
 
 
 def test_what_is_removed_is_gone_everywhere(
@@ -240,20 +366,16 @@ def test_checkpoints_follow_while_a_run_trains(
         for step in ("2", "4"):
             write(here, checkpoint=f"step {step}")
             deadline = time.monotonic() + 20
-            while _kept(place, CHECKPOINT) != f"step {step}":
+            while in_bucket(place, CHECKPOINT) != f"step {step}":
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
         (here.folder / ENDING).write_text("{}")  # is another's to keep, if it has to wait
         write(here, checkpoint="step 6")
-        while _kept(place, CHECKPOINT) != "step 6":
+        while in_bucket(place, CHECKPOINT) != "step 6":
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    assert open_storage(place).endings() == []
+    assert in_bucket(place, ENDING) is None
     assert notes == []
-
-
-def _kept(place: str, name: str) -> str | None:
-    return storage.Objects(run_of(place).place).read(name)
 
 
 @pytest.mark.slow
@@ -285,7 +407,7 @@ def test_training_goes_on_while_the_bucket_is_away(
 
 
 def test_copies_that_no_run_has_touched_for_long_are_removed(tmp_path: Path) -> None:
-    for name, days in (("old", 8), ("young", 6), ("in-use", 8)):
+    for name, days in (("old", 8), ("young", 6), ("in-use", 8), ("mine", 8)):
         folder = tmp_path / name
         folder.mkdir()
         (folder / CHECKPOINT).touch()
@@ -293,8 +415,8 @@ def test_copies_that_no_run_has_touched_for_long_are_removed(tmp_path: Path) -> 
         os.utime(folder / CHECKPOINT, (then, then))
         os.utime(folder, (then, then))
     (tmp_path / "in-use" / JOURNAL).touch()
-    remove_old_copies(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"young", "in-use"}
+    remove_old_copies(tmp_path, spare=tmp_path / "mine")
+    assert {path.name for path in tmp_path.iterdir()} == {"young", "in-use", "mine"}
 
 
 # Runs
@@ -333,8 +455,9 @@ def test_a_failed_run_goes_on_on_another_machine_and_logs_no_step_twice(
     run_trial(task, heard.append)
     assert heard[-1]["state"] == "failed"
     (key,) = kept_in_bucket.storage.keys()
-    journal = storage.Objects(kept_in_bucket.storage.of(key))
-    journal.delete(JOURNAL)  # as if it had not been pushed yet: the store knows what it has
+    Objects(kept_in_bucket.storage.of(key)).delete(
+        JOURNAL
+    )  # as if it had not been pushed yet: the store knows what it has
     kept_in_bucket.client.update_run(task.run_id, status="RUNNING")
     on_machine("second")
     run_trial(task, heard.append)
@@ -387,7 +510,23 @@ def test_a_failure_that_was_kept_is_delivered_and_its_checkpoint_stays(
     assert (failed.status, failed.tags["reason"]) == (
         "FAILED", "ValueError: the network drive is away"
     )  # fmt: skip
-    assert storage.Objects(task.place).read(CHECKPOINT) == "4"
+    assert Objects(task.place).read(CHECKPOINT) == "4"
+
+
+def test_a_run_that_neither_store_nor_bucket_has_heard_the_end_of_is_found_on_its_machine(
+    kept_in_bucket: Store, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(kept_in_bucket)
+    monkeypatch.setenv("SEMIDAVIL_PATIENCE", "0")
+    with monkeypatch.context() as outage:
+        for name in ("log_batch", "log_artifacts", "set_terminated", "get_run"):
+            outage.setattr(MlflowClient, name, raising(away))
+        outage.setattr(Objects, "put", raising(lambda: StorageError("away")))
+        run_trial(task, lambda _: None)
+    assert Objects(task.place).read(ENDING) is None
+    assert deliver.deliver_kept(kept_in_bucket, print) == 1
+    assert_undisturbed(kept_in_bucket, 1)
+    assert kept_in_bucket.storage.endings() == []
 
 
 @pytest.mark.slow
@@ -439,7 +578,7 @@ def test_a_sweep_that_is_killed_goes_on_from_the_bucket_on_another_machine(
     process = sweeps.start(*FOUR, step_seconds=0.4)
 
     def kept() -> bool:
-        names = storage.Objects(place).names()
+        names = Objects(place).names()
         return sum(name.endswith(CHECKPOINT) for name in names) == 2
 
     sweeps.wait_until(kept)

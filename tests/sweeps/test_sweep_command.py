@@ -1,6 +1,7 @@
 """The command itself, as a process of its own, with a stand-in for the training."""
 
 import re
+import shlex
 import signal
 from collections import Counter
 from pathlib import Path
@@ -47,6 +48,7 @@ def test_one_broken_cell_leaves_the_others_and_the_command_fails(sweeps: Sweeps)
     assert "a broken image" in output
     (log,) = re.findall(r"\S+train\.log", output)
     assert "Traceback" in Path(log).read_text()
+    assert f"retry them: python sweeps/run.py {shlex.join(arguments)}\n" in output
 
     assert len(sweeps.trainings()) == 5, "it is tried once more"
 
@@ -101,11 +103,15 @@ def test_what_is_out_of_memory_beside_others_runs_alone_at_the_end(sweeps: Sweep
 @pytest.mark.slow
 def test_a_non_finite_loss_is_tried_again_only_when_asked(sweeps: Sweeps) -> None:
     arguments = (*FOUR, "--set", f"training.lr={NON_FINITE}")
-    assert sweeps.run(*arguments)[0] == 1
+    again = f"python sweeps/run.py {shlex.join(arguments)} --retry-failed\n"
+    code, output = sweeps.run(*arguments)
+    assert code == 1
+    assert f"retry them: {again}" in output
     assert sweeps.states() == {"FAILED": 4}
     code, output = sweeps.run(*arguments)
     assert len(sweeps.trainings()) == 4
     assert code == 1, output
+    assert f"4 cells, whose loss became infinite, are tried again only by {again}" in output
     assert sweeps.run(*arguments, "--retry-failed")[0] == 1
     assert len(sweeps.trainings()) == 8
     assert max(sweeps.keys().values()) == 1

@@ -51,7 +51,7 @@ def test_the_driver_hears_what_matters_at_once_and_of_the_rest_now_and_then(
     told = [(x["step"], "value" in x) for x in heard[:-1]]
     assert told == [(1, False), (4, True), (8, True), (STEPS, True)]
     _, heard, _ = run(store, {"training.lr": 0.02})
-    assert [x["step"] for x in heard[:-1]] == [1, STEPS]
+    assert [x["step"] for x in heard[:-1]] == [1]
 
 
 @pytest.mark.parametrize(
