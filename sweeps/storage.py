@@ -102,9 +102,8 @@ class Copy(Workspace):
         self.objects = objects
         self._pushed: dict[str, tuple[int, int]] = {}  # by file: of what state
         self._fetched = False  # until then, what is here may be older than what is there
-        self._unused: str | None = (
-            None  # a stamp that the copy knows and the bucket cannot have yet
-        )
+        # A stamp that the copy knows and the bucket cannot have yet.
+        self._unused: str | None = None
 
     @property
     def travels(self) -> bool:
@@ -156,7 +155,8 @@ class Copy(Workspace):
 
     def _push_changed(self) -> None:
         changed = self._changed()
-        # The journal may be ahead of the checkpoint and not behind it: it is copied later, and put first.
+        # A journal may be ahead of its checkpoint, not behind it: the checkpoint is held as it is, then
+        # the journal is put, and last the checkpoint.
         with self._held(CHECKPOINT) as checkpoint:
             for name, state in changed.items():
                 self.objects.put(checkpoint if name == CHECKPOINT else self.folder / name, name)

@@ -14,7 +14,7 @@ def markdown(table: Table) -> str:
     lines = []
     for block in table.blocks:
         lines += [f"**{escape_markdown(block.title)}**", ""]
-        lines.append(_markdown_row([table.stub, *block.columns]))
+        lines.append(_markdown_row([escape_markdown(x) for x in (table.stub, *block.columns)]))
         lines.append("| --- |" + " ---: |" * len(block.columns))
         lines += [
             _markdown_row([escape_markdown(name), *map(_markdown_entry, entries)])
@@ -36,9 +36,10 @@ def _markdown_row(texts: list[str]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    for character in "\\|*_":
+    """As text: Markdown takes HTML too, which a name must not become."""
+    for character in "\\|*_`[":
         text = text.replace(character, "\\" + character)
-    return text
+    return text.replace("<", "&lt;")
 
 
 def latex(table: Table) -> str:

@@ -455,9 +455,8 @@ def test_a_failed_run_goes_on_on_another_machine_and_logs_no_step_twice(
     run_trial(task, heard.append)
     assert heard[-1]["state"] == "failed"
     (key,) = kept_in_bucket.storage.keys()
-    Objects(kept_in_bucket.storage.of(key)).delete(
-        JOURNAL
-    )  # as if it had not been pushed yet: the store knows what it has
+    # As if it had not been pushed yet: the store knows which steps it has.
+    Objects(kept_in_bucket.storage.of(key)).delete(JOURNAL)
     kept_in_bucket.client.update_run(task.run_id, status="RUNNING")
     on_machine("second")
     run_trial(task, heard.append)
