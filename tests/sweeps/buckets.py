@@ -1,11 +1,7 @@
 """A real S3 server for tests, on this machine's loopback."""
 
-import os
-from collections.abc import Iterator
-
-import pytest
 from moto.server import ThreadedMotoServer
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
@@ -31,8 +27,6 @@ class BucketServer:
 
     def names(self, folder: str) -> set[str]:
         """Objects below bucket/folder."""
-        from pyarrow.fs import FileSelector
-
         system, base = FileSystem.from_uri(self.place(folder))
         found = system.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
         return {info.path.removeprefix(f"{base}/") for info in found if info.type == FileType.File}
@@ -42,17 +36,3 @@ class BucketServer:
 
     def start_again(self) -> None:
         self._start(self.port)
-
-
-@pytest.fixture(scope="session")
-def bucket_server() -> Iterator[BucketServer]:
-    before = {name: os.environ.get(name) for name in KEYS}
-    os.environ.update(KEYS)
-    server = BucketServer()
-    yield server
-    server.stop()
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value

@@ -1,9 +1,14 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sweep_process import Sweeps
 
 from sweeps.tracking import Store
+
+if TYPE_CHECKING:
+    from buckets import BucketServer
 
 
 @pytest.fixture
@@ -21,6 +26,18 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.client.search_experiments()
     assert store.database is not None
     return store.database
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator["BucketServer"]:
+    from buckets import KEYS, BucketServer
+
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in KEYS.items():
+            environment.setenv(name, value)
+        server = BucketServer()
+        yield server
+        server.stop()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from buckets import BucketServer, bucket_server  # noqa: F401
+from buckets import BucketServer
 from fake_training import CROWDED
 from servers import free_port
 from sweep_process import FOUR, Sweeps

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from buckets import BucketServer, bucket_server  # noqa: F401
+from buckets import BucketServer
 from mlflow import MlflowClient
 from servers import assert_undisturbed, away, raising
 from sweep_process import FOUR, Sweeps
@@ -42,7 +42,7 @@ Machines = Callable[[str], None]
 
 
 @pytest.fixture
-def place(bucket_server: BucketServer) -> str:  # noqa: F811
+def place(bucket_server: BucketServer) -> str:
     return bucket_server.place(f"bucket/{uuid4().hex}")
 
 
@@ -340,7 +340,7 @@ def test_a_bucket_that_cannot_be_written_is_refused(
 
 
 def test_what_is_removed_is_gone_everywhere(
-    bucket_server: BucketServer,  # noqa: F811
+    bucket_server: BucketServer,
     on_machine: Machines,
 ) -> None:
     place = bucket_server.place("bucket/removed")
@@ -381,7 +381,7 @@ def test_checkpoints_follow_while_a_run_trains(
 @pytest.mark.slow
 def test_training_goes_on_while_the_bucket_is_away(
     place: str,
-    bucket_server: BucketServer,  # noqa: F811
+    bucket_server: BucketServer,
     on_machine: Machines,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
