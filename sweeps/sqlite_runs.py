@@ -20,6 +20,7 @@ WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active'
   AND r.run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND (? IS NULL OR value = ?))
 ORDER BY r.start_time, r.run_uuid
 """
+FINAL = "final/"  # of the metrics that a run ends with; those on the way are many, and not needed
 _OF_ONE = " WHERE run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value = ?)"
 
 
@@ -53,8 +54,10 @@ def read_runs(database: Path, prefix: str, key: str | None) -> list[dict[str, An
             f"SELECT run_uuid, key, value FROM params{some}", chosen
         ):
             params[run][intern(name)] = intern(value)
+        where = f"{some} AND" if some else " WHERE"
         for run, name, value, is_nan in connection.execute(
-            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics{some}", chosen
+            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics{where} key LIKE ?",
+            (*chosen, f"{FINAL}%"),
         ):
             metrics[run][intern(name)] = math.nan if is_nan else value
     return [

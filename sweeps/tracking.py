@@ -33,7 +33,7 @@ from sweeps.server import (
     check_server,
     patiently,
 )
-from sweeps.sqlite_runs import read_runs
+from sweeps.sqlite_runs import FINAL, read_runs
 from sweeps.storage import Storage, open_storage
 
 PREFIX = "semidavil."  # of all our tags
@@ -48,7 +48,7 @@ OPEN = ("RUNNING", "SCHEDULED")
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """One run as the store knows it. Tags are ours, without their prefix."""
+    """One run as the store knows it. Tags are ours, without their prefix; metrics are the final ones."""
 
     run_id: str
     name: str
@@ -107,7 +107,11 @@ def _tracked(run: Any, experiment: str) -> TrackedRun:
         # One copy of the names and values that thousands of runs have in common.
         tags={sys.intern(name): sys.intern(value) for name, value in tags.items()},
         params={sys.intern(n): sys.intern(value) for n, value in run.data.params.items()},
-        metrics={sys.intern(name): value for name, value in run.data.metrics.items()},
+        metrics={
+            sys.intern(name): value
+            for name, value in run.data.metrics.items()
+            if name.startswith(FINAL)
+        },
     )
 
 
