@@ -209,7 +209,7 @@ class RunLog:
             try:
                 self._keep("FAILED", {}, files)
                 return self.delivered()
-            except DiskFull as error:  # perhaps the store takes it
+            except (DiskFull, OSError) as error:  # perhaps the store takes it
                 note.warning("%s", error)
         # A training that has ended well stays kept: it was the store that refused its results.
         with contextlib.suppress(StoreAway):
@@ -307,7 +307,7 @@ def _is_torn(path: Path) -> bool:
     """Whether the process that wrote last has died, or the disk was full, in the middle of a line."""
     try:
         return not path.read_bytes().endswith(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

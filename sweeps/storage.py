@@ -117,16 +117,15 @@ class Copy(Workspace):
             DiskFull: of this machine.
         """
         own_folder(self.folder.parent)
+        super().fetch()  # first: what fails below is logged there
         remove_old_copies(self.folder.parent, spare=self.folder)
         theirs, (seen, coming) = self.objects.read(STAMP), self._stamps()
-        if theirs is None and seen is None:
-            super().fetch()  # nothing was ever pushed
-        elif theirs is None:
+        if theirs is None and seen is not None:
             shutil.rmtree(self.folder)  # removed by another machine, where it has ended
             super().fetch()
-        elif theirs == seen or theirs in coming:
+        elif theirs is not None and (theirs == seen or theirs in coming):
             self._write_stamps(theirs)
-        else:
+        elif theirs is not None:
             self._download(theirs)
         self._fetched = True
 

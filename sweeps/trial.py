@@ -272,7 +272,8 @@ def _left_out_if_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_full(error) and not isinstance(error, FileNotFoundError):  # no folder fits either
+        # Nor is there a folder, where even that does not fit.
+        if not is_full(error) and not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise
 
 

@@ -545,6 +545,20 @@ def test_a_bucket_that_is_not_there_is_an_error_before_anything_runs(
     assert store.runs() == []
 
 
+def test_a_run_whose_copy_has_no_place_fails_with_its_reason(
+    kept_in_bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(kept_in_bucket)
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a file"))
+    heard: list[dict[str, Any]] = []
+    run_trial(task, heard.append)
+    assert heard[-1]["state"] == "failed"
+    (run,) = kept_in_bucket.runs()
+    assert run.status == "FAILED"
+    assert "no copies can be kept in" in run.tags["reason"]
+
+
 @pytest.mark.slow
 def test_a_bucket_that_goes_away_before_a_run_fails_it_with_its_reason(
     kept_in_bucket: Store,
