@@ -307,7 +307,7 @@ def _is_torn(path: Path) -> bool:
     """Whether the process that wrote last has died, or the disk was full, in the middle of a line."""
     try:
         return not path.read_bytes().endswith(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return False
 
 

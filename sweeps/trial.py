@@ -272,8 +272,7 @@ def _left_out_if_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Nor is there a folder, where even that does not fit.
-        if not is_full(error) and not isinstance(error, FileNotFoundError | NotADirectoryError):
+        if not is_full(error) and not isinstance(error, FileNotFoundError):  # no folder fits either
             raise
 
 

@@ -546,11 +546,11 @@ def test_a_bucket_that_is_not_there_is_an_error_before_anything_runs(
 
 
 def test_a_run_whose_copy_has_no_place_fails_with_its_reason(
-    kept_in_bucket: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kept_in_bucket: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of(kept_in_bucket)
-    (tmp_path / "a file").touch()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a file"))
+    no_place = StorageError("no copies can be kept in /tmp: Permission denied; set TMPDIR")
+    monkeypatch.setattr(storage, "own_folder", raising(lambda: no_place))
     heard: list[dict[str, Any]] = []
     run_trial(task, heard.append)
     assert heard[-1]["state"] == "failed"
