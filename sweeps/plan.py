@@ -42,9 +42,7 @@ class Cell:
         """What of `estimate` is left for a run that goes on from its checkpoint."""
         if self.run is None or self.state is State.TODO:
             return self.estimate
-        return self.estimate * (
-            1 - min(1.0, self.run.progress["step"] / self.config.training.steps)
-        )
+        return self.estimate * (1 - self.run.share)
 
 
 @dataclass(frozen=True)

@@ -289,14 +289,16 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         print_plan(console, plan_now(), resources.concurrency, resources.gpus)
         return 0
 
+    def told(plan: Plan) -> str:
+        return summary(plan, resources.concurrency, resources.gpus)
+
     def write_down(plan: Plan) -> Plan:
         write_overview(store, plan, resources.concurrency)
         return plan
 
     _tidy(store, console)
     plan = plan_now()
-    told = summary(plan, resources.concurrency, resources.gpus)
-    console.print(told, highlight=False, soft_wrap=True)
+    console.print(told(plan), highlight=False, soft_wrap=True)
     failed: list[tuple[str, str, str]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
@@ -312,14 +314,14 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
         for run in plan.foreign():
             store.add_to_grid(run, name)
     print_results(console, plan)
-    console.print(summary(plan, resources.concurrency), highlight=False, soft_wrap=True)
+    console.print(told(plan), highlight=False, soft_wrap=True)
     hopeless = [cell for cell in plan.cells if cell.state is State.HOPELESS]
     retry = _command("--retry-failed") if hopeless else _command()
     if failed:
         print_failures(console, failed, retry)
     elif hopeless:
-        told = f"{len(hopeless)} cells, whose loss became infinite, are tried again only by {retry}"
-        console.print(escape(told), highlight=False, soft_wrap=True)
+        only = f"{len(hopeless)} cells, whose loss became infinite, are tried again only by {retry}"
+        console.print(escape(only), highlight=False, soft_wrap=True)
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
     return 1 if failed or hopeless else 0
 

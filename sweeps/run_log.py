@@ -94,19 +94,27 @@ class RunLog:
     Args:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the
             journal knows better where it is still there.
+        behind: the store may know of steps that neither does, made on another machine.
 
     Raises:
         DiskFull: from any method that writes.
     """
 
     def __init__(
-        self, uri: str, run_id: str, folder: Path, logged_step: int = 0, seconds: float = 0.0
+        self,
+        uri: str,
+        run_id: str,
+        folder: Path,
+        logged_step: int = 0,
+        seconds: float = 0.0,
+        behind: bool = False,
     ) -> None:
         quiet_logs()
         self.client, self.run_id, self.store = MlflowClient(uri), run_id, redact(uri)
         self.folder, self.journal = folder, folder / JOURNAL
         entries = []
-        for line in _read_journal(self.journal):
+        lines, self._torn = _read_journal(self.journal)
+        for line in lines:
             if "values" in line:
                 entries.append(line)
             elif line["sent_to"] == run_id:
@@ -118,8 +126,7 @@ class RunLog:
         self.seconds_before, self.started = seconds, time.monotonic()
         self.next_flush = self.started + FLUSH_SECONDS
         self.away = False
-        self.behind = False  # the store may know of steps that this machine does not
-        self._torn = _is_torn(self.journal)
+        self.behind = behind
 
     def _catch_up(self) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -180,9 +187,9 @@ class RunLog:
         self.next_flush = time.monotonic() + FLUSH_SECONDS
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        before = "\n" if self._torn else ""  # else this would join the line that was cut short
         with on_disk(self.folder), self.journal.open("a") as file:
-            # What comes after a line that was cut short must not join it.
-            file.write("\n" * self._torn + json.dumps(line) + "\n")
+            file.write(before + json.dumps(line) + "\n")
         self._torn = False
 
     def finish(self, values: Mapping[str, float], artifacts: Path) -> bool:
@@ -303,17 +310,11 @@ def _alone_in(folder: Path) -> Iterator[bool]:
         yield alone
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the process that wrote last has died, or the disk was full, in the middle of a line."""
-    try:
-        return not path.read_bytes().endswith(b"\n")
-    except FileNotFoundError:
-        return False
-
-
-def _read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # the process died writing this line
-            yield json.loads(line)
+def _read_journal(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """Its whole lines, and whether the last one was cut short: by a kill, or a disk that was full."""
+    text = path.read_text() if path.exists() else ""
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines, bool(text) and not text.endswith("\n")

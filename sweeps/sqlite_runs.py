@@ -21,7 +21,7 @@ WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active'
 ORDER BY r.start_time, r.run_uuid
 """
 FINAL = "final/"  # of the metrics that a run ends with; those on the way are many, and not needed
-_OF_ONE = " WHERE run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value = ?)"
+_OF_ONE = "run_uuid IN (SELECT run_uuid FROM tags WHERE key = ? AND value = ?)"
 
 
 def read_runs(database: Path, prefix: str, key: str | None) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def read_runs(database: Path, prefix: str, key: str | None) -> list[dict[str, An
         sqlite3.Error: the file cannot be read, or its tables are others.
     """
     tag = f"{prefix}key"
-    some, chosen = ("", ()) if key is None else (_OF_ONE, (tag, key))
+    some, chosen = ("TRUE", ()) if key is None else (_OF_ONE, (tag, key))
     tags: dict[str, dict[str, str]] = defaultdict(dict)
     params: dict[str, dict[str, str]] = defaultdict(dict)
     metrics: dict[str, dict[str, float]] = defaultdict(dict)
@@ -46,17 +46,16 @@ def read_runs(database: Path, prefix: str, key: str | None) -> list[dict[str, An
         connection.execute("BEGIN")  # all of it as of one moment
         runs = connection.execute(_RUNS, (tag, key, key)).fetchall()
         for run, name, value in connection.execute(
-            f"SELECT run_uuid, key, value FROM tags{some}", chosen
+            f"SELECT run_uuid, key, value FROM tags WHERE {some}", chosen
         ):
             if name.startswith(prefix):
                 tags[run][intern(name.removeprefix(prefix))] = intern(value or "")
         for run, name, value in connection.execute(
-            f"SELECT run_uuid, key, value FROM params{some}", chosen
+            f"SELECT run_uuid, key, value FROM params WHERE {some}", chosen
         ):
             params[run][intern(name)] = intern(value)
-        where = f"{some} AND" if some else " WHERE"
         for run, name, value, is_nan in connection.execute(
-            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics{where} key LIKE ?",
+            f"SELECT run_uuid, key, value, is_nan FROM latest_metrics WHERE {some} AND key LIKE ?",
             (*chosen, f"{FINAL}%"),
         ):
             metrics[run][intern(name)] = math.nan if is_nan else value

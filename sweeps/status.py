@@ -81,9 +81,9 @@ def status_of(
     gone = is_gone(sweep, last_word, now)
     state = "finished" if left <= 0 else "stopped" if gone else "running"
     seconds = [run.metrics.get("final/seconds", math.nan) for run in done]
-    seconds = seconds or [run.progress["seconds"] / share(run) for run in running if share(run)]
+    seconds = seconds or [run.progress["seconds"] / run.share for run in running if run.share]
     pace = sum(seconds) / len(seconds) if seconds else math.nan
-    begun = sum(share(run) for run in running)
+    begun = sum(run.share for run in running)
     slots = max(1, min(int(sweep["concurrency"]), left))
     return Status(
         grid=grid,
@@ -95,12 +95,6 @@ def status_of(
         running=running,
         best=best_runs(mine),
     )
-
-
-def share(run: TrackedRun) -> float:
-    """How much of its training an open run has behind it."""
-    steps = int(run.params.get("training.steps", "0"))
-    return min(1.0, float(run.progress["step"]) / steps) if steps else 0.0
 
 
 def best_runs(runs: Sequence[TrackedRun]) -> dict[str, TrackedRun]:

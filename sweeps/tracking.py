@@ -69,6 +69,12 @@ class TrackedRun:
         """`step` and `seconds` of training so far, and the `time` at which they were logged."""
         return read_progress(self.tags.get("progress", "{}"))
 
+    @property
+    def share(self) -> float:
+        """How much of its training it has behind it, from 0 to 1."""
+        steps = int(self.params.get("training.steps", "0"))
+        return min(1.0, float(self.progress["step"]) / steps) if steps else 0.0
+
     def is_taken(self) -> bool:
         """Finished, or somebody is at work on it."""
         return self.status == "FINISHED" or (self.status in OPEN and not self.is_dead())

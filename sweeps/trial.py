@@ -95,8 +95,9 @@ def run_trial(task: Task, tell: Tell) -> None:
     """
     config, here = Config.from_params(task.params), workspace(task.place)
     unfetched = _error_of(here.fetch)
-    log = RunLog(task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds)
-    log.behind = here.travels
+    log = RunLog(
+        task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds, here.travels
+    )
     try:
         with train_log(here.folder / LOG, task) as note:
             error: Exception | None = unfetched

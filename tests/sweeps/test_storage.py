@@ -201,20 +201,25 @@ def test_a_push_that_is_cut_short_loses_nothing_here_or_elsewhere(
     assert text_of(run_of(place), CHECKPOINT) == "step 4"
 
 
-def test_the_answer_to_a_push_may_be_lost(
-    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(here := run_of(place), checkpoint="step 2")
-    said = storage.Objects.write
+def push_unheard(here: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A push whose last object arrives, before the process that has sent it dies."""
+    write_object = Objects.write
 
     def unheard(*arguments: Any) -> None:
-        said(*arguments)
+        write_object(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as lossy:
         lossy.setattr(Objects, "write", unheard)
         with pytest.raises(KeyboardInterrupt):
             here.push()
+
+
+def test_the_answer_to_a_push_may_be_lost(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(here := run_of(place), checkpoint="step 2")
+    push_unheard(here, monkeypatch)
     write(here, checkpoint="step 4")
     assert text_of(run_of(place), CHECKPOINT) == "step 4"  # it was our own push
 
@@ -238,16 +243,7 @@ def test_a_stamp_that_others_may_have_seen_is_not_used_again(
     place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(first := run_of(place), checkpoint="step 2")
-    with monkeypatch.context() as lossy:
-        said = Objects.write
-
-        def unheard(*arguments: Any) -> None:
-            said(*arguments)
-            raise KeyboardInterrupt
-
-        lossy.setattr(Objects, "write", unheard)
-        with pytest.raises(KeyboardInterrupt):
-            first.push()
+    push_unheard(first, monkeypatch)
     on_machine("second")
     assert text_of(run_of(place), CHECKPOINT) == "step 2"
     write(first, checkpoint="step 4")
