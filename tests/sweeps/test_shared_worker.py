@@ -32,9 +32,9 @@ def test_a_trial_ends_the_same_whatever_its_worker_did_before(store: Store, tmp_
         run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
         folder = tmp_path / run_id
         run_trial(Task("cell", config.to_params(), run_id, store.uri, str(folder)), lambda _: None)
-        run = next(run for run in store.runs() if run.run_id == run_id)
-        assert run.status == "FINISHED", run.tags.get("reason")
-        return run.metrics["train/loss"], run.metrics["final/pixel_accuracy"]
+        run = store.client.get_run(run_id)
+        assert run.info.status == "FINISHED", run.data.tags
+        return run.data.metrics["train/loss"], run.data.metrics["final/pixel_accuracy"]
 
     alone = loss_and_score({})
     other = loss_and_score({"model.fusion": "cross_attention", "seed": 5})
