@@ -17,6 +17,7 @@ from rich.markup import escape
 from semidavil.config import Config
 from sweeps.claims import Claims
 from sweeps.deliver import advice, deliver_kept
+from sweeps.garbage import spare_imports
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
 from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
@@ -312,6 +313,7 @@ def run_sweep(
                     require_common(common, resources.cpus, resources.gpus)
                     console.print("the cluster is ready; preparing data and captions on it")
                     run_on_cluster(prepare, resources.cpus, resources.gpus)
+                spare_imports()
                 with progress:
                     run_tasks(driver.next_task, driver, resources)
     finally:
