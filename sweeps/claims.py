@@ -53,6 +53,8 @@ class Claims:
             open_run(previous)
             self._delete(run_id)
             run_id = previous.run_id
+        if run_id is not None:
+            self.store.attach(run_id)
         self._begun.remove(claim)
         return run_id
 

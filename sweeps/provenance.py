@@ -1,29 +1,61 @@
 """Where a run comes from: code, packages, machine, process."""
 
+import contextlib
+import hashlib
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "mlflow", "ray", "numpy")
+# Whatever the user's settings of git are.
+DIFFERENCE = (
+    "diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
 
 
 @cache
 def code_tags(root: Path) -> dict[str, str]:
     """Commit, uncommitted changes, Python and package versions, by tag name without prefix."""
-    commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    commit, changes = _git(root, "rev-parse", "HEAD"), code_changes(root)
     tags = {
-        "commit": commit or "unknown",
-        "dirty": "unknown" if changed is None else str(bool(changed)).lower(),
+        "commit": commit.decode().strip() if commit else "unknown",
+        "dirty": "unknown" if changes is None else str(bool(changes)).lower(),
+        "changes": "unknown" if changes is None else changes_file(changes) if changes else "none",
         "python": platform.python_version(),
     }
     return tags | {f"version.{name}": found for name, found in package_versions().items()}
+
+
+@cache
+def code_changes(root: Path) -> bytes | None:
+    """From the commit to the code that runs, for `git apply`; None where git knows no commit.
+
+    That is of all tracked files, and of files with Python code that are new and not ignored.
+    """
+    index = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "index")
+    if index is None:
+        return None
+    # An index of our own: new files have to be in one, and the user's stays as it is.
+    with tempfile.TemporaryDirectory() as scratch:
+        own = Path(scratch) / "index"
+        with contextlib.suppress(FileNotFoundError):  # nothing was ever added
+            shutil.copyfile(os.fsdecode(index).strip(), own)
+        _git(root, "add", "--intent-to-add", "--", "*.py", index=own)
+        return _git(root, *DIFFERENCE, "HEAD", "--", ".", index=own)
+
+
+def changes_file(changes: bytes) -> str:
+    """The name that changes of the code have among a run's artifacts: the same for the same ones."""
+    return f"code/{hashlib.sha256(changes).hexdigest()[:12]}.diff"
 
 
 def package_versions() -> dict[str, str]:
@@ -37,14 +69,16 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _git(root: Path, *command: str) -> str | None:
+def _git(root: Path, *command: str, index: Path | None = None) -> bytes | None:
+    """What git prints; None if it fails, or is not there."""
+    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20
+            ["git", "-C", str(root), *command], capture_output=True, env=environment, timeout=20
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def owner_tags() -> dict[str, str]:

@@ -3,6 +3,7 @@
 Nothing is tracked: the run stays the one of its Config.
 """
 
+import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.table import Table
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
-from sweeps.provenance import code_tags
+from sweeps.provenance import code_tags, device_name
 from sweeps.tracking import Store, TrackedRun, TrackingError
 from sweeps.trial import load_training
 
@@ -44,9 +45,12 @@ def rerun(
             f"run {run.run_id} was made by a version whose results are not comparable: check out "
             f"its commit, {run.tags.get('commit', 'unknown')}"
         )
-    for text in environment_differences(run, code_tags(root)):
-        console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
     module, train_function = load_training(train)
+    now = {**code_tags(root), "device": device_name()}
+    for text in environment_differences(run, now):
+        console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    if command := code_command(run, now):
+        console.print(f"the code of the run: {escape(command)}", highlight=False, soft_wrap=True)
     module.prepare(config)
     with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
@@ -81,6 +85,18 @@ def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str
         for name, value in now.items()
         if name in run.tags and run.tags[name] != value
     ]
+
+
+def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
+    """What brings back the code of a run; empty where it is the present one, or not known."""
+    there = {name: run.tags.get(name, now[name]) for name in ("commit", "changes")}
+    if all(there[name] == now[name] for name in there) or there["commit"] == "unknown":
+        return ""
+    command = f"git stash --include-untracked; git checkout {there['commit']}"
+    if there["changes"] in ("none", "unknown"):
+        return command
+    file = f"--run-id {run.run_id} --artifact-path {shlex.quote(there['changes'])}"
+    return f"{command} && git apply $(mlflow artifacts download {file})"
 
 
 def compare(run: TrackedRun, config: Config, metrics: Mapping[str, Any], console: Console) -> int:

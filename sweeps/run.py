@@ -273,7 +273,6 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     # MLflow, Ray and PyTorch take seconds to import: wrong commands are refused before that.
     from sweeps.overview import write_overview
     from sweeps.plan import Plan, State, make_plan
-    from sweeps.provenance import code_tags
     from sweeps.sweep import run_sweep
     from sweeps.tables import print_failures, print_plan, print_results, summary
     from sweeps.tracking import Store, chosen_storage, tracking_uri
@@ -302,7 +301,7 @@ def _sweep(options: argparse.Namespace, name: str, console: Console) -> int:
     failed: list[tuple[str, str, str]] = []
     if plan.waiting:
         train = os.environ.get(TRAIN_VARIABLE, TRAIN)
-        tags = {**code_tags(ROOT), "preset": preset_name}
+        tags = _provenance(store, preset_name)
         with _written_down_if_stopped(lambda: write_down(plan_now())):
             failed = run_sweep(
                 plan, store, resources, tags, console, train, options.retries,
@@ -351,12 +350,20 @@ def _tidy(store: "Store", console: Console) -> None:
         console.print(f"closed {len(dead)} runs that a stopped sweep had left open")
 
 
+def _provenance(store: "Store", preset_name: str) -> dict[str, str]:
+    """Tags of the runs that are begun from here on; changes of the code are attached to them."""
+    from sweeps.provenance import changes_file, code_changes, code_tags
+
+    if changes := code_changes(ROOT):
+        store.attachments = {changes_file(changes): changes}
+    return {**code_tags(ROOT), "preset": preset_name}
+
+
 def _search(options: argparse.Namespace, console: Console) -> int:
     preset_name, base = _searched_config(options)
 
     from sweeps.overview import write_search_overview
     from sweeps.plan import make_plan
-    from sweeps.provenance import code_tags
     from sweeps.search import (
         ABOUT,
         SearchDriver,
@@ -397,7 +404,7 @@ def _search(options: argparse.Namespace, console: Console) -> int:
         print_search(console, study)
         return 0
     train = os.environ.get(TRAIN_VARIABLE, TRAIN)
-    tags = {**code_tags(ROOT), "preset": preset_name}
+    tags = _provenance(store, preset_name)
     failed: list[tuple[str, str, str]] = []
     write_down = partial(write_search_overview, store, study, ABOUT)
     if plan.waiting:

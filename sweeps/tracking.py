@@ -12,6 +12,7 @@ import math
 import os
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ def is_gone(owner: Mapping[str, str], last_word: float, now: float) -> bool:
 class Store:
     """The tracking store of a checkout, or the one that `uri` names.
 
+    Attributes:
+        attachments: files that each run gets when it is claimed, by artifact path.
+
     Args:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
@@ -158,6 +162,7 @@ class Store:
         self.own_storage = storage is None
         self.storage = storage or open_storage(str(self.folder / "checkpoints"))
         self._client: MlflowClient | None = None
+        self.attachments: Mapping[str, bytes] = {}
         self._overviews: dict[str, str] = {}  # of experiments: the parent of runs opened in them
 
     @property
@@ -332,6 +337,15 @@ class Store:
         log_batches(self.client, previous.run_id, params=params, tags=mine)
         patiently(lambda: self.client.update_run(previous.run_id, status="RUNNING"))
         return previous.run_id
+
+    def attach(self, run_id: str) -> None:
+        """Logs the `attachments` as artifacts of a run."""
+        for name, content in self.attachments.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / Path(name).name
+                path.write_bytes(content)
+                folder = str(Path(name).parent)
+                patiently(partial(self.client.log_artifact, run_id, str(path), folder))
 
     def keep_alive(self, run_ids: Iterable[str]) -> None:
         """A sign of life for runs that have nothing to log for long: evaluating, or not yet placed."""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from fake_training import BROKEN, BROKEN_ONCE, CROWDED, KILLED, NON_FINITE
-from sweep_process import FOUR, Sweeps
+from sweep_process import FOUR, ROOT, Sweeps
 
 from semidavil.config import preset
 from sweeps.engine import Resources
 from sweeps.grids import GRIDS
+from sweeps.provenance import code_tags
 from sweeps.run import main, parser
 from sweeps.trial import Task
 
@@ -240,6 +241,7 @@ def test_a_run_is_made_again_from_the_store_alone(sweeps: Sweeps) -> None:
     code, output = sweeps.run(*FOUR)
     assert code == 0, output
     run = sweeps.store.runs()[0]
+    assert run.tags["changes"] == code_tags(ROOT)["changes"]
     code, output = sweeps.run("--rerun", run.run_id[:12])
     assert code == 0, output
     assert "mIoU is reproduced" in output
