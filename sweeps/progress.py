@@ -104,6 +104,16 @@ class SweepProgress:
         self.bars.update(self.whole, total=self.total)
         self.say(f"{escape(name)}: another sweep has begun it")
 
+    def leave(self, name: str, why: str) -> None:
+        """A cell that was begun and is another sweep's now."""
+        self.total -= 1
+        self.bars.update(self.whole, total=self.total)
+        if name in self.rows:
+            self.bars.remove_task(self.rows.pop(name))
+        self.fraction.pop(name, None)
+        self.started.pop(name, None)
+        self.say(f"{escape(name)}: {escape(why)}")
+
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 

@@ -23,12 +23,23 @@ from semidavil.disk import DiskFull, on_disk
 from sweeps.credentials import redact
 from sweeps.server import StoreAway, TrackingError, patience_of
 from sweeps.storage import ENDING, JOURNAL
-from sweeps.tracking import log_batches, patiently, progress_of, quiet_logs
+from sweeps.tracking import (
+    SILENCE_SECONDS,
+    is_taken_over,
+    log_batches,
+    patiently,
+    progress_of,
+    quiet_logs,
+)
 
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
 FAILED_SHARE = 10  # a store that is away costs training at most one part in so many
 
 note = logging.getLogger(__name__)
+
+
+class TakenOver(RuntimeError):  # noqa: N818 - no fault of the training
+    """Another sweep has taken the run for dead, and trains it: it is not ours to write to."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,11 @@ class RunLog:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the
             journal knows better where it is still there.
         behind: the store may know of steps that neither does, made on another machine.
+        owner: whose run it is; a training that was silent for so long that others may have taken it
+            over finds out before it writes again.
 
     Raises:
+        TakenOver: from `metrics` and `flush`.
         DiskFull: from any method that writes.
     """
 
@@ -108,6 +122,7 @@ class RunLog:
         logged_step: int = 0,
         seconds: float = 0.0,
         behind: bool = False,
+        owner: Mapping[str, str] | None = None,
     ) -> None:
         quiet_logs()
         self.client, self.run_id, self.store = MlflowClient(uri), run_id, redact(uri)
@@ -127,6 +142,10 @@ class RunLog:
         self.next_flush = self.started + FLUSH_SECONDS
         self.away = False
         self.behind = behind
+        self.owner = owner or {}
+        self.heard = (
+            time.time()
+        )  # by others: of this machine's clock, which a suspended one has too
 
     def _catch_up(self) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -156,6 +175,7 @@ class RunLog:
         before = time.monotonic()
         try:
             with patience_of(0):
+                self._require_ours()
                 self._send()
         except StoreAway as error:
             if not self.away:
@@ -169,6 +189,18 @@ class RunLog:
             self.away = False
             seconds = round(self.seconds, 1)
             self._write({"sent_to": self.run_id, "step": self.step, "seconds": seconds})
+
+    def _require_ours(self) -> None:
+        if (
+            time.time() - self.heard < SILENCE_SECONDS / 2
+        ):  # nobody takes over what was just heard of
+            return
+        run = patiently(lambda: self.client.get_run(self.run_id))
+        if is_taken_over(run, self.owner):
+            raise TakenOver(
+                f"another sweep has taken this run over, which had been silent since "
+                f"{time.strftime('%F %T', time.localtime(self.heard))}; it goes on there"
+            )
 
     def _send(self, seconds: float | None = None) -> None:
         """`seconds` of training, where it has ended; else until now."""
@@ -185,6 +217,7 @@ class RunLog:
         log_batches(self.client, self.run_id, metrics=metrics, tags=all_tags)
         self.waiting, self.tags = [], {}
         self.next_flush = time.monotonic() + FLUSH_SECONDS
+        self.heard = time.time()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         before = "\n" if self._torn else ""  # else this would join the line that was cut short

@@ -73,6 +73,10 @@ class SearchDriver(Driver):
     def skipped(self, cell: Cell) -> None:
         self.progress.total -= 1
 
+    def taken(self, task: Task, reason: str) -> None:
+        self.study.leave(task.name)
+        super().taken(task, reason)
+
     def tags_of(self, cell: Cell) -> Mapping[str, str]:
         number = str(self.study.number(cell.name))
         return {**self.tags, "study": self.study.name, "trial": number, "stopped_early": ""}

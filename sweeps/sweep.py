@@ -20,6 +20,7 @@ from sweeps.deliver import advice, deliver_kept
 from sweeps.garbage import spare_imports
 from sweeps.plan import Cell, Plan
 from sweeps.progress import SweepProgress
+from sweeps.provenance import owner_tags
 from sweeps.server import LONGEST_PAUSE, StoreAway, patience_of
 from sweeps.storage import LOG, file_of
 from sweeps.tracking import Store
@@ -129,6 +130,7 @@ class Driver:
             seconds=float(earlier["seconds"]),
             train=self.train,
             alone=cell.name in self.alone,
+            owner=owner_tags(),
         )
         self.open[task.run_id] = task, cell
         return task
@@ -159,6 +161,12 @@ class Driver:
         elif task.run_id in self.open and news["state"] == "failed":
             delivered = self._hear_of_kept(task, news)
             self._failed(task, news["reason"], Failure(news["failure"]) if delivered else None)
+        elif task.run_id in self.open and news["state"] == "taken":
+            del self.open[task.run_id]
+            self.taken(task, news["reason"])
+
+    def taken(self, task: Task, reason: str) -> None:
+        self.progress.leave(task.name, reason)
 
     def ending(self, task: Task) -> None:
         """A run is about to end: its worker shall not wait for the next claim."""
@@ -195,7 +203,7 @@ class Driver:
     def lost(self, task: Task, reason: str) -> None:
         if task.run_id in self.open:
             try:
-                self.store.close(task.run_id, "FAILED", reason)
+                self.store.close(task.run_id, "FAILED", reason, own=True)
             except StoreAway as error:  # the next sweep finds it open, and its owner gone
                 self.left_alone(error)
             self._failed(task, reason)
@@ -231,7 +239,7 @@ class Driver:
         try:
             with patience_of(CLOSING_SECONDS):
                 for run_id in self.open:
-                    self.store.close(run_id, "KILLED", "the sweep was stopped")
+                    self.store.close(run_id, "KILLED", "the sweep was stopped", own=True)
         except StoreAway as error:
             self.progress.say(f"{escape(str(error))}; the next sweep closes what this one ran")
 

@@ -353,10 +353,14 @@ class Store:
         for run_id in run_ids:
             log_batches(self.client, run_id, tags={"alive": now})
 
-    def close(self, run_id: str, status: str, reason: str) -> None:
-        """Ends a run that is still open; one that has ended stays as it is."""
+    def close(self, run_id: str, status: str, reason: str, own: bool = False) -> None:
+        """Ends a run that is still open; one that has ended stays as it is.
+
+        Args:
+            own: only if no other sweep has taken it over from this process.
+        """
         run = patiently(lambda: self.client.get_run(run_id))
-        if run.info.status in OPEN:
+        if run.info.status in OPEN and not (own and is_taken_over(run, owner_tags())):
             log_batches(self.client, run_id, tags={"reason": reason[:500]})
             patiently(lambda: self.client.set_terminated(run_id, status))
 
@@ -374,6 +378,11 @@ class Store:
 
 def read_progress(tag: str) -> dict[str, float]:
     return {"step": 0, "seconds": 0.0, "time": 0.0} | json.loads(tag)
+
+
+def is_taken_over(run: Any, owner: Mapping[str, str]) -> bool:
+    """Whether MLflow's `run`, which `owner` had, is another process's now."""
+    return any(run.data.tags.get(PREFIX + name) != value for name, value in owner.items())
 
 
 def progress_of(client: MlflowClient, run_id: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum, StrEnum
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from semidavil.disk import DiskFull, is_full, on_disk
 from sweeps.credentials import redact
 from sweeps.garbage import spare_imports
 from sweeps.provenance import device_name
-from sweeps.run_log import Ending, RunLog
+from sweeps.run_log import Ending, RunLog, TakenOver
 from sweeps.storage import ARTIFACTS, LOG, StorageError, Workspace, workspace
 
 TRAIN = "semidavil.train:train"
@@ -55,6 +55,7 @@ class Task:
         train: `module:function` with the signature and the behaviour of `semidavil.train.train`:
             (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
         alone: it has run out of memory beside others, and gets a whole GPU or machine.
+        owner: the process whose run it is; see `sweeps.provenance.owner_tags`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     seconds: float = 0.0
     train: str = TRAIN
     alone: bool = False
+    owner: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -96,8 +98,9 @@ def run_trial(task: Task, tell: Tell) -> None:
     config, here = Config.from_params(task.params), workspace(task.place)
     unfetched = _error_of(here.fetch)
     log = RunLog(
-        task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds, here.travels
-    )
+        task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds, here.travels,
+        task.owner,
+    )  # fmt: skip
     try:
         with train_log(here.folder / LOG, task) as note:
             error: Exception | None = unfetched
@@ -124,7 +127,10 @@ def run_trial(task: Task, tell: Tell) -> None:
 def _fail(
     error: Exception, log: RunLog, here: Workspace, note: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Leaves a run FAILED; returns what the driver is told."""
+    """Leaves a run FAILED, unless it is another sweep's; returns what the driver is told."""
+    if isinstance(error, TakenOver):
+        note(str(error))
+        return {"state": "taken", "reason": str(error)}
     print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
     reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
     note(f"failed: {reason}")

@@ -12,6 +12,7 @@ from sweeps.engine import Resources
 from sweeps.grids import GRIDS
 from sweeps.plan import make_plan
 from sweeps.progress import SweepProgress
+from sweeps.provenance import owner_tags
 from sweeps.sweep import Driver
 from sweeps.tracking import Store
 from sweeps.trial import Later, Task
@@ -106,3 +107,16 @@ def test_a_held_cell_is_closed_if_the_sweep_stops(driver: Driver, store: Store) 
     driver.idle()
     driver.close_open_runs()
     assert [run.status for run in store.runs()] == ["KILLED", "KILLED"]
+
+
+def test_a_run_that_is_another_sweeps_by_now_is_neither_ours_to_close_nor_a_failure(
+    driver: Driver, store: Store
+) -> None:
+    task = task_of(driver)
+    assert task.owner == owner_tags()
+    driver.told(task, running(3))
+    driver.told(task, {"state": "taken", "reason": "another sweep has taken it over"})
+    assert (driver.progress.total, driver.outcome.failed, driver.open) == (3, [], {})
+    driver.close_open_runs()
+    assert store.runs()[0].status == "RUNNING"
+    assert isinstance(driver.next_task(), Task)  # the others are still to do

@@ -1,6 +1,7 @@
 """Searches: the study by itself, and the command with a stand-in for the training."""
 
 import json
+import math
 import os
 import random
 import re
@@ -12,13 +13,17 @@ import optuna
 import pytest
 from fake_training import STEPS, skill
 from optuna.trial import FrozenTrial, Trial
+from rich.console import Console
 from sweep_process import Sweeps
 
 from semidavil.config import Config, preset
-from sweeps.search import confirmation, remove_stopped
+from sweeps.engine import Resources
+from sweeps.progress import SweepProgress
+from sweeps.search import SearchDriver, confirmation, remove_stopped, waiting_plan
 from sweeps.server import TrackingError
 from sweeps.study import Study, space_of, study_name
 from sweeps.tracking import Store
+from sweeps.trial import Task
 
 SEARCH = ("--grid", "search", "--set", "runtime.eval_every=3", "--concurrency")
 
@@ -170,6 +175,25 @@ def test_a_trial_that_another_sweep_trains_takes_its_result(base: Config, store:
     study.take_busy()
     assert (study.preset().value, study.busy) == (31.5, set())  # type: ignore[union-attr]
     assert f"{run_id},True" in study.csv()
+
+
+def test_a_trial_whose_run_is_taken_over_takes_the_result_of_the_other_sweep(
+    base: Config, store: Store
+) -> None:
+    study = open_study(base, store, trials=2)
+    progress = SweepProgress(Console(quiet=True), 2, 1, math.nan)
+    driver = SearchDriver(
+        study, waiting_plan(study, []), store, {}, Resources(1, 1, 0), progress, "no:where", 0
+    )
+    task = driver.next_task()
+    assert isinstance(task, Task)
+    driver.started(task)
+    driver.told(task, {"state": "taken", "reason": "another sweep has taken this run over"})
+    assert (study.busy, driver.outcome.failed) == ({0}, [])
+    store.client.log_metric(task.run_id, "final/miou", 31.5)
+    store.close(task.run_id, "FINISHED", "")
+    study.take_busy()
+    assert study.preset().value == 31.5  # type: ignore[union-attr]
 
 
 def test_a_trial_of_a_dead_process_takes_what_another_sweep_has_finished(

@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from servers import free_port
 
 from semidavil.config import Config, preset
+from sweeps.provenance import owner_tags
 from sweeps.run_log import RunLog
 from sweeps.tracking import Store, TrackedRun, TrackingError, patiently
 
@@ -98,6 +99,16 @@ def test_closing_leaves_a_finished_run_finished(store: Store) -> None:
     store.client.set_terminated(run_id, "FINISHED")
     store.close(run_id, "KILLED", "too late")
     assert store.runs()[0].status == "FINISHED"
+
+
+def test_a_run_that_another_sweep_has_taken_over_is_not_closed_by_the_first(store: Store) -> None:
+    run_id = open_run(store)
+    store.client.set_tag(run_id, "semidavil.host", "another machine")
+    store.close(run_id, "KILLED", "the sweep was stopped", own=True)
+    assert store.runs()[0].status == "RUNNING"
+    store.client.set_tag(run_id, "semidavil.host", owner_tags()["host"])
+    store.close(run_id, "KILLED", "the sweep was stopped", own=True)
+    assert store.runs()[0].status == "KILLED"
 
 
 def test_a_run_joins_further_grids(store: Store) -> None:

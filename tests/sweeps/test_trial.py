@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,8 @@ import pytest
 from fake_training import BROKEN, NON_FINITE, STEPS
 
 from semidavil.config import Config, preset
+from sweeps.provenance import owner_tags
+from sweeps.run_log import Ending
 from sweeps.tracking import Store, TrackedRun
 from sweeps.trial import Task, run_trial
 
@@ -72,6 +75,34 @@ def test_a_failed_trial_says_why_and_keeps_its_checkpoint(
     assert (folder / "last.pt").exists()
     assert "Traceback" in (folder / "train.log").read_text()
     assert [x.path for x in store.client.list_artifacts(failed.run_id)] == ["train.log"]
+
+
+def test_a_trial_that_was_silent_for_long_ends_if_its_run_is_another_sweeps(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.run_log.FLUSH_SECONDS", 0.0)
+    task = replace(open_task(store, {}), owner=owner_tags())
+    heard: list[dict[str, Any]] = []
+
+    def tell(news: dict[str, Any]) -> None:
+        heard.append(news)
+        if news.get("step") == 3:  # another machine takes it over, and nothing is noticed at once
+            store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+        if news.get("step") == 5:
+            monkeypatch.setattr("sweeps.run_log.SILENCE_SECONDS", 0.0)
+
+    run_trial(Task.from_json(task.to_json()), tell)
+    assert [news["state"] for news in heard] == [*5 * ["running"], "taken"]
+    (run,) = store.runs()
+    assert (run.status, run.progress["step"]) == ("RUNNING", 5)  # it is another's to end
+    assert list(Path(task.place).glob("last.pt"))
+    assert Ending.read(Path(task.place)) is None
+
+    heard.clear()  # the other's attempt
+    run_trial(replace(task, owner=owner_tags() | {"host": "another machine"}), heard.append)
+    assert heard[-1]["state"] == "done"
+    losses = store.client.get_metric_history(task.run_id, "train/loss")
+    assert [point.step for point in losses] == list(range(1, STEPS + 1))
 
 
 def test_a_trial_that_is_stopped_early_has_logged_all_its_steps(store: Store) -> None:
