@@ -78,7 +78,8 @@ def check_server(uri: str) -> None:
     except requests.exceptions.JSONDecodeError:
         known = False
     if not known:
-        raise StoreAway(remedy % f"it answers {answer.status_code} {answer.reason}, not as MLflow")
+        why = "as if its database were away" if answer.status_code >= 500 else "not as MLflow"
+        raise StoreAway(remedy % f"it answers {answer.status_code} {answer.reason}, {why}")
 
 
 def is_away(error: BaseException | None) -> bool:

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import MlflowServer, ServedSweeps, assert_undisturbed, on_postgresql, on_sqlite
+from servers import (
+    MlflowServer,
+    Postgresql,
+    ServedSweeps,
+    assert_undisturbed,
+    on_postgresql,
+    on_sqlite,
+)
+
+from sweeps.server import StoreAway
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +94,26 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing(
     assert process.returncode == 0, output
     assert_undisturbed(served.store, 8)
     assert len(served.trainings()) == 8  # nothing was trained twice
+
+
+def test_a_database_that_is_killed_behind_its_server_costs_nothing(
+    deployed: MlflowServer, tmp_path: Path
+) -> None:
+    sweeps, database = ServedSweeps(tmp_path, deployed), Postgresql(deployed)
+    process = sweeps.start(*FOUR, "--concurrency", "2", step_seconds=0.4)
+    sweeps.wait_until(lambda: steps(sweeps) >= 6)
+    database.kill()
+    before = steps(sweeps)
+    sweeps.wait_until(lambda: steps(sweeps) >= before + 4)  # training goes on meanwhile
+    time.sleep(8)  # until both wait at their ends, and the driver with its next cell
+    assert deployed.answers()
+    with pytest.raises(StoreAway, match=r"answers 503 .*database"):
+        sweeps.store.client.search_experiments()
+    database.start()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert_undisturbed(sweeps.store, 4)
+    assert len(sweeps.trainings()) == 4  # nothing was trained twice
 
 
 def test_what_ends_while_the_server_is_away_is_delivered_later(
