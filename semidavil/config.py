@@ -288,7 +288,7 @@ class Config(Section):
 
     @classmethod
     def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
-        tree = base.model_dump(mode="json")
+        tree, changed = base.model_dump(mode="json"), set()
         fields = dict(_leaves(tree))
         for path, value in changes.items():
             if path not in fields:
@@ -300,8 +300,11 @@ class Config(Section):
             section, _, name = path.rpartition(".")
             target = tree[section] if section else tree
             target[name] = _parse(value, fields[path], path)
+            changed.add(section or name)
+        # Sections that stay are shared: thousands of Configs of a grid are mostly the same.
+        parts = {name: tree[name] if name in changed else getattr(base, name) for name in tree}
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(parts)
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
 

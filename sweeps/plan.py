@@ -22,7 +22,7 @@ class State(StrEnum):
     ELSEWHERE = "running elsewhere"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One Config of a grid with what the store knows about it.
 

@@ -47,7 +47,7 @@ SILENCE_SECONDS = 1800.0  # after which a run on another machine counts as dead
 OPEN = ("RUNNING", "SCHEDULED")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TrackedRun:
     """One run as the store knows it. Tags are ours, without their prefix; metrics are the final ones."""
 

@@ -133,3 +133,10 @@ def test_text_and_values_mean_the_same() -> None:
     values = {"data.crop": [256, 128], "training.amp": False, "training.steps": 20}
     assert Config().replace(texts) == Config().replace(values)
     assert Config().replace(texts).data.crop == (256, 128)
+
+
+def test_a_changed_copy_shares_the_sections_that_stay() -> None:
+    base = preset("toy")
+    copy = base.replace({"training.lr": 0.5, "seed": 3})
+    assert copy.model is base.model
+    assert (copy.training.lr, copy.seed, base.training.lr, base.seed) == (0.5, 3, 0.003, 0)

@@ -15,6 +15,7 @@ from servers import free_port
 from semidavil.config import Config, preset
 from sweeps.provenance import owner_tags
 from sweeps.run_log import RunLog
+from sweeps.sqlite_runs import Row
 from sweeps.tracking import Store, TrackedRun, TrackingError, patiently
 
 CONFIG = preset("toy", {"data.budget": 200})
@@ -208,6 +209,20 @@ def test_both_ways_of_reading_runs_agree(store: Store) -> None:
         mine, theirs = store.runs(key), store._runs_by_client(key)
         assert repr(mine) == repr(theirs)  # NaN is not equal to itself
         assert len(mine) == {None: 2, configs[0].key(): 1}.get(key, 0)
+
+
+def test_runs_that_share_names_have_what_is_their_own() -> None:
+    places: dict[str, int] = {}
+    rows = [{"a": "1", "b": "2"}, {"c": "3"}, {"b": "4", "a": "5"}, {}]
+    read = [Row(places) for _ in rows]
+    for row, content in zip(read, rows, strict=True):
+        for name, value in content.items():
+            row.put(name, value)
+    assert read == rows
+    assert [len(row) for row in read] == [2, 1, 2, 0]
+    assert read[0].get("c") is None  # after its last
+    assert read[1].get("a") is None  # before its first
+    assert "d" not in read[0]
 
 
 def test_where_the_tables_are_others_mlflow_is_asked(
