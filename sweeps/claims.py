@@ -66,6 +66,8 @@ class Claims:
         ours = [run for run in known if run.tags.get("claim") in self._begun]
         if any(run.is_taken() for run in known if run not in ours):
             return None
+        # Whoever had them shall find out, should they wake up.
+        self.store.close_dead(known)
         for run in ours:
             if run.tags.get("attempts") == "1":
                 self._delete(run.run_id)

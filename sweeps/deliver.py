@@ -9,7 +9,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,9 @@ from rich.markup import escape
 from semidavil.config import ConfigError
 from semidavil.disk import DiskFull
 from sweeps.credentials import redact
-from sweeps.run_log import Ending, RunLog
+from sweeps.run_log import Ending, RunLog, TakenOver
 from sweeps.server import StoreAway, TrackingError
-from sweeps.storage import ENDING, StorageError, file_of, workspace
+from sweeps.storage import ENDING, StorageError, Workspace, file_of, workspace
 from sweeps.tracking import Store, TrackedRun, chosen_storage, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,11 @@ def deliver_kept(store: Store, say: Say) -> int:
         if Ending.read(here.folder) is None:  # another machine has delivered it
             continue
         try:
-            done = _deliver(store, run, here.folder)
+            done = _deliver(store, run, here.folder, kept.ending.owner)
+        except TakenOver as error:
+            say(f"{run.name}: {error}; its own numbers are kept")
+            _forget(here, run)
+            continue
         except MlflowException as error:  # such as a proxy that takes no large files
             say(f"{run.name} is refused and stays in {kept.place}: {redact(str(error))}")
             continue
@@ -100,11 +104,21 @@ def deliver_kept(store: Store, say: Say) -> int:
     return delivered
 
 
-def _deliver(store: Store, run: TrackedRun, folder: Path) -> bool:
-    log = RunLog(store.uri, run.run_id, folder, int(run.progress["step"]))
+def _deliver(store: Store, run: TrackedRun, folder: Path, owner: Mapping[str, str]) -> bool:
+    step = int(run.progress["step"])
+    log = RunLog(store.uri, run.run_id, folder, step, owner=owner, heard=0.0)
     if run.tags.get("reason"):  # its sweep was stopped while it waited
         log.tags["reason"] = ""
     return log.deliver()
+
+
+def _forget(here: Workspace, run: TrackedRun) -> None:
+    """The ending of an attempt after which there was another; while that trains, all stays as it is."""
+    if run.status == "FINISHED":
+        here.remove()
+    elif not run.is_taken():
+        (here.folder / ENDING).unlink()
+        here.push()
 
 
 def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:

@@ -24,15 +24,17 @@ from sweeps.credentials import redact
 from sweeps.server import StoreAway, TrackingError, patience_of
 from sweeps.storage import ENDING, JOURNAL
 from sweeps.tracking import (
+    OPEN,
     SILENCE_SECONDS,
-    is_taken_over,
     log_batches,
     patiently,
     progress_of,
     quiet_logs,
+    tracked,
 )
 
 FLUSH_SECONDS = 5.0  # a call costs some 20 ms on SQLite, however much it logs
+DOUBT_SECONDS = 60.0  # longer than a claim takes
 FAILED_SHARE = 10  # a store that is away costs training at most one part in so many
 
 note = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Ending:
     Attributes:
         run_id, store: where it belongs; the store's address without passwords, for people.
         status: FINISHED or FAILED.
+        owner: the process whose run it was.
         values: final metrics, of `step`.
         time: ms since 1970.
         seconds: training time, of all attempts.
@@ -64,6 +67,7 @@ class Ending:
     values: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
+    owner: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "Ending | None":
@@ -106,11 +110,12 @@ class RunLog:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the
             journal knows better where it is still there.
         behind: the store may know of steps that neither does, made on another machine.
-        owner: whose run it is; a training that was silent for so long that others may have taken it
-            over finds out before it writes again.
+        owner: whose run it is (`sweeps.provenance.owner_tags`). After a silence in which others may have
+            taken it for dead, it is looked at before it is written to.
+        heard: when it gave its last sign of life, in seconds since 1970; by default, now.
 
     Raises:
-        TakenOver: from `metrics` and `flush`.
+        TakenOver: from any method that sends.
         DiskFull: from any method that writes.
     """
 
@@ -123,6 +128,7 @@ class RunLog:
         seconds: float = 0.0,
         behind: bool = False,
         owner: Mapping[str, str] | None = None,
+        heard: float | None = None,
     ) -> None:
         quiet_logs()
         self.client, self.run_id, self.store = MlflowClient(uri), run_id, redact(uri)
@@ -143,9 +149,9 @@ class RunLog:
         self.away = False
         self.behind = behind
         self.owner = owner or {}
-        self.heard = (
-            time.time()
-        )  # by others: of this machine's clock, which a suspended one has too
+        # Wall time: a monotonic clock stands still while its machine is suspended.
+        self.heard = time.time() if heard is None else heard
+        self.doubtful_until = 0.0
 
     def _catch_up(self) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -190,17 +196,28 @@ class RunLog:
             seconds = round(self.seconds, 1)
             self._write({"sent_to": self.run_id, "step": self.step, "seconds": seconds})
 
-    def _require_ours(self) -> None:
-        if (
-            time.time() - self.heard < SILENCE_SECONDS / 2
-        ):  # nobody takes over what was just heard of
+    def _require_ours(self, ends: str = "") -> None:
+        """After a long silence, and for a minute: a takeover that had begun by then may be at work still.
+
+        Args:
+            ends: how, if it does: what was trained to its end is worth having, unless another has it.
+
+        Raises:
+            TakenOver: it is another sweep's.
+        """
+        now = time.time()
+        if now - self.heard > SILENCE_SECONDS / 2:
+            self.doubtful_until = now + DOUBT_SECONDS
+        if not self.owner or now > self.doubtful_until:
             return
-        run = patiently(lambda: self.client.get_run(self.run_id))
-        if is_taken_over(run, self.owner):
-            raise TakenOver(
-                f"another sweep has taken this run over, which had been silent since "
-                f"{time.strftime('%F %T', time.localtime(self.heard))}; it goes on there"
-            )
+        run = tracked(patiently(lambda: self.client.get_run(self.run_id)))
+        ours = run.is_of(self.owner)
+        if ends == "FINISHED":
+            ours = ours or not run.is_taken()
+        elif not ends:
+            ours = ours and run.status in OPEN
+        if not ours:
+            raise TakenOver(f"another sweep has taken the run for dead: it is {run.status}")
 
     def _send(self, seconds: float | None = None) -> None:
         """`seconds` of training, where it has ended; else until now."""
@@ -243,6 +260,8 @@ class RunLog:
         Returns:
             Whether the store has it; else it is kept, for `deliver`.
         """
+        with contextlib.suppress(StoreAway), patience_of(0):
+            self._require_ours("FAILED")  # before anything is kept where another may train
         self.tags |= {"reason": redact(why)[:500], "retry": str(retry).lower()}
         kept = Ending.read(self.folder)
         if kept is None or kept.status != "FINISHED":
@@ -268,6 +287,7 @@ class RunLog:
             values=dict(values),
             tags=dict(self.tags),
             files=[str(path.relative_to(self.folder)) for path in files if path.exists()],
+            owner=dict(self.owner),
         )
 
     def _keep(self, status: str, values: Mapping[str, float], files: Sequence[Path]) -> None:
@@ -308,6 +328,7 @@ class RunLog:
         return True
 
     def _log_ending(self, ending: Ending) -> None:
+        self._require_ours(ending.status)
         if self.behind:  # before the final metrics wait: their step may be known
             self._catch_up()
         inside = self.folder.resolve()

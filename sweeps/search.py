@@ -92,7 +92,8 @@ class SearchDriver(Driver):
 
     def _stop(self, task: Task, step: int) -> bool:
         try:
-            self.store.stop_early(task.run_id, step)
+            if not self.store.stop_early(task.run_id, step):
+                return False  # it is not ours to stop; its worker will find out
         except StoreAway as error:  # nobody would learn of it: let it train on
             self.left_alone(error)
             return False

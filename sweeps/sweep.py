@@ -131,6 +131,7 @@ class Driver:
             train=self.train,
             alone=cell.name in self.alone,
             owner=owner_tags(),
+            claimed=time.time(),
         )
         self.open[task.run_id] = task, cell
         return task
@@ -162,10 +163,11 @@ class Driver:
             delivered = self._hear_of_kept(task, news)
             self._failed(task, news["reason"], Failure(news["failure"]) if delivered else None)
         elif task.run_id in self.open and news["state"] == "taken":
-            del self.open[task.run_id]
             self.taken(task, news["reason"])
 
     def taken(self, task: Task, reason: str) -> None:
+        """Another sweep has the run."""
+        del self.open[task.run_id]
         self.progress.leave(task.name, reason)
 
     def ending(self, task: Task) -> None:
@@ -203,10 +205,14 @@ class Driver:
     def lost(self, task: Task, reason: str) -> None:
         if task.run_id in self.open:
             try:
-                self.store.close(task.run_id, "FAILED", reason, own=True)
+                ours = self.store.close(task.run_id, "FAILED", reason, own=True)
             except StoreAway as error:  # the next sweep finds it open, and its owner gone
                 self.left_alone(error)
-            self._failed(task, reason)
+                ours = True
+            if ours:
+                self._failed(task, reason)
+            else:
+                self.taken(task, f"{reason}, and another sweep has its run")
 
     def _failed(self, task: Task, reason: str, failure: Failure | None = None) -> None:
         """Queues a failed cell once more if that may help; without a `failure` it may not."""

@@ -86,6 +86,10 @@ class TrackedRun:
             return False
         return is_gone(self.tags, self.last_word, time.time())
 
+    def is_of(self, owner: Mapping[str, str]) -> bool:
+        """Whether the process of these `owner_tags` has it: another may have taken it over."""
+        return all(self.tags.get(name) == value for name, value in owner.items())
+
     def was_stopped_early(self) -> bool:
         """By a search. One that was tagged while the store went away has trained on."""
         return self.status == "KILLED" and bool(self.tags.get("stopped_early"))
@@ -102,7 +106,8 @@ class TrackedRun:
         return self.metrics.get(f"final/{known.metric}", math.nan) if known else math.nan
 
 
-def _tracked(run: Any, experiment: str) -> TrackedRun:
+def tracked(run: Any, experiment: str = "") -> TrackedRun:
+    """What MLflow's client has returned."""
     tags = {n.removeprefix(PREFIX): v for n, v in run.data.tags.items() if n.startswith(PREFIX)}
     return TrackedRun(
         run_id=run.info.run_id,
@@ -232,7 +237,7 @@ class Store:
                 token,
             )
         )
-        return [_tracked(run, names[run.info.experiment_id]) for run in runs]
+        return [tracked(run, names[run.info.experiment_id]) for run in runs]
 
     def overview(self, experiment_id: str, name: str, about: str) -> str:
         """The run that stands for an experiment, created if need be; runs opened later are its children.
@@ -353,21 +358,35 @@ class Store:
         for run_id in run_ids:
             log_batches(self.client, run_id, tags={"alive": now})
 
-    def close(self, run_id: str, status: str, reason: str, own: bool = False) -> None:
+    def close(
+        self,
+        run_id: str,
+        status: str,
+        reason: str,
+        own: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> bool:
         """Ends a run that is still open; one that has ended stays as it is.
 
         Args:
             own: only if no other sweep has taken it over from this process.
-        """
-        run = patiently(lambda: self.client.get_run(run_id))
-        if run.info.status in OPEN and not (own and is_taken_over(run, owner_tags())):
-            log_batches(self.client, run_id, tags={"reason": reason[:500]})
-            patiently(lambda: self.client.set_terminated(run_id, status))
+            tags: that it gets besides.
 
-    def stop_early(self, run_id: str, step: int) -> None:
+        Returns:
+            Whether it was open, and ours if it had to be.
+        """
+        run = tracked(patiently(lambda: self.client.get_run(run_id)))
+        if run.status not in OPEN or (own and not run.is_of(owner_tags())):
+            return False
+        log_batches(self.client, run_id, tags={"reason": reason[:500], **(tags or {})})
+        patiently(lambda: self.client.set_terminated(run_id, status))
+        return True
+
+    def stop_early(self, run_id: str, step: int) -> bool:
         """Ends a run that a search does not go on with; only its tag tells it from a broken one."""
-        log_batches(self.client, run_id, tags={"stopped_early": str(step)})
-        self.close(run_id, "KILLED", f"stopped early at step {step}: others were better by then")
+        reason = f"stopped early at step {step}: others were better by then"
+        tags = {"stopped_early": str(step)}
+        return self.close(run_id, "KILLED", reason, own=True, tags=tags)
 
     def add_to_grid(self, run: TrackedRun, grid: str) -> None:
         """Marks a run of another grid as belonging to this one too."""
@@ -378,11 +397,6 @@ class Store:
 
 def read_progress(tag: str) -> dict[str, float]:
     return {"step": 0, "seconds": 0.0, "time": 0.0} | json.loads(tag)
-
-
-def is_taken_over(run: Any, owner: Mapping[str, str]) -> bool:
-    """Whether MLflow's `run`, which `owner` had, is another process's now."""
-    return any(run.data.tags.get(PREFIX + name) != value for name, value in owner.items())
 
 
 def progress_of(client: MlflowClient, run_id: str) -> dict[str, float]:

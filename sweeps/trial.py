@@ -56,6 +56,7 @@ class Task:
             (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
         alone: it has run out of memory beside others, and gets a whole GPU or machine.
         owner: the process whose run it is; see `sweeps.provenance.owner_tags`.
+        claimed: when it got it, in seconds since 1970.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Task:
     train: str = TRAIN
     alone: bool = False
     owner: Mapping[str, str] = field(default_factory=dict)
+    claimed: float | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -99,7 +101,7 @@ def run_trial(task: Task, tell: Tell) -> None:
     unfetched = _error_of(here.fetch)
     log = RunLog(
         task.tracking_uri, task.run_id, here.folder, task.logged_step, task.seconds, here.travels,
-        task.owner,
+        task.owner, task.claimed,
     )  # fmt: skip
     try:
         with train_log(here.folder / LOG, task) as note:
@@ -111,7 +113,8 @@ def run_trial(task: Task, tell: Tell) -> None:
             except Exception as failure:
                 error = failure  # told below, where no other error can hide behind this one
             except SystemExit:  # Tune's way to end a trial early, at its next word
-                log.flush()
+                with contextlib.suppress(TakenOver):
+                    log.flush()
                 raise
             if error is None:
                 tell({"state": "done", **final})
@@ -129,14 +132,22 @@ def _fail(
 ) -> dict[str, Any]:
     """Leaves a run FAILED, unless it is another sweep's; returns what the driver is told."""
     if isinstance(error, TakenOver):
-        note(str(error))
-        return {"state": "taken", "reason": str(error)}
+        return _leave(error, note)
     print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
     reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
     note(f"failed: {reason}")
-    done = log.fail(reason, failure is not Failure.DIVERGED, [here.folder / LOG])
+    try:
+        done = log.fail(reason, failure is not Failure.DIVERGED, [here.folder / LOG])
+    except TakenOver as taken:
+        return _leave(taken, note)
     _keep(here, note)
     return {"state": "failed", "reason": reason, "failure": failure, "delivered": done}
+
+
+def _leave(taken: TakenOver, note: Callable[[str], None]) -> dict[str, Any]:
+    """Leaves a run to the sweep that has it, and what is kept of it as it is."""
+    note(str(taken))
+    return {"state": "taken", "reason": str(taken)}
 
 
 def _keep(here: Workspace, note: Callable[[str], None], forget: bool = False) -> None:

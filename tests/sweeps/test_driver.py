@@ -120,3 +120,13 @@ def test_a_run_that_is_another_sweeps_by_now_is_neither_ours_to_close_nor_a_fail
     driver.close_open_runs()
     assert store.runs()[0].status == "RUNNING"
     assert isinstance(driver.next_task(), Task)  # the others are still to do
+
+
+def test_a_lost_worker_of_a_run_that_is_another_sweeps_is_no_failure(
+    driver: Driver, store: Store
+) -> None:
+    task = task_of(driver)
+    store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+    driver.lost(task, "its worker process died")
+    assert (driver.outcome.failed, driver.open) == ([], {})
+    assert store.runs()[0].status == "RUNNING"
