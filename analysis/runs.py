@@ -38,7 +38,7 @@ FIELDS = {
     "steps": "training.steps",
 }
 # What tells where a run was made; the report prints it.
-ENVIRONMENT = ("commit", "dirty", "python", "version.torch", "device", "preset")
+ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset")
 
 
 class AnalysisError(RuntimeError):

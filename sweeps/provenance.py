@@ -1,6 +1,5 @@
 """Where a run comes from: code, packages, machine, process."""
 
-import contextlib
 import hashlib
 import os
 import platform
@@ -15,10 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "mlflow", "ray", "numpy")
+CODE = ("semidavil", "sweeps", "analysis")  # where a new file may be part of what runs
+CHANGES_BYTES = 5 * 2**20  # larger ones are not kept: they are hardly code
 # Whatever the user's settings of git are.
 DIFFERENCE = (
-    "diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
-    "--src-prefix=a/", "--dst-prefix=b/",
+    "-c", "diff.relative=false", "diff", "-U3", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
+    "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
 
 
@@ -37,20 +38,28 @@ def code_tags(root: Path) -> dict[str, str]:
 
 @cache
 def code_changes(root: Path) -> bytes | None:
-    """From the commit to the code that runs, for `git apply`; None where git knows no commit.
+    """From the commit to the code that runs, for `git apply`.
 
-    That is of all tracked files, and of files with Python code that are new and not ignored.
+    That is of all tracked files, and of new Python files of `CODE` that are not ignored. None where git
+    does not know, or where it is more than `CHANGES_BYTES`.
     """
-    index = _git(root, "rev-parse", "--path-format=absolute", "--git-path", "index")
-    if index is None:
+    place = _git(root, "rev-parse", "--git-path", "index")
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE)
+    if place is None or new is None:
         return None
     # An index of our own: new files have to be in one, and the user's stays as it is.
     with tempfile.TemporaryDirectory() as scratch:
-        own = Path(scratch) / "index"
-        with contextlib.suppress(FileNotFoundError):  # nothing was ever added
-            shutil.copyfile(os.fsdecode(index).strip(), own)
-        _git(root, "add", "--intent-to-add", "--", "*.py", index=own)
-        return _git(root, *DIFFERENCE, "HEAD", "--", ".", index=own)
+        index = Path(scratch) / "index"
+        try:  # with its time, by which git knows what it has to look at again
+            shutil.copy2(root / os.fsdecode(place).removesuffix("\n"), index)
+        except OSError:
+            return None
+        names = [name for name in new.split(b"\0") if name.endswith(b".py")]
+        add = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+        if names and _git(root, *add, index=index, given=b"\0".join(names)) is None:
+            return None
+        changes = _git(root, *DIFFERENCE, "HEAD", "--", ".", index=index)
+    return None if changes is None or len(changes) > CHANGES_BYTES else changes
 
 
 def changes_file(changes: bytes) -> str:
@@ -69,13 +78,17 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _git(root: Path, *command: str, index: Path | None = None) -> bytes | None:
+def _git(root: Path, *command: str, index: Path | None = None, given: bytes = b"") -> bytes | None:
     """What git prints; None if it fails, or is not there."""
-    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+    # Variables such as GIT_DIR, which git sets for what it runs itself, are of another folder.
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
+    if index:
+        environment["GIT_INDEX_FILE"] = str(index)
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, env=environment, timeout=20
-        )
+            ["git", "-C", str(root), "--literal-pathspecs", *command],
+            input=given, capture_output=True, env=environment, timeout=20,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -17,6 +17,7 @@ from rich.table import Table
 from semidavil.config import Config
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.credentials import redact
+from sweeps.garbage import spare_imports
 from sweeps.provenance import code_tags, device_name
 from sweeps.tracking import Store, TrackedRun, TrackingError
 from sweeps.trial import load_training
@@ -46,6 +47,7 @@ def rerun(
             f"its commit, {run.tags.get('commit', 'unknown')}"
         )
     module, train_function = load_training(train)
+    spare_imports()
     now = {**code_tags(root), "device": device_name()}
     for text in environment_differences(run, now):
         console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
@@ -88,15 +90,21 @@ def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str
 
 
 def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
-    """What brings back the code of a run; empty where it is the present one, or not known."""
-    there = {name: run.tags.get(name, now[name]) for name in ("commit", "changes")}
-    if all(there[name] == now[name] for name in there) or there["commit"] == "unknown":
+    """What brings back the code of a run, as far as it is known; empty where it is the present one."""
+    commit = run.tags.get("commit", "unknown")
+    clean = (
+        "none" if run.tags.get("dirty") == "false" else "unknown"
+    )  # of runs from before `changes`
+    changes = run.tags.get("changes", clean)
+    if commit == "unknown" or (commit, changes) == (now["commit"], now["changes"]):
         return ""
-    command = f"git stash --include-untracked; git checkout {there['commit']}"
-    if there["changes"] in ("none", "unknown"):
+    command = f"git stash --include-untracked && git checkout {commit}"
+    if changes == "none":
         return command
-    file = f"--run-id {run.run_id} --artifact-path {shlex.quote(there['changes'])}"
-    return f"{command} && git apply $(mlflow artifacts download {file})"
+    if changes == "unknown":
+        return f"{command}  # its uncommitted changes, if it had any, were not kept"
+    file = f"--run-id {run.run_id} --artifact-path {shlex.quote(changes)}"
+    return f'{command} && git apply "$(mlflow artifacts download {file} | tail -n 1)"'
 
 
 def compare(run: TrackedRun, config: Config, metrics: Mapping[str, Any], console: Console) -> int:

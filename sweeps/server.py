@@ -78,7 +78,7 @@ def check_server(uri: str) -> None:
     except requests.exceptions.JSONDecodeError:
         known = False
     if not known:
-        why = "as if its database were away" if answer.status_code >= 500 else "not as MLflow"
+        why = "as if its database were away" if answer.status_code == 503 else "not as MLflow"
         raise StoreAway(remedy % f"it answers {answer.status_code} {answer.reason}, {why}")
 
 

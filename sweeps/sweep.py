@@ -311,6 +311,7 @@ def run_sweep(
             ray_start = started_ray(resources, train)
             starting = background.submit(ray_start.__enter__)
             with _closing(ray_start):
+                spare_imports()
                 try:
                     store.storage.require()
                     begin()
@@ -327,7 +328,6 @@ def run_sweep(
                     require_common(common, resources.cpus, resources.gpus)
                     console.print("the cluster is ready; preparing data and captions on it")
                     run_on_cluster(prepare, resources.cpus, resources.gpus)
-                spare_imports()
                 with progress:
                     run_tasks(driver.next_task, driver, resources)
     finally:

@@ -30,12 +30,15 @@ from sweeps.credentials import redact, without_credentials
 from sweeps.garbage import no_garbage_collection
 from sweeps.provenance import owner_is_dead, owner_tags
 from sweeps.server import (
+    StoreAway,
     TrackingError,
     check_server,
     patiently,
 )
 from sweeps.sqlite_runs import FINAL, read_runs
 from sweeps.storage import Storage, open_storage
+
+note = logging.getLogger(__name__)
 
 PREFIX = "semidavil."  # of all our tags
 SWEEP = f"{PREFIX}sweep"  # an experiment's tag: its last sweep
@@ -336,21 +339,32 @@ class Store:
         mine["grid"] = previous.experiment
         mine["reason"] = ""
         mine["alive"] = str(int(time.time()))  # it may have been silent for longer than others wait
-        if (before := previous.tags.get("commit")) != mine.get("commit"):
-            mine["commit_before"] = before or "unknown"
+        for name in ("commit", "changes"):
+            if (before := previous.tags.get(name)) != mine.get(name):
+                mine[f"{name}_before"] = before or "unknown"
         params = [] if previous.params else params  # none: it was killed while being created
         log_batches(self.client, previous.run_id, params=params, tags=mine)
         patiently(lambda: self.client.update_run(previous.run_id, status="RUNNING"))
         return previous.run_id
 
     def attach(self, run_id: str) -> None:
-        """Logs the `attachments` as artifacts of a run."""
+        """Logs the `attachments` as artifacts of a run.
+
+        A run does not fail for want of them: this machine may lack the keys of the bucket where workers
+        put theirs, or a proxy may take no file. That is said, and not tried again.
+        """
         for name, content in self.attachments.items():
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / Path(name).name
-                path.write_bytes(content)
-                folder = str(Path(name).parent)
-                patiently(partial(self.client.log_artifact, run_id, str(path), folder))
+            try:
+                with tempfile.TemporaryDirectory() as scratch:
+                    path = Path(scratch) / Path(name).name
+                    path.write_bytes(content)
+                    folder = str(Path(name).parent)
+                    patiently(partial(self.client.log_artifact, run_id, str(path), folder))
+            except StoreAway:
+                raise
+            except Exception as error:  # each place for artifacts has its own
+                note.warning("%s is not kept with the runs: %s", name, redact(str(error)))
+                self.attachments = {}
 
     def keep_alive(self, run_ids: Iterable[str]) -> None:
         """A sign of life for runs that have nothing to log for long: evaluating, or not yet placed."""

@@ -139,7 +139,6 @@ def test_a_scan_counts_pixels_and_images(write_dataset: Write, tmp_path: Path) -
     assert recalled["count"] == 3
 
 
-@pytest.mark.slow
 def test_the_fingerprint_is_of_what_the_files_hold_and_not_of_where_they_lie(
     write_dataset: Write, tmp_path: Path
 ) -> None:
@@ -175,6 +174,7 @@ def test_the_fingerprint_is_of_what_the_files_hold_and_not_of_where_they_lie(
     assert len({first, relabelled, longer}) == 3
 
 
+@pytest.mark.slow
 def test_the_check_command(write_dataset: Write, tmp_path: Path) -> None:
     root = write_dataset("idda", splits=("train", "val"))
 

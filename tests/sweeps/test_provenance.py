@@ -9,20 +9,28 @@ import pytest
 from servers import raising
 
 from semidavil.config import preset
+from sweeps import provenance
 from sweeps.claims import Claims
 from sweeps.provenance import changes_file, code_changes, code_tags
 from sweeps.rerun import code_command
+from sweeps.run import _provenance
 from sweeps.server import StoreAway
 from sweeps.tracking import Store, TrackedRun
 
 CONFIG = preset("toy")
 BINARY = bytes(range(256))
+# Nobody's settings of git, and not the repository that these tests may be run for, by a hook of git.
+PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{f"GIT_{who}_NAME": "nobody" for who in ("AUTHOR", "COMMITTER")},
+    **{f"GIT_{who}_EMAIL": "nobody@example.org" for who in ("AUTHOR", "COMMITTER")},
+}
 
 
 def git(root: Path, *command: str) -> str:
-    who = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     run = subprocess.run(
-        ["git", "-C", str(root), *who, *command], check=True, capture_output=True, text=True
+        ["git", "-C", str(root), *command], check=True, capture_output=True, text=True, env=PLAIN
     )
     return run.stdout
 
@@ -30,45 +38,54 @@ def git(root: Path, *command: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A committed state."""
-    root = tmp_path / "checkout"
-    root.mkdir()
+    root = tmp_path / "a checkout"
+    code = root / "sweeps"
+    code.mkdir(parents=True)
     git(root, "init", "--quiet")
     (root / ".gitignore").write_text("ignored.py\n")
-    (root / "kept.py").write_text("x = 1\n")
-    (root / "gone.py").write_text("x = 1\n")
-    (root / "weights.bin").write_bytes(BINARY)
+    (code / "kept.py").write_text("x = 1\n")
+    (code / "gone.py").write_text("x = 1\n")
+    (code / "weights.bin").write_bytes(BINARY)
     git(root, "add", ".")
     git(root, "commit", "--quiet", "--message", "all")
     return root
 
 
 def change(root: Path) -> dict[str, bytes]:
-    """Changes it in all ways; returns the Python code and weights that there are then."""
-    (root / "kept.py").write_bytes("x = 'ä'\n".encode("latin-1"))
-    (root / "gone.py").unlink()
-    (root / "weights.bin").write_bytes(BINARY[::-1])
-    (root / "new module.py").write_text("y = 2\n")
-    (root / "staged.py").write_text("z = 3\n")
-    git(root, "add", "staged.py")
-    (root / "ignored.py").write_text("never\n")
-    (root / "notes.txt").write_text("no code\n")
+    """Changes it in all ways; returns the code that there is then."""
+    code = root / "sweeps"
+    (code / "kept.py").write_bytes("x = 'ä'\n".encode("latin-1"))
+    (code / "gone.py").unlink()
+    (code / "weights.bin").write_bytes(BINARY[::-1])
+    (code / "new [module].py").write_text("y = 2\n")
+    (code / "staged.py").write_text("z = 3\n")
+    git(root, "add", "sweeps/staged.py")
+    (code / "ignored.py").write_text("never\n")
+    (root / "venv").mkdir()
+    (root / "venv" / "library.py").write_text("nobody's change\n")
     return state(root)
 
 
 def state(root: Path) -> dict[str, bytes]:
-    files = [*root.glob("*.py"), *root.glob("*.bin")]
+    files = (root / "sweeps").iterdir()
     return {path.name: path.read_bytes() for path in files if path.name != "ignored.py"}
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"}]
+    "settings",
+    [
+        {},
+        {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"},
+        {"diff.context": "0", "diff.relative": "true"},
+    ],
 )
 def test_changes_of_the_code_are_recorded_whole_and_the_users_index_stays(
-    settings: dict[str, str], checkout: Path, tmp_path: Path
+    settings: dict[str, str], checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in settings.items():
         git(checkout, "config", name, value)
     changed, seen = change(checkout), git(checkout, "status", "--porcelain")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))  # as in a hook of another repository
     changes = code_changes(checkout)
     assert changes is not None
     assert git(checkout, "status", "--porcelain") == seen
@@ -83,7 +100,27 @@ def test_changes_of_the_code_are_recorded_whole_and_the_users_index_stays(
     assert state(other) == changed
 
 
-def test_code_as_committed_has_no_changes_and_code_without_git_has_none_that_are_known(
+def test_a_change_right_after_the_commit_is_seen_though_time_and_size_stay(checkout: Path) -> None:
+    file = checkout / "sweeps" / "kept.py"
+    written = file.stat().st_mtime_ns
+    file.write_text("x = 2\n")
+    index = checkout / ".git" / "index"
+    for path in (file, index):  # as on a file system with coarse times
+        os.utime(path, ns=(written, written))
+    assert "+x = 2" in (code_changes(checkout) or b"").decode()
+
+
+def test_a_linked_worktree_has_changes_of_its_own(checkout: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    git(checkout, "worktree", "add", "--quiet", str(linked))
+    changed = change(linked)
+    assert code_changes(checkout) == b""
+    (tmp_path / "changes").write_bytes(code_changes(linked) or b"")
+    git(checkout, "apply", str(tmp_path / "changes"))
+    assert state(checkout) == changed
+
+
+def test_code_as_committed_has_no_changes_and_code_without_git_none_that_are_known(
     checkout: Path, tmp_path: Path
 ) -> None:
     assert code_changes(checkout) == b""
@@ -96,11 +133,30 @@ def test_code_as_committed_has_no_changes_and_code_without_git_has_none_that_are
     assert (tags["commit"], tags["dirty"], tags["changes"]) == 3 * ("unknown",)
 
 
+def test_what_is_too_large_for_changes_of_code_is_not_kept(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(checkout)
+    monkeypatch.setattr(provenance, "CHANGES_BYTES", 100)
+    assert code_changes(checkout) is None
+
+
 def claimed(store: Store, previous: TrackedRun | None = None) -> str:
     experiment = store.experiment_id("attention")
     run_id = Claims(store).claim(experiment, "cell", CONFIG, {"commit": "c0ffee"}, previous)
     assert run_id is not None
     return run_id
+
+
+def test_a_sweep_attaches_the_changes_of_its_checkout(
+    checkout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.run.ROOT", checkout)
+    change(checkout)
+    tags = _provenance(store, "toy")
+    assert (tags["preset"], tags["dirty"]) == ("toy", "true")
+    path = store.client.download_artifacts(claimed(store), tags["changes"])
+    assert Path(path).read_bytes() == code_changes(checkout)
 
 
 def test_each_attempt_at_a_run_has_its_changes_among_the_artifacts(store: Store) -> None:
@@ -128,6 +184,39 @@ def test_a_claim_whose_changes_could_not_be_kept_is_made_again(
     assert [run.run_id for run in store.runs()] == [run_id]
 
 
+def test_a_place_for_artifacts_that_refuses_this_machine_stops_no_sweep(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.attachments = {"code/first.diff": BINARY}
+    refused = raising(lambda: PermissionError("s3://ann:secret@host: no credentials"))
+    monkeypatch.setattr(store.client, "log_artifact", refused)
+    claimed(store)
+    assert "code/first.diff is not kept with the runs" in caplog.text
+    assert "secret" not in caplog.text
+    assert store.attachments == {}  # said once
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({"commit": "a", "changes": "none"}, ""),
+        ({"commit": "unknown", "changes": "unknown"}, ""),
+        ({"commit": "b", "changes": "none"}, "git checkout b"),
+        ({"commit": "b", "dirty": "false"}, "git checkout b"),  # from before there was `changes`
+        ({"commit": "b", "dirty": "true"}, "# its uncommitted changes, if it had any, were not"),
+        ({"commit": "a", "changes": "code/x.diff"}, "git apply"),
+    ],
+)
+def test_the_command_that_is_told_is_for_what_is_known(
+    tags: dict[str, str], told: str, store: Store
+) -> None:
+    store.open_run(store.experiment_id("attention"), "cell", CONFIG, tags)
+    (run,) = store.runs()
+    command = code_command(run, {"commit": "a", "changes": "none"})
+    assert told in command
+    assert bool(command) == bool(told)
+
+
 @pytest.mark.slow
 def test_the_command_that_is_told_brings_back_the_code_of_a_run(
     checkout: Path, store: Store
@@ -142,20 +231,13 @@ def test_the_command_that_is_told_brings_back_the_code_of_a_run(
     store.client.set_tag(run_id, "semidavil.commit", commit)
     store.client.set_tag(run_id, "semidavil.changes", file)
     (run,) = store.runs()
-    assert code_command(run, {"commit": commit, "changes": file}) == ""
 
-    (checkout / "kept.py").write_text("later\n")
     git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "--message", "later")
-    (checkout / "kept.py").write_text("later still\n")
+    (checkout / "sweeps" / "kept.py").write_text("later still\n")
+    (checkout / "sweeps" / "another.py").write_text("new\n")
     command = code_command(run, {"commit": "another", "changes": "none"})
-    environment = {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "MLFLOW_TRACKING_URI": store.uri,
-        "GIT_COMMITTER_NAME": "nobody",
-        "GIT_COMMITTER_EMAIL": "nobody@example.org",
-        "GIT_AUTHOR_NAME": "nobody",
-        "GIT_AUTHOR_EMAIL": "nobody@example.org",
-    }
-    subprocess.run(["bash", "-c", command], cwd=checkout, env=os.environ | environment, check=True)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = PLAIN | {"PATH": path, "MLFLOW_TRACKING_URI": store.uri}
+    subprocess.run(["bash", "-c", command], cwd=checkout, env=environment, check=True)
     assert state(checkout) == changed

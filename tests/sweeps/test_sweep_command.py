@@ -251,10 +251,12 @@ def test_a_run_is_made_again_from_the_store_alone(sweeps: Sweeps) -> None:
     other = run.metrics["final/miou"] + 0.5
     sweeps.store.client.log_metric(run.run_id, "final/miou", other, step=10**6)
     sweeps.store.client.set_tag(run.run_id, "semidavil.version.torch", "0.1")
+    sweeps.store.client.set_tag(run.run_id, "semidavil.commit", "c0ffee")
     code, output = sweeps.run("--rerun", run.run_id)
     assert code == 1
     assert "not reproduced: -0.5000" in output
     assert "version.torch 0.1 -> " in output
+    assert "git checkout c0ffee" in output
 
     code, output = sweeps.run("--rerun", "no-such-run")
     assert code == 1
