@@ -18,7 +18,7 @@ CODE = ("semidavil", "sweeps", "analysis")  # where a new file may be part of wh
 CHANGES_BYTES = 5 * 2**20  # larger ones are not kept: they are hardly code
 # Whatever the user's settings of git are.
 DIFFERENCE = (
-    "-c", "diff.relative=false", "diff", "-U3", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
+    "diff", "-U3", "--binary", "--no-ext-diff", "--no-textconv", "--no-color",
     "--submodule=short", "--src-prefix=a/", "--dst-prefix=b/",
 )  # fmt: skip
 
@@ -86,7 +86,7 @@ def _git(root: Path, *command: str, index: Path | None = None, given: bytes = b"
         environment["GIT_INDEX_FILE"] = str(index)
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "--literal-pathspecs", *command],
+            ["git", "-C", str(root), *command],
             input=given, capture_output=True, env=environment, timeout=20,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

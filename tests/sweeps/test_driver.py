@@ -114,12 +114,23 @@ def test_a_run_that_is_another_sweeps_by_now_is_neither_ours_to_close_nor_a_fail
 ) -> None:
     task = task_of(driver)
     assert task.owner == owner_tags()
+    assert task.claimed == pytest.approx(time.time(), abs=60)
     driver.told(task, running(3))
     driver.told(task, {"state": "taken", "reason": "another sweep has taken it over"})
     assert (driver.progress.total, driver.outcome.failed, driver.open) == (3, [], {})
     driver.close_open_runs()
     assert store.runs()[0].status == "RUNNING"
     assert isinstance(driver.next_task(), Task)  # the others are still to do
+
+
+def test_a_sweep_that_is_stopped_leaves_what_another_has_taken_over(
+    driver: Driver, store: Store
+) -> None:
+    theirs, mine = task_of(driver), task_of(driver)
+    store.client.set_tag(theirs.run_id, "semidavil.host", "another machine")
+    driver.close_open_runs()
+    states = {run.run_id: run.status for run in store.runs()}
+    assert states == {theirs.run_id: "RUNNING", mine.run_id: "KILLED"}
 
 
 def test_a_lost_worker_of_a_run_that_is_another_sweeps_is_no_failure(

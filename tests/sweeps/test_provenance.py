@@ -19,6 +19,7 @@ from sweeps.tracking import Store, TrackedRun
 
 CONFIG = preset("toy")
 BINARY = bytes(range(256))
+LINES = 8 * "pass\n"
 # Nobody's settings of git, and not the repository that these tests may be run for, by a hook of git.
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")} | {
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -43,7 +44,7 @@ def checkout(tmp_path: Path) -> Path:
     code.mkdir(parents=True)
     git(root, "init", "--quiet")
     (root / ".gitignore").write_text("ignored.py\n")
-    (code / "kept.py").write_text("x = 1\n")
+    (code / "kept.py").write_text(f"{LINES}x = 1\n{LINES}")
     (code / "gone.py").write_text("x = 1\n")
     (code / "weights.bin").write_bytes(BINARY)
     git(root, "add", ".")
@@ -54,7 +55,7 @@ def checkout(tmp_path: Path) -> Path:
 def change(root: Path) -> dict[str, bytes]:
     """Changes it in all ways; returns the code that there is then."""
     code = root / "sweeps"
-    (code / "kept.py").write_bytes("x = 'ä'\n".encode("latin-1"))
+    (code / "kept.py").write_bytes(f"{LINES}x = 'ä'\n{LINES}".encode("latin-1"))
     (code / "gone.py").unlink()
     (code / "weights.bin").write_bytes(BINARY[::-1])
     (code / "new [module].py").write_text("y = 2\n")
@@ -76,7 +77,7 @@ def state(root: Path) -> dict[str, bytes]:
     [
         {},
         {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"},
-        {"diff.context": "0", "diff.relative": "true"},
+        {"diff.context": "0"},
     ],
 )
 def test_changes_of_the_code_are_recorded_whole_and_the_users_index_stays(
@@ -101,12 +102,14 @@ def test_changes_of_the_code_are_recorded_whole_and_the_users_index_stays(
 
 
 def test_a_change_right_after_the_commit_is_seen_though_time_and_size_stay(checkout: Path) -> None:
-    file = checkout / "sweeps" / "kept.py"
-    written = file.stat().st_mtime_ns
+    git(checkout, "config", "core.trustctime", "false")
+    file, index = checkout / "sweeps" / "gone.py", checkout / ".git" / "index"
+    then = (10**9, 10**9)  # as on a file system with coarse times, a while ago
+    os.utime(file, then)
+    git(checkout, "update-index", "--refresh")
     file.write_text("x = 2\n")
-    index = checkout / ".git" / "index"
-    for path in (file, index):  # as on a file system with coarse times
-        os.utime(path, ns=(written, written))
+    for path in (file, index):
+        os.utime(path, then)
     assert "+x = 2" in (code_changes(checkout) or b"").decode()
 
 
@@ -219,7 +222,7 @@ def test_the_command_that_is_told_is_for_what_is_known(
 
 @pytest.mark.slow
 def test_the_command_that_is_told_brings_back_the_code_of_a_run(
-    checkout: Path, store: Store
+    checkout: Path, store: Store, tmp_path: Path
 ) -> None:
     commit = git(checkout, "rev-parse", "HEAD").strip()
     changed = change(checkout)
@@ -238,6 +241,11 @@ def test_the_command_that_is_told_brings_back_the_code_of_a_run(
     (checkout / "sweeps" / "another.py").write_text("new\n")
     command = code_command(run, {"commit": "another", "changes": "none"})
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = PLAIN | {"PATH": path, "MLFLOW_TRACKING_URI": store.uri}
+    (tmp_path / "a place").mkdir()
+    environment = PLAIN | {
+        "PATH": path,
+        "MLFLOW_TRACKING_URI": store.uri,
+        "TMPDIR": str(tmp_path / "a place"),
+    }
     subprocess.run(["bash", "-c", command], cwd=checkout, env=environment, check=True)
     assert state(checkout) == changed

@@ -105,6 +105,17 @@ def test_a_trial_that_was_silent_for_long_ends_if_its_run_is_another_sweeps(
     assert [point.step for point in losses] == list(range(1, STEPS + 1))
 
 
+def test_a_worker_that_is_started_again_looks_whose_its_run_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.run_log.FLUSH_SECONDS", 0.0)
+    task = replace(open_task(store, {}), owner=owner_tags(), claimed=0.0)
+    store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+    heard: list[dict[str, Any]] = []
+    run_trial(task, heard.append)
+    assert [news["state"] for news in heard] == ["taken"]
+
+
 def test_a_trial_that_is_stopped_early_has_logged_all_its_steps(store: Store) -> None:
     task = open_task(store, {})
 
