@@ -92,10 +92,9 @@ def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str
 def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
     """What brings back the code of a run, as far as it is known; empty where it is the present one."""
     commit = run.tags.get("commit", "unknown")
-    clean = (
-        "none" if run.tags.get("dirty") == "false" else "unknown"
-    )  # of runs from before `changes`
-    changes = run.tags.get("changes", clean)
+    # Runs from before `changes` were recorded have `dirty` alone.
+    before = "none" if run.tags.get("dirty") == "false" else "unknown"
+    changes = run.tags.get("changes", before)
     if commit == "unknown" or (commit, changes) == (now["commit"], now["changes"]):
         return ""
     command = f"git stash --include-untracked && git checkout {commit}"

@@ -51,9 +51,7 @@ class Row(Mapping[str, Any]):
         return value
 
     def __iter__(self) -> Iterator[str]:
-        cells = zip(
-            self._places, self._cells, strict=False
-        )  # those of the last names may be missing
+        cells = zip(self._places, self._cells, strict=False)  # the last ones may be missing
         return (name for name, value in cells if value is not _NOTHING)
 
     def __len__(self) -> int:

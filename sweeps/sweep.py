@@ -212,7 +212,7 @@ class Driver:
             if ours:
                 self._failed(task, reason)
             else:
-                self.taken(task, f"{reason}, and another sweep has its run")
+                self.taken(task, f"{reason}; its run had ended, or is another sweep's by now")
 
     def _failed(self, task: Task, reason: str, failure: Failure | None = None) -> None:
         """Queues a failed cell once more if that may help; without a `failure` it may not."""
