@@ -178,8 +178,14 @@ class Copy(Workspace):
 
     @contextlib.contextmanager
     def _new_stamp(self) -> Iterator[None]:
-        """The bucket gets it last, the copy knows it first."""
-        seen, coming = self._stamps()
+        """The bucket gets it last, the copy knows it first.
+
+        Raises:
+            StorageError: another machine has been at the run, as one does that has taken it for dead.
+        """
+        theirs, (seen, coming) = self.objects.read(STAMP), self._stamps()
+        if theirs != seen and theirs not in coming:
+            raise StorageError(f"another machine has been at {self.place}, and goes on from there")
         if self._unused is None:
             self._unused = uuid.uuid4().hex
             self._write_stamps(seen, [*coming, self._unused])

@@ -200,5 +200,5 @@ def assert_undisturbed(store: Store, cells: int) -> None:
         expected = 30 + 10 * draws.mean() + int(run.params["data.budget"]) / 1000
         assert final.value == pytest.approx(expected, abs=1e-12)
         files = {item.path for item in store.client.list_artifacts(run.run_id)}
-        changes = {"code"} if run.tags["changes"].startswith("code/") else set()
+        changes = {"code"} if run.tags.get("changes", "").startswith("code/") else set()
         assert files == {"config.json", "segmenter.safetensors", "train.log", *changes}

@@ -269,6 +269,24 @@ def test_what_could_not_be_fetched_replaces_nothing_in_the_bucket(
     assert in_bucket(place, CHECKPOINT) == "step 800"
 
 
+def test_a_copy_that_another_machine_has_overtaken_pushes_nothing(
+    place: str, on_machine: Machines
+) -> None:
+    write(first := run_of(place), checkpoint="step 2")
+    first.push()
+    on_machine("second")
+    write(second := run_of(place), checkpoint="step 800")
+    second.push()
+    write(first, checkpoint="step 4")  # its machine was suspended, and wakes up
+    with pytest.raises(StorageError, match="another machine has been at"):
+        first.push()
+    assert in_bucket(place, CHECKPOINT) == "step 800"
+    second.remove()
+    with pytest.raises(StorageError):
+        first.push()
+    assert in_bucket(place, CHECKPOINT) is None
+
+
 def test_a_download_that_was_killed_is_done_again(
     place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
