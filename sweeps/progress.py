@@ -77,10 +77,7 @@ class SweepProgress:
 
     def end(self, name: str, *, score: str = "", seconds: float = 0.0, error: str = "") -> None:
         """A cell is done with a `score` such as "mIoU 34.20", or has failed if there is an `error`."""
-        if name in self.rows:
-            self.bars.remove_task(self.rows.pop(name))
-        self.fraction.pop(name, None)
-        self.started.pop(name, None)
+        self._drop(name)
         if error:
             self.failed += 1
             outcome = f"[red]failed:[/] {escape(error.splitlines()[0])}"
@@ -98,21 +95,19 @@ class SweepProgress:
         )
         self._refresh()
 
-    def skip(self, name: str) -> None:
-        """A cell that another sweep has begun meanwhile."""
-        self.total -= 1
-        self.bars.update(self.whole, total=self.total)
-        self.say(f"{escape(name)}: another sweep has begun it")
-
     def leave(self, name: str, why: str) -> None:
-        """A cell that was begun and is another sweep's now."""
+        """A cell that is another sweep's."""
         self.total -= 1
         self.bars.update(self.whole, total=self.total)
+        self._drop(name)
+        self.say(f"{escape(name)}: {escape(why)}")
+
+    def _drop(self, name: str) -> None:
+        """A cell that runs no more, if it did."""
         if name in self.rows:
             self.bars.remove_task(self.rows.pop(name))
         self.fraction.pop(name, None)
         self.started.pop(name, None)
-        self.say(f"{escape(name)}: {escape(why)}")
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

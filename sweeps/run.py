@@ -352,11 +352,12 @@ def _tidy(store: "Store", console: Console) -> None:
 
 def _provenance(store: "Store", preset_name: str) -> dict[str, str]:
     """Tags of the runs that are begun from here on; changes of the code are attached to them."""
-    from sweeps.provenance import changes_file, code_changes, code_tags
+    from sweeps.provenance import code_changes, code_tags
 
+    tags = code_tags(ROOT)
     if changes := code_changes(ROOT):
-        store.attachments = {changes_file(changes): changes}
-    return {**code_tags(ROOT), "preset": preset_name}
+        store.attachments = {tags["changes"]: changes}
+    return {**tags, "preset": preset_name}
 
 
 def _search(options: argparse.Namespace, console: Console) -> int:

@@ -119,14 +119,15 @@ class Copy(Workspace):
         own_folder(self.folder.parent)
         super().fetch()  # first: what fails below is logged there
         remove_old_copies(self.folder.parent, spare=self.folder)
-        theirs, (seen, coming) = self.objects.read(STAMP), self._stamps()
-        if theirs is None and seen is not None:
-            shutil.rmtree(self.folder)  # removed by another machine, where it has ended
-            super().fetch()
-        elif theirs is not None and (theirs == seen or theirs in coming):
-            self._write_stamps(theirs)
+        theirs = self.objects.read(STAMP)
+        if self._knows(theirs):
+            if theirs is not None:
+                self._write_stamps(theirs)
         elif theirs is not None:
             self._download(theirs)
+        else:
+            shutil.rmtree(self.folder)  # removed by another machine, where it has ended
+            super().fetch()
         self._fetched = True
 
     def _download(self, stamp: str) -> None:
@@ -183,9 +184,9 @@ class Copy(Workspace):
         Raises:
             StorageError: another machine has been at the run, as one does that has taken it for dead.
         """
-        theirs, (seen, coming) = self.objects.read(STAMP), self._stamps()
-        if theirs != seen and theirs not in coming:
+        if not self._knows(self.objects.read(STAMP)):
             raise StorageError(f"another machine has been at {self.place}, and goes on from there")
+        seen, coming = self._stamps()
         if self._unused is None:
             self._unused = uuid.uuid4().hex
             self._write_stamps(seen, [*coming, self._unused])
@@ -193,6 +194,11 @@ class Copy(Workspace):
         stamp, self._unused = self._unused, None  # from here on the bucket may have it
         self.objects.write(STAMP, stamp)
         self._write_stamps(stamp)
+
+    def _knows(self, theirs: str | None) -> bool:
+        """Whether the bucket, with this stamp or none, is as this copy has left it."""
+        seen, coming = self._stamps()
+        return theirs == seen or theirs in coming
 
     def _stamps(self) -> tuple[str | None, list[str]]:
         """The last that was seen in the bucket, and those that may have been written there since."""

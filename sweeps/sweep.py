@@ -102,7 +102,7 @@ class Driver:
             self.skipped(cell)
 
     def skipped(self, cell: Cell) -> None:
-        self.progress.skip(cell.name)
+        self.progress.leave(cell.name, "another sweep has begun it")
 
     def left_alone(self, error: StoreAway) -> None:
         if not self.away:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from servers import away, raising
+from tracked_runs import take_over
 
 from semidavil.config import preset
 from sweeps.engine import Resources
@@ -127,7 +128,7 @@ def test_a_sweep_that_is_stopped_leaves_what_another_has_taken_over(
     driver: Driver, store: Store
 ) -> None:
     theirs, mine = task_of(driver), task_of(driver)
-    store.client.set_tag(theirs.run_id, "semidavil.host", "another machine")
+    take_over(store, theirs.run_id)
     driver.close_open_runs()
     states = {run.run_id: run.status for run in store.runs()}
     assert states == {theirs.run_id: "RUNNING", mine.run_id: "KILLED"}
@@ -137,7 +138,7 @@ def test_a_lost_worker_of_a_run_that_is_another_sweeps_is_no_failure(
     driver: Driver, store: Store
 ) -> None:
     task = task_of(driver)
-    store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+    take_over(store, task.run_id)
     driver.lost(task, "its worker process died")
     assert (driver.outcome.failed, driver.open) == ([], {})
     assert store.runs()[0].status == "RUNNING"

@@ -251,14 +251,20 @@ def test_a_stamp_that_others_may_have_seen_is_not_used_again(
     assert text_of(run_of(place), CHECKPOINT) == "step 4"
 
 
-def test_what_could_not_be_fetched_replaces_nothing_in_the_bucket(
-    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def overtaken(place: str, on_machine: Machines) -> tuple[Copy, Copy]:
+    """A copy that is at step 2, and that of another machine, which has gone on to step 800."""
     write(first := run_of(place), checkpoint="step 2")
     first.push()
     on_machine("second")
     write(second := run_of(place), checkpoint="step 800")
     second.push()
+    return first, second
+
+
+def test_what_could_not_be_fetched_replaces_nothing_in_the_bucket(
+    place: str, on_machine: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = overtaken(place, on_machine)
     on_machine("first")
     behind = workspace(first.place)
     with monkeypatch.context() as away:
@@ -272,11 +278,7 @@ def test_what_could_not_be_fetched_replaces_nothing_in_the_bucket(
 def test_a_copy_that_another_machine_has_overtaken_pushes_nothing(
     place: str, on_machine: Machines
 ) -> None:
-    write(first := run_of(place), checkpoint="step 2")
-    first.push()
-    on_machine("second")
-    write(second := run_of(place), checkpoint="step 800")
-    second.push()
+    first, second = overtaken(place, on_machine)
     write(first, checkpoint="step 4")  # its machine was suspended, and wakes up
     with pytest.raises(StorageError, match="another machine has been at"):
         first.push()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tracked_runs import take_over
 
 from semidavil.config import preset
 from sweeps.claims import Claims
@@ -24,11 +25,6 @@ def log_of(store: Store, run_id: str, heard: float | None = 0.0) -> RunLog:
     folder = Path(store.storage.of(CONFIG.key()))
     folder.mkdir(parents=True, exist_ok=True)
     return RunLog(store.uri, run_id, folder, owner=owner_tags(), heard=heard)
-
-
-def take_over(store: Store, run_id: str) -> None:
-    """By a living sweep on another machine."""
-    store.client.set_tag(run_id, "semidavil.host", "another machine")
 
 
 def status(store: Store, run_id: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fake_training import STEPS
 from mlflow.exceptions import MlflowException
 from servers import free_port
+from tracked_runs import take_over
 
 from semidavil.config import Config, preset
 from sweeps.provenance import owner_tags
@@ -104,7 +105,7 @@ def test_closing_leaves_a_finished_run_finished(store: Store) -> None:
 
 def test_a_run_that_another_sweep_has_taken_over_is_not_closed_by_the_first(store: Store) -> None:
     run_id = open_run(store)
-    store.client.set_tag(run_id, "semidavil.host", "another machine")
+    take_over(store, run_id)
     store.close(run_id, "KILLED", "the sweep was stopped", own=True)
     assert store.runs()[0].status == "RUNNING"
     store.client.set_tag(run_id, "semidavil.host", owner_tags()["host"])

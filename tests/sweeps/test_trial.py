@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from fake_training import BROKEN, NON_FINITE, STEPS
+from tracked_runs import take_over
 
 from semidavil.config import Config, preset
 from sweeps.provenance import owner_tags
@@ -87,7 +88,7 @@ def test_a_trial_that_was_silent_for_long_ends_if_its_run_is_another_sweeps(
     def tell(news: dict[str, Any]) -> None:
         heard.append(news)
         if news.get("step") == 3:  # another machine takes it over, and nothing is noticed at once
-            store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+            take_over(store, task.run_id)
         if news.get("step") == 5:
             monkeypatch.setattr("sweeps.run_log.SILENCE_SECONDS", 0.0)
 
@@ -110,7 +111,7 @@ def test_a_worker_that_is_started_again_looks_whose_its_run_is(
 ) -> None:
     monkeypatch.setattr("sweeps.run_log.FLUSH_SECONDS", 0.0)
     task = replace(open_task(store, {}), owner=owner_tags(), claimed=0.0)
-    store.client.set_tag(task.run_id, "semidavil.host", "another machine")
+    take_over(store, task.run_id)
     heard: list[dict[str, Any]] = []
     run_trial(task, heard.append)
     assert [news["state"] for news in heard] == ["taken"]

@@ -1,9 +1,9 @@
-"""Runs as a tracking store would return them."""
+"""Runs as a tracking store would return them, or as another sweep would leave them there."""
 
 from collections.abc import Mapping
 
 from sweeps.provenance import owner_tags
-from sweeps.tracking import TrackedRun
+from sweeps.tracking import Store, TrackedRun
 
 
 def tracked(
@@ -29,3 +29,8 @@ def tracked(
         params=params or {},
         metrics=metrics or {},
     )
+
+
+def take_over(store: Store, run_id: str) -> None:
+    """By a living sweep on another machine."""
+    store.client.set_tag(run_id, "semidavil.host", "another machine")
