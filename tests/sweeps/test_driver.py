@@ -119,6 +119,7 @@ def test_a_run_that_is_another_sweeps_by_now_is_neither_ours_to_close_nor_a_fail
     driver.told(task, running(3))
     driver.told(task, {"state": "taken", "reason": "another sweep has taken it over"})
     assert (driver.progress.total, driver.outcome.failed, driver.open) == (3, [], {})
+    assert (driver.progress.rows, driver.progress.fraction) == ({}, {})
     driver.close_open_runs()
     assert store.runs()[0].status == "RUNNING"
     assert isinstance(driver.next_task(), Task)  # the others are still to do
