@@ -5,8 +5,8 @@ import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -306,30 +306,24 @@ def run_sweep(
     driver = make_driver(plan, store, tags, resources, progress, train, retries)
     sweep = {"started": time.time(), "cells": len(waiting), "concurrency": resources.concurrency}
     try:
-        # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
-        with ThreadPoolExecutor(1) as background:
-            ray_start = started_ray(resources, train)
-            starting = background.submit(ray_start.__enter__)
-            with _closing(ray_start):
-                spare_imports()
-                try:
-                    store.storage.require()
-                    begin()
-                    for run in plan.foreign():
-                        store.add_to_grid(run, plan.grid_name)
-                    store.announce(driver.experiment, sweep)
-                    if not resources.address:
-                        prepare()
-                finally:
-                    starting.result()
-                if resources.address:
-                    configs = [cell.config for cell in waiting]
-                    common = Common.of(store.uri, store.database, store.storage, configs)
-                    require_common(common, resources.cpus, resources.gpus)
-                    console.print("the cluster is ready; preparing data and captions on it")
-                    run_on_cluster(prepare, resources.cpus, resources.gpus)
-                with progress:
-                    run_tasks(driver.next_task, driver, resources)
+        with _starting(started_ray(resources, train)) as ray_start:
+            spare_imports()
+            store.storage.require()
+            begin()
+            for run in plan.foreign():
+                store.add_to_grid(run, plan.grid_name)
+            store.announce(driver.experiment, sweep)
+            if not resources.address:
+                prepare()
+            ray_start.result()
+            if resources.address:
+                configs = [cell.config for cell in waiting]
+                common = Common.of(store.uri, store.database, store.storage, configs)
+                require_common(common, resources.cpus, resources.gpus)
+                console.print("the cluster is ready; preparing data and captions on it")
+                run_on_cluster(prepare, resources.cpus, resources.gpus)
+            with progress:
+                run_tasks(driver.next_task, driver, resources)
     finally:
         with _ignoring_signals():
             driver.close_open_runs()
@@ -366,13 +360,20 @@ def distinct_preparations(cells: list[Cell]) -> list[Config]:
 
 
 @contextmanager
-def _closing(ray_start: Any) -> Iterator[None]:
-    """Shuts Ray down, undisturbed by a second Ctrl-C: workers must be gone before runs are closed."""
-    try:
-        yield
-    finally:
-        with _ignoring_signals():
-            ray_start.__exit__(None, None, None)
+def _starting(ray: AbstractContextManager[None]) -> Iterator[Future[None]]:
+    """Enters `ray` beside what is done within; and leaves it, undisturbed by a second Ctrl-C.
+
+    Workers must be gone before runs are closed, also if they were only about to be there.
+    """
+    # Ray ties its processes' lives to the thread that starts them: it must outlive the sweep.
+    with ThreadPoolExecutor(1) as background:
+        start = background.submit(ray.__enter__)
+        try:
+            yield start
+        finally:
+            with _ignoring_signals():
+                if start.exception() is None:  # waits for it
+                    ray.__exit__(None, None, None)
 
 
 @contextmanager

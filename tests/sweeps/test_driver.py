@@ -1,6 +1,11 @@
 """What the driver hands out, and when."""
 
+import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,12 +14,13 @@ from servers import away, raising
 from tracked_runs import take_over
 
 from semidavil.config import preset
+from sweeps.cluster import ClusterError
 from sweeps.engine import Resources
 from sweeps.grids import GRIDS
 from sweeps.plan import make_plan
 from sweeps.progress import SweepProgress
 from sweeps.provenance import owner_tags
-from sweeps.sweep import Driver
+from sweeps.sweep import Driver, _starting
 from sweeps.tracking import Store
 from sweeps.trial import Later, Task
 
@@ -143,3 +149,39 @@ def test_a_lost_worker_of_a_run_that_is_another_sweeps_is_no_failure(
     driver.lost(task, "its worker process died")
     assert (driver.outcome.failed, driver.open) == ([], {})
     assert store.runs()[0].status == "RUNNING"
+
+
+@contextmanager
+def slow_start(events: list[str]) -> Iterator[None]:
+    events.append("starts")
+    time.sleep(0.3)
+    events.append("is up")
+    yield
+    events.append("ends")
+
+
+def test_ctrl_c_while_ray_starts_waits_for_it_and_ends_it() -> None:
+    events: list[str] = []
+    with pytest.raises(KeyboardInterrupt), _starting(slow_start(events)):
+        raise KeyboardInterrupt
+    assert events == ["starts", "is up", "ends"]
+
+
+def test_a_second_ctrl_c_while_ray_starts_changes_nothing() -> None:
+    events: list[str] = []
+    again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    again.start()
+    with pytest.raises(KeyboardInterrupt, match="the first"), _starting(slow_start(events)):
+        raise KeyboardInterrupt("the first")
+    again.join()
+    assert events == ["starts", "is up", "ends"]
+
+
+def test_a_start_of_ray_that_fails_says_why() -> None:
+    @contextmanager
+    def broken() -> Iterator[None]:
+        raise ClusterError("no Ray there")
+        yield
+
+    with pytest.raises(ClusterError, match="no Ray there"), _starting(broken()) as start:
+        start.result()
