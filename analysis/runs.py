@@ -14,8 +14,7 @@ import pandas as pd
 
 from semidavil.config import Config, Section
 from semidavil.metrics import Evaluation
-from sweeps.credentials import redact, without_credentials
-from sweeps.garbage import no_garbage_collection
+from sweeps.track.credentials import redact, without_credentials
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -73,16 +72,16 @@ class Tracked:
             raise AnalysisError(f"no finished run; make them: {command(grid)}")
         return mine
 
-    def overviews(self) -> dict[str, str]:
-        """The run that stands for each grid that was swept, by the grid's name."""
+    def overviews(self, grid: str) -> list[str]:
+        """The runs that stand for the sweeps of a grid, one for each of its settings, newest first."""
         experiments = [e.experiment_id for e in self.client.search_experiments(max_results=PAGE)]
         found = self.client.search_runs(
             experiments,
-            f"tags.`{OVERVIEW}` LIKE '%'",
+            f"tags.`{OVERVIEW}` = '{grid}'",
             max_results=PAGE,
             order_by=["attributes.start_time DESC", "attributes.run_id DESC"],
         )
-        return {run.data.tags[OVERVIEW]: run.info.run_id for run in found}  # the oldest stays
+        return [run.info.run_id for run in found]
 
     def files(self, run_id: str, folder: str) -> list[str]:
         """Paths of a run's artifacts in a folder."""
@@ -163,13 +162,12 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     defaults = default_settings()
     rows: dict[str, dict[str, Any]] = {}
     known = set(names.values())
-    with no_garbage_collection():
-        for run in _finished(client, list(names)):
-            row = _row(run, names[run.info.experiment_id], defaults)
-            if row:
-                known.update(row["grids"])
-                if not experiments or set(row["grids"]) & set(experiments):
-                    rows.setdefault(row["key"], row)
+    for run in _finished(client, list(names)):
+        row = _row(run, names[run.info.experiment_id], defaults)
+        if row:
+            known.update(row["grids"])
+            if not experiments or set(row["grids"]) & set(experiments):
+                rows.setdefault(row["key"], row)
     unknown = sorted(set(experiments) - known)
     if unknown:
         choices = ", ".join(sorted(known - {"Default"}))
@@ -206,6 +204,7 @@ def _plain(value: Any) -> Any:
 
 def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] | None:
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
+    experiment = tags.get(f"{PREFIX}grid", experiment)  # which somebody may have renamed
     final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
     if KEY not in tags or not final:
         return None
@@ -254,7 +253,7 @@ def _finished(client: Any, experiments: list[str]) -> Iterator[Any]:
 def _client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
-    from sweeps.server import TrackingError, check_server
+    from sweeps.track.retry import TrackingError, check_server
 
     try:
         check_server(uri)
@@ -269,15 +268,18 @@ class _Patient:
     """An MLflow client that bears a server's short absence; a longer one is an AnalysisError."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        from sweeps.track.retry import Patience
+
+        self._client, self._patience = client, Patience(PATIENCE_SECONDS)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        from sweeps.server import StoreAway, patience_of, patiently
+        from sweeps.track.retry import StoreAway
 
         def call(*arguments: Any, **named: Any) -> Any:
             try:
-                with patience_of(PATIENCE_SECONDS):
-                    return patiently(partial(getattr(self._client, name), *arguments, **named))
+                return self._patience.call(
+                    partial(getattr(self._client, name), *arguments, **named)
+                )
             except StoreAway as error:
                 raise AnalysisError(f"{error}; draw again when it does") from error
 

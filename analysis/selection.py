@@ -9,7 +9,7 @@ from analysis import style
 from analysis.runs import AnalysisError, Tracked, command, default_settings
 from analysis.stats import bootstrap_mean, over_seeds
 from semidavil.data.benchmarks import BENCHMARKS
-from sweeps.grids import GRIDS
+from sweeps.plan.grids import GRIDS
 
 # Every grid varies these.
 SHARED = ("data.benchmark", "data.budget", "seed")

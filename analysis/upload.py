@@ -20,10 +20,10 @@ def upload(tracked: Tracked, files: Mapping[str, Mapping[str, bytes]]) -> list[s
         The grids that have an overview.
     """
     reached = []
-    for grid, run_id in tracked.overviews().items():
-        if grid in files:
+    for grid, contents in files.items():
+        if newest := tracked.overviews(grid)[:1]:
             with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder), files[grid])
-                tracked.client.log_artifacts(run_id, folder, FOLDER)
+                write(Path(folder), contents)
+                tracked.client.log_artifacts(newest[0], folder, FOLDER)
             reached.append(grid)
     return reached

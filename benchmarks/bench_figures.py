@@ -17,8 +17,8 @@ from pathlib import Path
 from bench_planning import ROOT, copy_run, track_one_run
 
 from semidavil.config import preset
-from sweeps.grids import GRIDS
-from sweeps.tracking import Store
+from sweeps.plan.grids import GRIDS
+from sweeps.track.store import Store
 
 
 def main() -> None:

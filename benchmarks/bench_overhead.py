@@ -16,7 +16,7 @@ from pathlib import Path
 
 import sleeping
 
-from sweeps.tracking import Store
+from sweeps.track.store import Store
 
 RUN = Path(__file__).resolve().parents[1] / "sweeps" / "run.py"
 CELLS_PER_SEED = 4

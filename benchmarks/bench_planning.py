@@ -18,25 +18,27 @@ from pathlib import Path
 
 from semidavil.config import Config, preset
 from semidavil.data.benchmarks import CITYSCAPES_19
-from sweeps.grids import GRIDS
-from sweeps.plan import State, make_plan
-from sweeps.provenance import code_tags
-from sweeps.run_log import RunLog
-from sweeps.tracking import PREFIX, Store
+from sweeps.plan.cells import State, make_plan
+from sweeps.plan.grids import GRIDS
+from sweeps.track.outbox import Outbox
+from sweeps.track.provenance import code_tags, owner_tags
+from sweeps.track.runs import PREFIX
+from sweeps.track.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("tags", "params", "latest_metrics", "metrics")  # with a row per run
 
 
 def track_one_run(store: Store, config: Config, folder: Path) -> str:
-    run_id = store.open_run(store.experiment_id("attention"), "cell", config, code_tags(ROOT))
+    tags = {"key": config.key(), "epoch": "1", **code_tags(ROOT), **owner_tags()}
+    run_id = store.create_run(store.experiment_id("attention"), "cell", config, tags)
     artifacts = folder / "artifacts"
     artifacts.mkdir()
     values = {f"iou/{name}": 50.0 for name in CITYSCAPES_19} | {"miou": 50.0, "seconds": 30.0}
-    log = RunLog(store.uri, run_id, folder)
+    outbox = Outbox(store, run_id, 1, folder)
     training = {f"train/{n}": 0.5 for n in ("loss", "loss_sup", "loss_con", "lr", "a", "b", "c")}
-    log.metrics(1, training | {f"val/{name}": value for name, value in values.items()})
-    log.finish({f"final/{name}": value for name, value in values.items()}, artifacts)
+    outbox.metrics(1, training | {f"val/{name}": value for name, value in values.items()})
+    outbox.finish({f"final/{name}": value for name, value in values.items()}, artifacts)
     return run_id
 
 

@@ -1,8 +1,18 @@
-"""Checkpoints from which a run goes on exactly."""
+"""Checkpoints from which a run goes on exactly.
 
+A run's folder holds two: `last.pt`, and the one before it as `previous.pt`, for a `last.pt` that a power
+cut or a broken disk has damaged. A checkpoint is the state right after a step: `train` evaluates and
+reports that step later, and a run that goes on from a checkpoint begins with both.
+"""
+
+import errno
 import json
 import os
+import warnings
+import zipfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_model
@@ -10,21 +20,34 @@ from torch import nn
 
 from semidavil.config import Config
 from semidavil.disk import on_disk
+from semidavil.runtime import Meter
 
-CHECKPOINT = "last.pt"
+CHECKPOINT, PREVIOUS = "last.pt", "previous.pt"
+BROKEN = ".broken"  # follows the name of a checkpoint that cannot be read
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
 
 
+class StopTraining(Exception):  # noqa: N818 - no error
+    """Raised by a `report` to end its run here; `train` writes a checkpoint of that step first."""
+
+
 def save_checkpoint(
-    folder: Path, step: int, config: Config, method: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    step: int,
+    config: Config,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    meter: Meter,
 ) -> None:
-    """Writes the state after `step` steps; a kill in between leaves the previous checkpoint.
+    """Writes the state after `step` steps, and keeps the checkpoint before.
+
+    At every moment a whole checkpoint is in the folder, also after a kill or a power cut.
 
     Raises:
-        DiskFull: the previous checkpoint is kept.
+        DiskFull: the checkpoints before are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
@@ -32,15 +55,45 @@ def save_checkpoint(
         "step": step,
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "meter": meter.state_dict(),
     }
     temporary = folder / f"{CHECKPOINT}.{os.getpid()}.tmp"
     try:
         # A file rather than its name: only then does PyTorch's error hold the system's.
         with on_disk(folder), temporary.open("wb") as file:
             torch.save(state, file)
+            file.flush()
+            # Without it, a power cut after the renaming leaves `last.pt` with 0 bytes.
+            os.fsync(file.fileno())
+        _keep_previous(folder)
         temporary.replace(folder / CHECKPOINT)
+        _sync(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _keep_previous(folder: Path) -> None:
+    """Makes `previous.pt` another name of `last.pt`, which stays in place for those who copy it."""
+    last, link = folder / CHECKPOINT, folder / f"{PREVIOUS}.{os.getpid()}.tmp"
+    if not last.exists():
+        return
+    try:
+        os.link(last, link)
+        link.replace(folder / PREVIOUS)
+    except OSError:  # a file system without hard links
+        last.replace(folder / PREVIOUS)
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the folder's names durable, on file systems that can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
@@ -55,28 +108,88 @@ def resume(
     config: Config,
     method: nn.Module,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
+    meter: Meter,
+    first: bool = True,
 ) -> int:
-    """Loads the checkpoint in `folder`, if there is one, and returns the number of steps done.
+    """Loads the newest checkpoint in `folder` that is whole, and returns the number of steps done.
+
+    A damaged one is renamed to `<name>.broken`, with a warning that says why and where the run goes on.
+
+    Args:
+        first: of several processes of a run, the one that renames and warns.
 
     Raises:
-        TrainingError: the checkpoint cannot be read, or is another Config's.
+        TrainingError: the checkpoint is another Config's, or is whole and cannot be loaded.
+        OSError: the system refuses to read it.
     """
-    if folder is None or not (folder / CHECKPOINT).exists():
+    if folder is None:
         return 0
-    path = folder / CHECKPOINT
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        key, step = state["key"], state["step"]
-    except Exception as error:
-        raise TrainingError(
-            f"the checkpoint {path} cannot be read ({error}): delete it to start this run anew"
-        ) from error
-    if key != config.key():
-        raise TrainingError(
-            f"the checkpoint {path} belongs to run {key}, not to this run {config.key()}: "
-            "use another folder, or delete it"
-        )
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
+    damages: list[str] = []
+    state = _newest_state(folder, config, first, damages)
+    step = 0
+    if state is not None:
+        step = state["step"]
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        if "meter" in state:  # not in checkpoints of earlier versions
+            meter.load_state_dict(state["meter"])
+    if damages and first:
+        where = f"goes on after step {step}" if step else "starts anew"
+        warnings.warn(f"{'; '.join(damages)}: the run {where}", stacklevel=2)
     return step
+
+
+def _newest_state(
+    folder: Path, config: Config, first: bool, damages: list[str]
+) -> dict[str, Any] | None:
+    """What the newest whole checkpoint holds; `damages` gets a sentence for each that is not used."""
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
+        try:
+            damage = _damage(path)
+        except FileNotFoundError:
+            if path.name == CHECKPOINT and (folder / PREVIOUS).exists():
+                damages.append(f"the checkpoint {path} is missing")
+            continue
+        if damage:
+            broken = path.with_name(path.name + BROKEN)
+            damages.append(f"the checkpoint {path} is damaged ({damage}) and kept as {broken.name}")
+            if first:
+                path.replace(broken)
+            continue
+        try:
+            # Not to the GPU: it holds the networks already, and they take the values from here.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            key, _ = state["key"], state["step"]
+        except Exception as error:  # for example, too little memory: the file is not to blame
+            raise TrainingError(
+                f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}); to start "
+                f"this run anew, delete it and {PREVIOUS} beside it"
+            ) from error
+        if key != config.key():
+            raise TrainingError(
+                f"the checkpoint {path} belongs to run {key}, not to this run {config.key()}: "
+                "use another folder, or delete it"
+            )
+        return state
+    return None
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint's file; empty if it is as it was written.
+
+    `torch.load` does not compare checksums: it takes zeros, where a power cut has lost a part, for weights.
+
+    Raises:
+        OSError: the system does not let it be read.
+    """
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a place outside the file
+            raise
+        return f"{error}, {size} bytes"
+    except Exception as error:  # `zipfile` has its own for each part that may be damaged
+        return f"{error}, {size} bytes"
+    return f"wrong checksum of {part}" if part else ""

@@ -32,10 +32,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semidavil.checkpoint import StopTraining
 from semidavil.config import Config
 from semidavil.runtime import available_cpus, choose_device
 
 PATIENCE = timedelta(hours=12)  # for the first process to evaluate; a lost one is noticed otherwise
+STOP_SECONDS = 120.0  # for the first process to write its checkpoint when the run is stopped
 
 
 class ParallelError(RuntimeError):
@@ -176,6 +178,9 @@ def own_device(name: str) -> torch.device:
 def launch(config: Config, report: Callable[[Any], None], checkpoint_dir: Path | None) -> Any:
     """`train` by `runtime.world_size` new processes of this machine; the first one's Result.
 
+    As in one process, training waits for each `report`. If that raises `StopTraining`, the first process
+    writes the checkpoint, and all of them end. Their warnings go to the standard error of this process.
+
     Raises:
         ParallelError: a process died; and whatever `train` or `report` raises.
     """
@@ -187,7 +192,7 @@ def launch(config: Config, report: Callable[[Any], None], checkpoint_dir: Path |
     pipes: dict[Connection, Any] = {}
     try:
         for number in range(size):
-            ours, theirs = context.Pipe(duplex=False)
+            ours, theirs = context.Pipe()
             environment = {
                 "RANK": str(number),
                 "LOCAL_RANK": str(number),
@@ -229,7 +234,27 @@ def _listen(pipes: dict[Connection, Any], report: Callable[[Any], None]) -> Any:
                 raise _death(pipes.values()) or value
             if kind == "result":
                 return value
-            report(value)
+            _pass_on(value, pipe, report)
+
+
+def _pass_on(value: Any, pipe: Connection, report: Callable[[Any], None]) -> None:
+    """Reports for a process, which waits until it hears whether to go on.
+
+    Raises:
+        StopTraining: from `report`, when the process has written its checkpoint.
+    """
+    try:
+        report(value)
+    except StopTraining:
+        with suppress(ConnectionError, EOFError):  # it has died meanwhile
+            pipe.send(False)
+            if pipe.poll(STOP_SECONDS):
+                _, error = pipe.recv()
+                if not isinstance(error, StopTraining):  # such as a disk that is full
+                    raise error from None
+        raise
+    with suppress(ConnectionError):  # `_listen` notices its death
+        pipe.send(True)
 
 
 def _death(processes: Iterable[Any]) -> ParallelError | None:
@@ -251,8 +276,13 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from semidavil.train import train
 
+    def report(progress: Any) -> None:
+        pipe.send(("report", progress))
+        if not pipe.recv():
+            raise StopTraining
+
     try:
-        result = train(config, lambda progress: pipe.send(("report", progress)), checkpoint_dir)
+        result = train(config, report, checkpoint_dir)
     except Exception as error:
         error.add_note(f"in process {environment['RANK']}:\n{traceback.format_exc()}")
         with suppress(BrokenPipeError):  # another process was faster, and the parent has gone

@@ -29,7 +29,7 @@ import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from semidavil.checkpoint import TrainingError, resume, save_checkpoint
+from semidavil.checkpoint import StopTraining, TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.disk import on_disk
@@ -42,7 +42,13 @@ from semidavil.parallel import (
     require_same_start,
     sum_gradients,
 )
-from semidavil.runtime import Meter, make_deterministic, to_device, use_bfloat16
+from semidavil.runtime import (
+    Meter,
+    make_deterministic,
+    reset_peak_memory,
+    to_device,
+    use_bfloat16,
+)
 
 
 class NonFiniteLossError(TrainingError):
@@ -51,7 +57,7 @@ class NonFiniteLossError(TrainingError):
 
 @dataclass(frozen=True)
 class Report:
-    """Progress of a run: `metrics` at `step` (counted from 1) of `total_steps`."""
+    """Progress of a run: `metrics`, if there are any, at `step` (counted from 1) of `total_steps`."""
 
     step: int
     total_steps: int
@@ -152,10 +158,14 @@ def train(
     """Trains `config` and evaluates it, on `runtime.world_size` processes.
 
     Args:
-        report: called with a `Report` every few steps; may raise to stop the run.
-        checkpoint_dir: where checkpoints and results go. A run continues from the one found there.
+        report: called with a `Report` after every step; most have no metrics. It may raise
+            `StopTraining` to end the run: `train` writes a checkpoint of that step, unless it has
+            just done so, and raises it again. Any other exception ends the run without one.
+        checkpoint_dir: where checkpoints and results go. A run continues from the one found there,
+            and reports that checkpoint's step once more: it may have been killed before it did.
 
     Raises:
+        StopTraining: from `report`.
         TrainingError: the loss is not finite, or the checkpoint belongs to another Config.
         ParallelError: processes that cannot train together, or of which one died.
         DiskFull: of `checkpoint_dir`; what was written before stays.
@@ -172,6 +182,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     started = time.perf_counter()
     setup, settings, benchmark = config.runtime, config.training, BENCHMARKS[config.data.benchmark]
     device = own_device(setup.device)
+    reset_peak_memory(device)
     make_deterministic(config.seed, setup.threads)
     first = rank() == 0  # of several processes, the one that evaluates, reports and saves
     keep = checkpoint_dir if first else None
@@ -183,6 +194,8 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         device.type, torch.bfloat16, enabled=use_bfloat16(settings.amp, device)
     )
 
+    evaluations: dict[str, Any] = {}
+
     def score() -> dict[str, Any]:
         networks = method.networks()
         if not setup.eval_all:
@@ -190,8 +203,37 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         with autocast:
             return experiment.evaluate(networks)
 
-    first_step = resume(checkpoint_dir, config, method, optimizer, device)
+    def save(done: int) -> None:
+        if keep:
+            save_checkpoint(keep, done, config, method, optimizer, meter)
+
+    def end_step(done: int, saved: bool) -> None:
+        """Evaluates, where it is due, and reports."""
+        nonlocal evaluations
+        metrics: dict[str, float] = {}
+        if meter.steps and (done % meter.every == 0 or done == settings.steps):
+            metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
+        if not first:
+            return
+        if is_due(done, setup.eval_every, settings.steps):
+            paused = time.perf_counter()
+            evaluations = score()
+            metrics |= evaluation_metrics(experiment, evaluations, benchmark.metric)
+            method.train()
+            meter.skip(time.perf_counter() - paused)
+        try:
+            report(Report(done, settings.steps, metrics))
+        except StopTraining:
+            if not saved:
+                save(done)
+            raise
+
+    meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
+    first_step = resume(checkpoint_dir, config, method, optimizer, meter, first)
     require_same_start(first_step, method)
+    method.train()
+    if first_step:  # its process may have died before the step's evaluation and report
+        end_step(first_step, saved=True)
     loader = DataLoader(
         experiment.batches,
         batch_size=None,
@@ -199,9 +241,6 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         num_workers=setup.num_workers,
         pin_memory=device.type == "cuda",
     )
-    meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
-    evaluations: dict[str, Any] = {}
-    method.train()
     for step, batch in enumerate(loader, start=first_step):
         for group in optimizer.param_groups:
             group["lr"] = experiment.lr * group["scale"] * schedule(step, settings)
@@ -219,30 +258,14 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
 
         done = step + 1
         meter.add(losses, images=sum(len(part["image"]) for part in batch.values()))
-        metrics: dict[str, float] = {}
-        if done % meter.every == 0 or done == settings.steps:
-            metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
-        if first and (
-            done == settings.steps or (setup.eval_every and done % setup.eval_every == 0)
-        ):
-            paused = time.perf_counter()
-            evaluations = score()
-            metrics |= evaluation_metrics(experiment, evaluations, benchmark.metric)
-            method.train()
-            meter.skip(time.perf_counter() - paused)
-        if metrics and first:
-            report(Report(done, settings.steps, metrics))
-        if keep and (
-            done == settings.steps
-            or (setup.checkpoint_every and done % setup.checkpoint_every == 0)
-        ):
-            save_checkpoint(keep, done, config, method, optimizer)
+        saved = is_due(done, setup.checkpoint_every, settings.steps)
+        if saved:  # before the evaluation, in which a process may die as well
+            save(done)
+        end_step(done, saved)
 
     if not first:
         metrics, absent = from_first(None)
         return Result(metrics, None, absent, settings.steps, time.perf_counter() - started, {})
-    if not evaluations:  # the checkpoint was of the last step: only the evaluation was missing
-        evaluations = score()
     name, reported = next(iter(evaluations.items()))
     artifacts: dict[str, Path] = {}
     if checkpoint_dir:
@@ -264,6 +287,11 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         data=experiment.data,
         latency_ms=latency,
     )
+
+
+def is_due(step: int, every: int, last: int) -> bool:
+    """Whether something is to be done after `step`: every so many steps (0: never), and after the last."""
+    return step == last or (every > 0 and step % every == 0)
 
 
 def require_finite(losses: dict[str, Tensor], step: int) -> None:

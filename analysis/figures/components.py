@@ -9,7 +9,7 @@ from analysis.drawn import Drawn
 from analysis.runs import Tracked
 from analysis.selection import Selected, seeds_of, select
 from analysis.stats import Paired, holm, over_seeds, paired
-from sweeps.grids import PARTS
+from sweeps.plan.grids import PARTS
 
 GRID = "components"
 

@@ -10,7 +10,7 @@ from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import Selected
 from analysis.stats import pareto_front
 from semidavil.data.benchmarks import BENCHMARKS
-from sweeps.grids import OBJECTIVES, SEARCH
+from sweeps.plan.grids import OBJECTIVES, SEARCH
 
 GRID, FOLDER = SEARCH, "studies"
 
@@ -133,22 +133,23 @@ def study(tracked: Tracked, objective: str) -> tuple[str, pd.DataFrame, pd.DataF
 
 def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, pd.DataFrame]]:
     """All studies of an objective with a finished trial, of runs that are to be drawn."""
-    run_id = tracked.overviews().get(GRID)
-    if run_id is None:
-        return []
-    found = []
-    paths = tracked.files(run_id, FOLDER)
-    for path in paths:
+    found: dict[str, tuple[str, pd.DataFrame, pd.DataFrame]] = {}
+    files = [(run, path) for run in tracked.overviews(GRID) for path in tracked.files(run, FOLDER)]
+    for run_id, path in files:
         name = path.removeprefix(f"{FOLDER}/").removesuffix(".csv")
         shares = f"{FOLDER}/{name}-importances.csv"
         # A study's name ends with its objective and a digest.
-        if shares in paths and name.rsplit("-", 1)[0].endswith(f"-{objective}"):
+        if (
+            name not in found
+            and (run_id, shares) in files
+            and name.rsplit("-", 1)[0].endswith(f"-{objective}")
+        ):
             trials = tracked.csv(run_id, path)
             trials["preset"] = trials.get("preset", trials["trial"] == 0)  # older ones lack it
             # None of its runs may be among those that were asked for, by their number of steps.
             if (trials["state"] == "complete").any() and len(_runs(tracked, trials).runs):
-                found.append((name, trials, tracked.csv(run_id, shares)))
-    return found
+                found[name] = name, trials, tracked.csv(run_id, shares)
+    return list(found.values())
 
 
 def _runs(tracked: Tracked, trials: pd.DataFrame) -> Selected:

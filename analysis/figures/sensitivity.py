@@ -10,7 +10,7 @@ from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import seeds_of, select
 from analysis.stats import over_seeds
-from sweeps.grids import SENSITIVITY
+from sweeps.plan.grids import SENSITIVITY
 
 GRID = "sensitivity"
 NAMES = {

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from shared_step import as_one_of_two, gradients
 from test_train import SHORT, collect, losses
 
+from semidavil.checkpoint import CHECKPOINT, StopTraining
 from semidavil.config import Config, ConfigError, preset
 from semidavil.parallel import ParallelError, require_same_start, shares_of
 from semidavil.train import NonFiniteLossError, Report, Result, train
@@ -92,13 +93,22 @@ def test_a_run_goes_on_with_another_number_of_processes(config: Config, tmp_path
     collect(config.replace(PAIR), tmp_path / "two", stop_at=3)
     assert not multiprocessing.active_children()
     resumed, rest = collect(config, tmp_path / "two")
-    assert losses(rest) == pytest.approx(losses(reports)[2:], rel=LOSS_TOLERANCE)
+    assert losses(rest) == pytest.approx(losses(reports)[1:], rel=LOSS_TOLERANCE)
     assert_same_weights(resumed.artifacts["weights"], one.artifacts["weights"])
 
     collect(config, tmp_path / "three", stop_at=3)
     resumed, rest = collect(config.replace(PAIR), tmp_path / "three")
-    assert losses(rest) == pytest.approx(losses(reports)[2:], rel=LOSS_TOLERANCE)
+    assert losses(rest) == pytest.approx(losses(reports)[1:], rel=LOSS_TOLERANCE)
     assert_same_weights(resumed.artifacts["weights"], one.artifacts["weights"])
+
+
+@pytest.mark.slow
+def test_a_stop_writes_the_checkpoint_of_its_step(config: Config, tmp_path: Path) -> None:
+    result, reports = collect(config.replace(PAIR), tmp_path, 3, StopTraining)
+    assert result is None
+    assert reports[-1].step == 3
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 3
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

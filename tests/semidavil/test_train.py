@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from small_disk import SmallDisk
 
-from semidavil.checkpoint import CHECKPOINT, TrainingError
+from semidavil.checkpoint import CHECKPOINT, PREVIOUS, StopTraining, TrainingError
 from semidavil.config import Config, preset
 from semidavil.disk import DiskFull
+from semidavil.runtime import peak_memory_mb
 from semidavil.scenes import SceneExperiment
 from semidavil.segmenter import Segmenter
 from semidavil.train import NonFiniteLossError, Report, schedule, train
@@ -33,21 +34,27 @@ def config(tiny_toy: dict[str, str]) -> Config:
     return preset("toy", {**SHORT, **tiny_toy})
 
 
-def collect(config: Config, folder: Path | None = None, stop_at: int | None = None):
+class DiedError(Exception):
+    """Ends a run without a word, as a kill does."""
+
+
+def collect(
+    config: Config,
+    folder: Path | None = None,
+    stop_at: int | None = None,
+    stop: type[Exception] = DiedError,
+):
     """Runs `config`, optionally interrupted after step `stop_at`; returns (result, reports)."""
     reports: list[Report] = []
-
-    class StopError(Exception):
-        pass
 
     def report(one: Report) -> None:
         reports.append(one)
         if stop_at is not None and one.step >= stop_at:
-            raise StopError
+            raise stop
 
     try:
         return train(config, report, folder), reports
-    except StopError:
+    except stop:
         return None, reports
 
 
@@ -94,7 +101,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(
     small_disk.free()
     assert {path.name for path in folder.iterdir()} == {CHECKPOINT}
     result, reports = collect(config, folder)
-    assert reports[0].step == 3  # the steps since then are repeated
+    assert reports[0].step == 2  # the steps since then are repeated
     assert result.metrics == undisturbed.metrics
 
 
@@ -120,8 +127,8 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
     resumed, rest = collect(config, tmp_path / "stopped")
     assert np.array_equal(whole.confusion, resumed.confusion)
     assert resumed.metrics == whole.metrics
-    first_again = (stop_at - 1) // 2 * 2  # the step of the last checkpoint before the stop
-    assert losses(rest) == losses(reports)[first_again:]
+    checkpoint = stop_at // 2 * 2  # the step of the last one before the stop: it is reported again
+    assert losses(rest) == losses(reports)[max(0, checkpoint - 1) :]
     mine, theirs = whole.artifacts["weights"], resumed.artifacts["weights"]
     with safe_open(mine, "pt") as a, safe_open(theirs, "pt") as b:
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
@@ -130,8 +137,60 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
 def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) -> None:
     first, _ = collect(config, tmp_path)
     second, reports = collect(config, tmp_path)
-    assert reports == []
+    assert [r.step for r in reports] == [6]
     assert np.array_equal(first.confusion, second.confusion)
+
+
+@pytest.mark.parametrize("every", [3, 6])
+def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    config = config.replace({"runtime.eval_every": every, "runtime.checkpoint_every": 3})
+    whole, reports = collect(config)
+
+    def die(self: SceneExperiment, networks: object) -> None:
+        raise DiedError
+
+    monkeypatch.setattr(SceneExperiment, "evaluate", die)
+    _, before = collect(config, tmp_path)
+    assert before[-1].step == every - 1
+    monkeypatch.undo()
+    resumed, after = collect(config, tmp_path)
+    assert [r.step for r in before + after] == [1, 2, 3, 4, 5, 6]
+    for mine, theirs in zip(before + after, reports, strict=True):
+        speed = ("train/images_per_second", "train/peak_memory_mb")
+        assert {n: v for n, v in mine.metrics.items() if n not in speed} == {
+            n: v for n, v in theirs.metrics.items() if n not in speed
+        }
+    assert resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize("stop_at", [3, 4])
+def test_a_stop_is_noticed_at_every_step_and_costs_none(
+    config: Config, tmp_path: Path, stop_at: int
+) -> None:
+    config = config.replace({"training.steps": 60, "runtime.eval_every": 0})
+    _, reports = collect(config, tmp_path, stop_at, StopTraining)
+    with_metrics = [r.step for r in reports if r.metrics]
+    assert [r.step for r in reports] == list(range(1, stop_at + 1))
+    assert with_metrics == list(range(2, stop_at + 1, 2))
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == stop_at
+    # Step 4 has its regular checkpoint: a second one would push out the one before.
+    assert torch.load(tmp_path / PREVIOUS, weights_only=True)["step"] == 2
+    _, rest = collect(config, tmp_path, 6)
+    assert [r.step for r in rest] == list(range(stop_at, 7))
+    _, undisturbed = collect(config, stop_at=6)
+    assert losses(rest)[-1] == losses(undisturbed)[-1]
+
+
+def test_peak_memory_is_the_run_s_own(config: Config) -> None:
+    cpu = torch.device("cpu")
+    ballast = np.ones(2**26)  # 512 MiB
+    earlier = peak_memory_mb(cpu)
+    del ballast
+    _, reports = collect(config, stop_at=1)
+    (mine,) = [r.metrics["train/peak_memory_mb"] for r in reports]
+    assert 0 < mine < earlier
 
 
 @pytest.mark.parametrize("method", ["source_only", "target_only", "supervised"])
@@ -175,13 +234,22 @@ def test_a_non_finite_loss_stops_the_run_and_spares_the_checkpoint(
     assert all(v.isfinite().all() for v in state["method"].values())
 
 
-def test_a_foreign_or_broken_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:
     collect(config, tmp_path, stop_at=4)
     with pytest.raises(TrainingError, match="belongs to run"):
         train(config.replace({"seed": 3}), checkpoint_dir=tmp_path)
-    (tmp_path / CHECKPOINT).write_bytes(b"broken")
-    with pytest.raises(TrainingError, match="delete it"):
-        train(config, checkpoint_dir=tmp_path)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    config: Config, tmp_path: Path
+) -> None:
+    whole, reports = collect(config)
+    collect(config, tmp_path, stop_at=5)
+    (tmp_path / CHECKPOINT).write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"last\.pt is damaged .* goes on after step 2"):
+        resumed, rest = collect(config, tmp_path)
+    assert losses(rest) == losses(reports)[1:]
+    assert resumed.metrics == whole.metrics
 
 
 def test_schedule_warms_up_and_decays_polynomially() -> None:

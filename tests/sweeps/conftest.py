@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING
 import pytest
 from sweep_process import Sweeps
 
-from sweeps.tracking import Store
+from sweeps.track.store import Store
 
 if TYPE_CHECKING:
     from buckets import BucketServer
+
+
+@pytest.fixture(autouse=True)
+def _own_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that are kept in a bucket: not beside the user's."""
+    monkeypatch.setenv("SEMIDAVIL_COPIES", str(tmp_path / "copies"))
 
 
 @pytest.fixture

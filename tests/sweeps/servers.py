@@ -17,9 +17,9 @@ import pytest
 import requests
 from fake_training import STEPS
 from mlflow.exceptions import MlflowException
-from sweep_process import Sweeps
+from sweep_process import Sweeps, hear_signals
 
-from sweeps.tracking import Store
+from sweeps.track.store import Store
 
 CHECKOUT = Path(__file__).parents[2]
 START_SECONDS = 120
@@ -165,9 +165,9 @@ class ServedSweeps(Sweeps):
         self, *arguments: str, step_seconds: float = 0.01, command: str = "run"
     ) -> subprocess.Popen[str]:
         code = (
-            f"import sys, pathlib, sweeps.{command} as command; "
-            f"command.ROOT = pathlib.Path({str(self.folder)!r}); "
-            "sys.exit(command.main(sys.argv[1:]))"
+            "import sys, pathlib, sweeps.request, sweeps.start; "
+            f"sweeps.request.ROOT = pathlib.Path({str(self.folder)!r}); "
+            f"sys.exit(sweeps.start.run({command!r}))"
         )
         path = os.pathsep.join([str(CHECKOUT), self.environment["PYTHONPATH"]])
         return subprocess.Popen(
@@ -178,6 +178,7 @@ class ServedSweeps(Sweeps):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_signals,
         )
 
     def deliver(self) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """`sweeps/run.py` as a process of its own, with `fake_training` for the training."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,11 +9,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from sweeps.tracking import Store
+from sweeps.track.store import Store
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "sweeps" / "run.py"
 FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")  # cells
+
+
+def hear_signals() -> None:
+    """In a process that the tests start: `nohup pytest` or `pytest &` ignores some of them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Sweeps:
@@ -40,10 +47,11 @@ class Sweeps:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
+            preexec_fn=hear_signals,
         )
 
-    def run(self, *arguments: str) -> tuple[int, str]:
-        process = self.start(*arguments)
+    def run(self, *arguments: str, step_seconds: float = 0.01) -> tuple[int, str]:
+        process = self.start(*arguments, step_seconds=step_seconds)
         output, _ = process.communicate(timeout=180)
         return process.returncode, output
 
@@ -60,7 +68,7 @@ class Sweeps:
     def trainings(self) -> list[str]:
         return [event for event in self.events() if event.startswith("train-from")]
 
-    def wait_until(self, reached: Callable[[], bool], seconds: float = 90) -> None:
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < deadline, f"not reached; events: {self.events()}"

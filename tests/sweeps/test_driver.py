@@ -1,187 +1,350 @@
-"""What the driver hands out, and when."""
+"""What a sweep decides about its cells, by the events that its workers send."""
 
-import os
-import signal
-import threading
+import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from servers import away, raising
-from tracked_runs import take_over
 
 from semidavil.config import preset
-from sweeps.cluster import ClusterError
-from sweeps.engine import Resources
-from sweeps.grids import GRIDS
-from sweeps.plan import make_plan
-from sweeps.progress import SweepProgress
-from sweeps.provenance import owner_tags
-from sweeps.sweep import Driver, _starting
-from sweeps.tracking import Store
-from sweeps.trial import Later, Task
+from sweeps.plan.cells import Cell, State
+from sweeps.plan.pace import Pace
+from sweeps.run import store_thread
+from sweeps.run.driver import DEATHS, Driver, QueueSource, SweepContext
+from sweeps.run.events import Done, Failed, Failure, Halted, Lost, Progress, Taken, Task
+from sweeps.run.resources import Resources
+from sweeps.run.store_thread import StoreThread
+from sweeps.show.progress import SweepProgress
+from sweeps.track.retry import StoreAway, StoreRefused
+from sweeps.track.store import Store
 
-CONCURRENCY = 2
+BASE = preset("toy")
+ENDED = Done(score=50.0, latency_ms=1.0, seconds=2.0, delivered=True, summary="mIoU 50.00")
+
+
+def cell(seed: int) -> Cell:
+    return Cell(BASE.replace({"seed": seed}), f"cell {seed}", State.TODO, None, float("nan"))
+
+
+class Remembering(QueueSource):
+    """A queue that remembers what it hears, and ends cells early if it is told to."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([cell(seed) for seed in range(count)])
+        self.heard: list[tuple[str, str]] = []
+        self.stops = False
+
+    def finished(self, cell: Cell, done: Done, run_id: str) -> None:
+        self.heard.append(("finished", cell.name))
+
+    def stopped(self, cell: Cell, run_id: str) -> None:
+        self.heard.append(("stopped", cell.name))
+
+    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
+        self.heard.append(("diverged" if diverged else "failed", cell.name))
+
+    def taken(self, cell: Cell) -> None:
+        super().taken(cell)
+        self.heard.append(("taken", cell.name))
+
+    def should_stop(self, cell: Cell, progress: Progress) -> bool:
+        return self.stops
+
+
+class Sweep:
+    """A driver and Ray Tune's part, without Ray."""
+
+    def __init__(self, store: Store, count: int = 1, retries: int = 1) -> None:
+        self.store, self.source = store, Remembering(count)
+        context = SweepContext(
+            store, Resources(concurrency=2, cpus=1, gpus=0), "attention",
+            store.experiment_id("attention"), "", {"commit": "c0ffee"}, "fake:train", retries,
+        )  # fmt: skip
+        self.output = Console(record=True, quiet=False, width=200, file=io.StringIO())
+        self.driver = Driver(
+            self.source, context, SweepProgress(self.output, self.source, [], 2, Pace())
+        )
+
+    def until(self, reached: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + 60
+        while not (found := reached()):
+            assert time.monotonic() < deadline, self.output.export_text()
+            self.driver.on_step()
+            time.sleep(0.005)
+        return found
+
+    def next(self) -> Task:
+        task = self.until(self.driver.next_task)
+        self.driver.on_start(task)
+        return task
+
+    def idle(self) -> None:
+        self.until(self.driver.thread.is_idle)
+
+    def status(self, task: Task) -> str:
+        self.idle()
+        return self.store.run(task.run_id).status
+
+    def text(self) -> str:
+        return self.output.export_text(clear=False)
 
 
 @pytest.fixture
-def driver(store: Store) -> Driver:
-    """Of a grid with four cells."""
-    base = preset("toy")
-    cells = GRIDS["attention"].cells(base, budgets=[100])
-    plan = make_plan("attention", GRIDS["attention"].around(base), cells, [])
-    progress = SweepProgress(Console(quiet=True), len(cells), CONCURRENCY, 1.0)
-    return Driver(plan, store, {}, Resources(CONCURRENCY, 1, 0), progress, "no:where", 0)
+def sweep(store: Store) -> Sweep:
+    return Sweep(store)
 
 
-def task_of(driver: Driver) -> Task:
-    task = driver.next_task()
-    assert isinstance(task, Task)
-    driver.started(task)
-    return task
+def test_every_cell_is_handed_out_once_and_its_end_is_heard(store: Store) -> None:
+    sweep = Sweep(store, count=3)
+    tasks = [sweep.next() for _ in range(3)]
+    assert len({task.run_id for task in tasks}) == 3
+    assert not sweep.driver.finished()
+    for task in tasks:
+        assert not sweep.driver.on_event(task, Progress(1, 10))
+        sweep.driver.on_event(task, ENDED)
+    sweep.until(sweep.driver.finished)
+    assert sweep.driver.outcome.finished == 3
+    assert sweep.source.heard == [("finished", f"cell {i}") for i in range(3)]
 
 
-def running(step: int) -> dict[str, Any]:
-    return {"state": "running", "step": step, "total": 10}
+def test_a_task_carries_the_lease_and_what_the_store_knows(sweep: Sweep, store: Store) -> None:
+    task = sweep.next()
+    run = store.run(task.run_id)
+    assert (run.epoch, run.tags["commit"], run.tags["grid"]) == (task.epoch, "c0ffee", "attention")
+    store.log(task.run_id, tags={"progress": '{"step": 4, "seconds": 2.5, "time": 0}'})
+    sweep.driver.on_event(task, Lost("its worker process died", False))
+    again = sweep.next()
+    assert (again.run_id, again.epoch, again.logged_step, again.seconds) == (
+        task.run_id, task.epoch + 1, 4, 2.5
+    )  # fmt: skip
+    assert not again.exclusive
 
 
-def test_the_next_cell_is_claimed_while_a_run_is_at_its_last_step(
-    driver: Driver, store: Store
+def failing(failure: Failure) -> Failed:
+    return Failed("ValueError: a broken image", failure, delivered=True)
+
+
+@pytest.mark.parametrize(
+    ("event", "attempts", "heard"),
+    [
+        (failing(Failure.OTHER), [False, False], "failed"),
+        (failing(Failure.INPUT), [False], "failed"),
+        (failing(Failure.DIVERGED), [False], "diverged"),
+        (failing(Failure.MEMORY), [False, True, True], "failed"),
+        (Lost("killed", out_of_memory=True), [False] + [True] * DEATHS, "failed"),
+        (Lost("killed", out_of_memory=False), [False, False, True], "failed"),
+    ],
+    ids=["other", "input", "diverged", "memory", "killed for memory", "killed"],
+)
+def test_what_fails_is_tried_again_where_that_may_help_and_alone_where_memory_was_short(
+    event: Failed | Lost, attempts: list[bool], heard: str, sweep: Sweep, store: Store
 ) -> None:
-    first = task_of(driver)
-    driver.told(first, running(9))
-    assert len(store.runs()) == 1
-    driver.told(first, running(10))
-    assert len(store.runs()) == 1  # its worker waits for an answer, and not for a claim
-    driver.idle()
-    driver.idle()
-    _, second = store.runs()
-    assert second.status == "RUNNING"
-    assert task_of(driver).run_id == second.run_id
-    assert len(store.runs()) == 2
+    """A worker that the kernel had killed used to be tried beside the others, until it was given up."""
+    exclusive = []
+    while not sweep.driver.finished():
+        task = sweep.until(lambda: sweep.driver.next_task() or sweep.driver.finished())
+        if task is True:
+            break
+        exclusive.append(task.exclusive)
+        if isinstance(event, Failed):
+            store.end(task.run_id, "FAILED")
+        sweep.driver.on_event(task, event)
+        sweep.idle()
+    assert exclusive == attempts
+    assert sweep.source.heard == [(heard, "cell 0")]
+    assert [one.name for one in sweep.driver.outcome.failed] == ["cell 0"]
 
 
-def test_the_next_cell_is_claimed_once_shortly_before_a_run_ends(
-    driver: Driver, store: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_cell_that_runs_alone_waits_for_the_others(store: Store) -> None:
+    sweep = Sweep(store, count=2)
+    first, second = sweep.next(), sweep.next()
+    sweep.driver.on_event(first, Lost("killed", out_of_memory=True))
+    sweep.idle()
+    assert sweep.driver.next_task() is None
+    sweep.idle()
+    assert sweep.driver.next_task() is None
+    sweep.driver.on_event(second, ENDED)
+    assert sweep.next().exclusive
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_run_that_is_not_ours_any_more_is_no_failure(
+    gone: bool, sweep: Sweep, store: Store
 ) -> None:
-    first = task_of(driver)
-    claimed = []
-    for seconds, step in [(0, 1), (4, 5), (6.9, 7), (7, 8), (8, 9), (9, 10), (9, 10)]:
-        monkeypatch.setattr("sweeps.progress.time.monotonic", lambda at=100 + seconds: at)
-        driver.told(first, running(step))
-        driver.idle()
-        claimed.append(len(store.runs()) - 1)
-    # A step takes a second; at step 7, after 6.9 s, 3.45 are left.
-    assert claimed == [0, 0, 0, 1, 1, 1, 1]
+    task = sweep.next()
+    sweep.driver.on_event(task, Taken("another sweep has taken it over", gone))
+    sweep.until(sweep.driver.finished)
+    assert sweep.driver.outcome.failed == []
+    assert sweep.driver.outcome.held == (set() if gone else {cell(0).config.key()})
+    sweep.driver.close("the sweep was stopped")
+    assert store.run(task.run_id).status == "RUNNING"  # not ours to close
 
 
-def test_every_cell_is_handed_out_once_and_closed_if_the_sweep_stops(
-    driver: Driver, store: Store
+@pytest.mark.parametrize("how", ["deleted", "taken over", "ended"])
+def test_the_run_of_a_dead_worker_may_be_gone_or_anothers(
+    how: str, sweep: Sweep, store: Store
 ) -> None:
-    names = []
-    while isinstance(task := driver.next_task(), Task):
-        driver.started(task)
-        driver.told(task, running(10))
-        driver.idle()
-        names.append(task.name)
-    assert isinstance(task, Later)  # one of those that are open may have to be tried again
-    assert sorted(names) == sorted(cell.name for cell in driver.plan.cells)
-    driver.close_open_runs()
-    assert [run.status for run in store.runs()] == ["KILLED"] * len(names)
+    """A run deleted in MLflow's page used to end the whole sweep with 500 lines of traceback."""
+    task = sweep.next()
+    if how == "deleted":
+        store.delete(task.run_id)
+    elif how == "taken over":
+        store.log(task.run_id, tags={"epoch": "7", "host": "another"})
+    else:
+        store.end(task.run_id, "FINISHED")
+    sweep.driver.on_event(task, Lost("its worker process died", False))
+    sweep.until(sweep.driver.finished)
+    assert sweep.source.heard == [("taken", "cell 0")]
+    assert sweep.driver.outcome.failed == []
+
+
+def test_a_sweep_that_is_stopped_closes_its_runs_and_no_other(store: Store) -> None:
+    sweep = Sweep(store, count=4)
+    mine, theirs, gone, halted = (sweep.next() for _ in range(4))
+    store.log(theirs.run_id, tags={"epoch": "7", "host": "another"})
+    store.delete(gone.run_id)
+    sweep.driver.on_event(halted, Halted(3))
+    sweep.driver.close("the sweep was stopped")
+    assert store.run(mine.run_id).tags["reason"] == "the sweep was stopped"
+    assert [store.run(t.run_id).status for t in (mine, theirs, halted)] == [
+        "KILLED", "RUNNING", "KILLED"
+    ]  # fmt: skip
+
+
+def test_a_claim_that_is_under_way_when_a_sweep_is_stopped_is_closed_too(
+    sweep: Sweep, store: Store
+) -> None:
+    assert sweep.driver.next_task() is None  # which begins the claim
+    sweep.driver.close("the sweep was stopped")
+    assert [run.status for run in store.runs()] == ["KILLED"]
+
+
+def test_a_cell_is_ended_early_once_its_worker_has_left_the_folder(
+    sweep: Sweep, store: Store
+) -> None:
+    task = sweep.next()
+    folder = Path(task.workspace)
+    folder.mkdir(parents=True)
+    sweep.source.stops = True
+    assert not sweep.driver.on_event(task, Progress(3, 10))  # without a score
+    assert not sweep.driver.on_event(task, Progress(10, 10, score=1.0))  # ends by itself
+    assert sweep.driver.on_event(task, Progress(3, 10, score=1.0))
+    assert folder.exists()
+    sweep.driver.on_event(task, Halted(4))
+    assert sweep.status(task) == "KILLED"
+    assert store.run(task.run_id).stopped_early
+    assert sweep.source.heard == [("stopped", "cell 0")]
+    assert not folder.exists()
+    sweep.until(sweep.driver.finished)
 
 
 def test_open_runs_give_signs_of_life_although_they_log_nothing(
-    driver: Driver, store: Store, monkeypatch: pytest.MonkeyPatch
+    sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_of(driver)
-    driver.idle()
-    assert "alive" not in store.runs()[0].tags
-    now = time.monotonic()
-    monkeypatch.setattr("sweeps.sweep.time.monotonic", lambda: now + 301)
-    driver.idle()
-    assert abs(float(store.runs()[0].tags["alive"]) - time.time()) < 60
-    driver.store.client.log_batch = raising(away)  # a store that is away is no reason to stop
-    monkeypatch.setattr("sweeps.sweep.time.monotonic", lambda: now + 700)
-    driver.idle()
-    assert task.run_id in driver.open
+    task = sweep.next()
+    sweep.idle()
+    before = store.run(task.run_id).tags.get("alive")
+    sweep.driver.next_sign = 0.0
+    sweep.until(lambda: store.run(task.run_id).tags.get("alive") != before)
 
 
-def test_a_held_cell_is_closed_if_the_sweep_stops(driver: Driver, store: Store) -> None:
-    driver.told(task_of(driver), running(10))
-    driver.idle()
-    driver.close_open_runs()
-    assert [run.status for run in store.runs()] == ["KILLED", "KILLED"]
+# A store that is away, or refuses
 
 
-def test_a_run_that_is_another_sweeps_by_now_is_neither_ours_to_close_nor_a_failure(
-    driver: Driver, store: Store
+class Outage:
+    """Every call of the driver's leases fails while there is an error."""
+
+    def __init__(self, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Callable[[], Exception] | None = None
+        monkeypatch.setattr(store_thread, "AGAIN_SECONDS", 0.01)
+        leases = sweep.driver.leases
+        real = leases.claim
+
+        def claim(*arguments: Any, **named: Any) -> Any:
+            if self.error:
+                raise self.error()
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(leases, "claim", claim)
+
+
+def test_no_callback_waits_for_a_store_that_is_away(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_of(driver)
-    assert task.owner == owner_tags()
-    assert task.claimed == pytest.approx(time.time(), abs=60)
-    driver.told(task, running(3))
-    driver.told(task, {"state": "taken", "reason": "another sweep has taken it over"})
-    assert (driver.progress.total, driver.outcome.failed, driver.open) == (3, [], {})
-    assert (driver.progress.rows, driver.progress.fraction) == ({}, {})
-    driver.close_open_runs()
-    assert store.runs()[0].status == "RUNNING"
-    assert isinstance(driver.next_task(), Task)  # the others are still to do
+    outage = Outage(sweep, monkeypatch)
+    outage.error = lambda: StoreAway("the tracking store does not answer")
+    for _ in range(5):
+        assert sweep.driver.next_task() is None
+        sweep.driver.on_step()
+        time.sleep(0.01)
+    sweep.until(lambda: "no cell begins before it answers" in sweep.text())
+    assert not sweep.driver.finished()
+    outage.error = None
+    assert sweep.next().name == "cell 0"
+    assert sweep.text().count("no cell begins") == 1
 
 
-def test_a_sweep_that_is_stopped_leaves_what_another_has_taken_over(
-    driver: Driver, store: Store
+def test_a_sweep_whose_store_stays_away_ends_with_its_cells_undone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs, mine = task_of(driver), task_of(driver)
-    take_over(store, theirs.run_id)
-    driver.close_open_runs()
-    states = {run.run_id: run.status for run in store.runs()}
-    assert states == {theirs.run_id: "RUNNING", mine.run_id: "KILLED"}
+    store.patience.seconds = 0.05
+    sweep = Sweep(store)
+    Outage(sweep, monkeypatch).error = lambda: StoreAway("away")
+    assert sweep.driver.next_task() is None
+    sweep.until(sweep.driver.finished)
+    assert sweep.driver.away is not None
+    assert sweep.driver.outcome.failed == []
 
 
-def test_a_lost_worker_of_a_run_that_is_another_sweeps_is_no_failure(
-    driver: Driver, store: Store
+def test_a_cell_that_the_store_refuses_does_not_cost_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = task_of(driver)
-    take_over(store, task.run_id)
-    driver.lost(task, "its worker process died")
-    assert (driver.outcome.failed, driver.open) == ([], {})
-    assert store.runs()[0].status == "RUNNING"
+    monkeypatch.setattr("sweeps.run.driver.REFUSED_SECONDS", 0.0)
+    sweep = Sweep(store, count=2)
+    outage = Outage(sweep, monkeypatch)
+    outage.error = lambda: StoreRefused("the token has expired")
+    assert sweep.driver.next_task() is None
+    sweep.until(lambda: sweep.driver.outcome.failed)
+    outage.error = None
+    assert sweep.next().name == "cell 1"
+    (failed,) = sweep.driver.outcome.failed
+    assert (failed.name, failed.reason) == ("cell 0", "the token has expired")
 
 
-@contextmanager
-def slow_start(events: list[str]) -> Iterator[None]:
-    events.append("starts")
-    time.sleep(0.3)
-    events.append("is up")
-    yield
-    events.append("ends")
+def test_results_that_the_store_does_not_have_are_named(sweep: Sweep) -> None:
+    task = sweep.next()
+    sweep.driver.on_event(task, replace(ENDED, delivered=False))
+    assert sweep.driver.outcome.undelivered == [task]
+    assert f"it waits in {task.workspace}" in sweep.text()
 
 
-def test_ctrl_c_while_ray_starts_waits_for_it_and_ends_it() -> None:
-    events: list[str] = []
-    with pytest.raises(KeyboardInterrupt), _starting(slow_start(events)):
-        raise KeyboardInterrupt
-    assert events == ["starts", "is up", "ends"]
+def test_a_closing_sweep_does_not_wait_for_ever_for_its_store(
+    sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = sweep.next()
+    monkeypatch.setattr("sweeps.run.driver.CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr(store.client, "get_run", raising(away))
+    sweep.driver.close("the sweep was stopped")
+    assert "the next sweep closes what this one ran" in sweep.text()
+    monkeypatch.undo()
+    assert store.run(task.run_id).status == "RUNNING"
 
 
-def test_a_second_ctrl_c_while_ray_starts_changes_nothing() -> None:
-    events: list[str] = []
-    again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    again.start()
-    with pytest.raises(KeyboardInterrupt, match="the first"), _starting(slow_start(events)):
-        raise KeyboardInterrupt("the first")
-    again.join()
-    assert events == ["starts", "is up", "ends"]
+def test_a_fault_of_the_program_in_the_thread_is_not_swallowed() -> None:
+    thread = StoreThread(lambda error: None)
+    thread.submit(lambda: 1 / 0)
+    deadline = time.monotonic() + 30
 
+    def poll_for_long() -> None:
+        while time.monotonic() < deadline:
+            thread.poll()
+            time.sleep(0.01)
 
-def test_a_start_of_ray_that_fails_says_why() -> None:
-    @contextmanager
-    def broken() -> Iterator[None]:
-        raise ClusterError("no Ray there")
-        yield
-
-    with pytest.raises(ClusterError, match="no Ray there"), _starting(broken()) as start:
-        start.result()
+    with pytest.raises(ZeroDivisionError):
+        poll_for_long()
+    thread.close(10)

@@ -9,7 +9,7 @@ from servers import assert_undisturbed
 from small_disk import SmallDisk
 from sweep_process import FOUR, Sweeps
 
-from sweeps.tracking import Store
+from sweeps.track.store import Store
 
 pytestmark = pytest.mark.slow
 

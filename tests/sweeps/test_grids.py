@@ -8,7 +8,7 @@ import pytest
 from semidavil.config import ConfigError, preset
 from semidavil.data.benchmarks import BENCHMARKS
 from semidavil.fusion import FUSIONS
-from sweeps.grids import GRIDS, SENSITIVITY, product, union
+from sweeps.plan.grids import GRIDS, SENSITIVITY, product, union
 
 TOY = preset("toy")
 

@@ -1,89 +1,113 @@
+"""The run in MLflow that stands for a grid with its settings."""
+
 import csv
-from pathlib import Path
 
 import pytest
 from mlflow.artifacts import load_text
+from tracked_runs import finish
 
-from semidavil.config import Config, preset
-from sweeps.grids import GRIDS
-from sweeps.overview import write_overview
-from sweeps.plan import make_plan
-from sweeps.tracking import PARENT, Store
+from semidavil.config import Config
+from sweeps.plan.grids import GRIDS
+from sweeps.plan.spec import Selection, Spec
+from sweeps.show.overview import Overview, open_overview, write_overview
+from sweeps.track.provenance import owner_tags
+from sweeps.track.store import PARENT, Store
 
-
-def configs() -> list[Config]:
-    return GRIDS["attention"].cells(preset("toy"), budgets=[100])
-
-
-def write(store: Store) -> str:
-    grid = GRIDS["attention"].around(preset("toy"))
-    return write_overview(store, make_plan("attention", grid, configs(), store.runs()), 2)
+SPEC = Spec("attention", "toy", selections=(Selection(budgets=(100,)),))
 
 
-def finish(store: Store, config: Config, miou: float) -> str:
-    run_id = store.open_run(store.experiment_id("attention"), "cell", config, {})
-    store.client.log_metric(run_id, "final/miou", miou)
-    store.client.set_terminated(run_id, "FINISHED")
-    return run_id
+def configs(spec: Spec = SPEC) -> list[Config]:
+    return spec.cells()
 
 
-def artifact(store: Store, run_id: str, name: str) -> str:
-    return load_text(f"{store.client.get_run(run_id).info.artifact_uri}/{name}")
+def opened(store: Store, spec: Spec = SPEC) -> Overview:
+    return open_overview(store, spec, GRIDS["attention"].about, 2)
 
 
-def test_a_grid_has_one_overview_that_follows_its_plan(store: Store) -> None:
+def write(store: Store, spec: Spec = SPEC) -> Overview:
+    overview = opened(store, spec)
+    write_overview(store, overview, store.runs())
+    return overview
+
+
+def artifact(store: Store, overview: Overview, name: str) -> str:
+    return load_text(f"{store.client.get_run(overview.run_id).info.artifact_uri}/{name}")
+
+
+def test_a_grid_has_one_overview_that_follows_its_cells(store: Store) -> None:
     overview = write(store)
-    run = store.client.get_run(overview)
+    run = store.client.get_run(overview.run_id)
     assert run.info.status == "SCHEDULED"
     assert run.data.metrics == {"cells/total": 4, "cells/done": 0, "cells/failed": 0}
     assert run.data.tags["mlflow.note.content"] == GRIDS["attention"].about
+    tags = store.overviews()[0].tags
+    assert Spec.from_json(tags["spec"]) == SPEC
+    assert {name: tags[name] for name in owner_tags()} == owner_tags()
 
-    children = [finish(store, config, 30 + i) for i, config in enumerate(configs())]
-    assert write(store) == overview
-    run = store.client.get_run(overview)
+    cells = [finish(store, config, 30 + i) for i, config in enumerate(configs())]
+    assert write(store).run_id == overview.run_id
+    run = store.client.get_run(overview.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["cells/done"] == 4
     lines = list(csv.DictReader(artifact(store, overview, "plan.csv").splitlines()))
-    assert [line["run_id"] for line in lines] == children
+    assert [line["run_id"] for line in lines] == cells
     assert [float(line["score"]) for line in lines] == [30, 31, 32, 33]
     assert [line["key"] for line in lines] == [config.key() for config in configs()]
+    assert {line["made_by"] for line in lines} == {"attention"}
     assert "33.00" in artifact(store, overview, "results.txt")
+    assert len(store.runs()) == 4, "the overview is no cell's run"
 
 
-def test_runs_opened_after_their_overview_are_its_children(store: Store) -> None:
-    before = finish(store, configs()[0], 30)
+@pytest.mark.parametrize(
+    "other",
+    [
+        Spec("attention", "toy", ("training.steps=20",), SPEC.selections),
+        Spec("attention", "toy-long", (), SPEC.selections),
+    ],
+)
+def test_other_settings_have_an_overview_of_their_own(store: Store, other: Spec) -> None:
+    for i, config in enumerate(configs()):
+        finish(store, config, 30 + i)
     overview = write(store)
-    after = finish(store, configs()[1], 31)
-    assert PARENT not in store.client.get_run(before).data.tags
-    assert store.client.get_run(after).data.tags[PARENT] == overview
-    assert len(store.runs()) == 2, "the overview is no cell's run"
+    results = artifact(store, overview, "results.txt")
+    variant = write(store, other)
+    assert variant.run_id != overview.run_id
+    assert store.client.get_run(variant.run_id).data.metrics["cells/done"] == 0
+    assert store.client.get_run(overview.run_id).info.status == "FINISHED"
+    assert artifact(store, overview, "results.txt") == results
+    assert "33.00" in results
+
+
+def test_fewer_cells_or_another_data_root_leave_the_results_as_they_are(store: Store) -> None:
+    whole = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (0, 100)),), "/data")
+    for config in configs(whole):
+        finish(store, config, 41.5)
+    overview = write(store, whole)
+    results = artifact(store, overview, "results.txt")
+    part = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (100,)),), "/elsewhere")
+    assert write(store, part).run_id == overview.run_id
+    assert artifact(store, overview, "results.txt") == results
+    assert results.count("41.50") == 8
+
+
+def test_another_seed_joins_the_results(store: Store) -> None:
+    write(store)
+    other = Spec("attention", "toy", (), (Selection(budgets=(100,), seeds=(1,)),))
+    for config in [*configs(), *configs(other)]:
+        finish(store, config, 35.0)
+    overview = write(store, other)
+    assert store.client.get_run(overview.run_id).data.metrics["cells/done"] == 8
+    assert "(n=2)" in artifact(store, overview, "results.txt")
 
 
 def test_failed_cells_show_in_the_overview(store: Store) -> None:
-    run_id = store.open_run(store.experiment_id("attention"), "cell", configs()[0], {})
+    overview = opened(store)
+    config = configs()[0]
+    run_id = store.create_run(
+        store.experiment_id("attention"), "cell", config, {"key": config.key()}, overview.run_id
+    )
     store.close(run_id, "FAILED", "ValueError: a broken image")
-    overview = write(store)
-    assert store.client.get_run(overview).info.status == "FAILED"
+    write(store)
+    assert store.client.get_run(overview.run_id).info.status == "FAILED"
     assert "a broken image" in artifact(store, overview, "plan.csv")
-
-
-def test_of_two_overviews_made_at_once_both_sweeps_take_the_older(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = Store(tmp_path)
-    experiment = store.experiment_id("attention")
-    find = Store._find_overviews
-    first = True
-
-    def find_late(self: Store, experiment_id: str) -> list[str]:
-        nonlocal first
-        if first:  # the other sweep is as far as this one
-            first = False
-            other.overview(experiment_id, "attention", "")
-            return []
-        return find(self, experiment_id)
-
-    monkeypatch.setattr(Store, "_find_overviews", find_late)
-    mine = store.overview(experiment, "attention", "")
-    assert mine == other.overview(experiment, "attention", "")
-    assert len(find(store, experiment)) == 2
+    assert store.client.get_run(run_id).data.tags[PARENT] == overview.run_id

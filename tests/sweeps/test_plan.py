@@ -1,36 +1,71 @@
+"""What cells are up to, how long they take, and what a command asks for (`sweeps.plan`)."""
+
 import json
 import math
 import os
+import time
+from typing import Any
 
 import pytest
-from tracked_runs import tracked
+from tracked_runs import ANOTHER_MACHINE, DEAD, finished, tracked
 
-from semidavil.config import preset
-from sweeps.grids import GRIDS
-from sweeps.plan import State, make_plan
-from sweeps.tables import summary
+from semidavil.config import ConfigError, preset
+from sweeps.plan.cells import State, make_plan
+from sweeps.plan.grids import GRIDS
+from sweeps.plan.pace import Pace, kind_of, time_left
+from sweeps.plan.spec import Selection, Spec
+from sweeps.show.tables import summary
+from sweeps.track.lease import LEASE_SECONDS
 
 GRID = GRIDS["attention"]
 CELLS = GRID.cells(preset("toy"), budgets=[100])
 KEY = CELLS[0].key()
+KIND = kind_of(CELLS[0].to_params())
 
 
-def state_with(*runs: object) -> State:
-    return make_plan("attention", GRID, CELLS, runs).cells[0].state  # type: ignore[arg-type]
+def state_with(*runs: Any) -> State:
+    return make_plan("attention", GRID, CELLS, runs).cells[0].state
 
 
-def test_states_follow_from_the_runs() -> None:
-    gone = {"pid": "0", "pid_started": "never"}
-    assert state_with() is State.TODO
-    assert state_with(tracked("another")) is State.TODO
-    assert state_with(tracked(KEY)) is State.DONE
-    assert state_with(tracked(KEY, experiment="losses")) is State.DONE
-    assert state_with(tracked(KEY, "KILLED")) is State.INTERRUPTED
-    assert state_with(tracked(KEY, "RUNNING")) is State.ELSEWHERE  # this process lives
-    assert state_with(tracked(KEY, "RUNNING", tags=gone)) is State.INTERRUPTED
-    assert state_with(tracked(KEY, "FAILED")) is State.FAILED
-    assert state_with(tracked(KEY, "FAILED", tags={"retry": "false"})) is State.HOPELESS
+def seen(seconds_ago: float) -> dict[str, str]:
+    """Tags of a run on another machine that has logged a step so long ago."""
+    progress = json.dumps({"step": 1, "seconds": 1.0, "time": time.time() - seconds_ago})
+    return {**ANOTHER_MACHINE, "progress": progress}
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "state"),
+    [
+        ("FINISHED", {}, State.DONE),
+        ("KILLED", {}, State.INTERRUPTED),
+        ("FAILED", {}, State.FAILED),
+        ("FAILED", {"retry": "false"}, State.DIVERGED),
+        ("RUNNING", {}, State.ELSEWHERE),  # this process lives
+        ("RUNNING", DEAD, State.INTERRUPTED),
+        ("RUNNING", {"pid": str(os.getpid()), "pid_started": "another time"}, State.INTERRUPTED),
+        ("RUNNING", seen(LEASE_SECONDS - 100), State.ELSEWHERE),
+        ("RUNNING", seen(LEASE_SECONDS + 100), State.INTERRUPTED),
+        ("RUNNING", seen(9999) | {"alive": str(time.time())}, State.ELSEWHERE),  # it evaluates
+    ],
+)
+def test_a_cells_state_follows_from_its_run(
+    status: str, tags: dict[str, str], state: State
+) -> None:
+    assert state_with() is state_with(tracked("another")) is State.TODO
+    assert state_with(tracked(KEY, status, tags=tags)) is state
+
+
+def test_of_several_runs_the_finished_one_counts_then_the_one_that_was_trained_last() -> None:
     assert state_with(tracked(KEY), tracked(KEY, "FAILED")) is State.DONE
+    trained = tracked(KEY, "KILLED", run_id="trained", tags={"progress": '{"step": 50}'})
+    created = tracked(
+        KEY, "FAILED", run_id="created", started=9
+    )  # by an older version, and no more
+    (cell, *_) = make_plan("attention", GRID, CELLS, [trained, created]).cells
+    assert cell.run is trained
+    later = tracked(KEY, "KILLED", run_id="later", tags={"epoch": "2"})
+    (cell, *_) = make_plan("attention", GRID, CELLS, [trained, later, created]).cells
+    assert cell.run is later
 
 
 def test_what_waits() -> None:
@@ -42,50 +77,119 @@ def test_what_waits() -> None:
     ]
     plan = make_plan("attention", GRID, CELLS, runs)
     assert [cell.config.key() for cell in plan.waiting] == [keys[1], keys[3]]
-    assert plan.foreign() == []
-    again = make_plan("attention", GRID, CELLS, runs, retry_hopeless=True)
+    again = make_plan("attention", GRID, CELLS, runs, retry_diverged=True)
     assert [cell.config.key() for cell in again.waiting] == keys[1:]
 
 
-def test_a_run_of_another_grid_is_reused_and_named() -> None:
-    plan = make_plan("attention", GRID, CELLS, [tracked(KEY, experiment="baselines")])
-    assert [run.experiment for run in plan.foreign()] == ["baselines"]
+@pytest.mark.parametrize(
+    ("experiment", "tags", "foreign"),
+    [
+        ("attention", {}, []),
+        ("baselines", {}, ["baselines"]),
+        ("baselines", {"grids": "losses attention"}, []),  # it says so already
+        ("renamed by somebody", {"grid": "attention"}, []),
+    ],
+)
+def test_a_run_of_another_grid_is_reused_and_told_so_once(
+    experiment: str, tags: dict[str, str], foreign: list[str]
+) -> None:
+    plan = make_plan("attention", GRID, CELLS, [tracked(KEY, experiment=experiment, tags=tags)])
+    assert [run.experiment for run in plan.foreign()] == foreign
     assert len(plan.waiting) == len(CELLS) - 1
 
 
-def test_a_silent_run_on_another_machine_is_dead_after_a_while() -> None:
-    fresh = {"host": "elsewhere", "progress": '{"time": 99999999999}'}
-    assert state_with(tracked(KEY, "RUNNING", tags=fresh)) is State.ELSEWHERE
-    stale = {"host": "elsewhere", "progress": '{"time": 1}'}
-    assert state_with(tracked(KEY, "RUNNING", tags=stale)) is State.INTERRUPTED
-    evaluating = {**stale, "alive": "99999999999"}
-    assert state_with(tracked(KEY, "RUNNING", tags=evaluating)) is State.ELSEWHERE
-
-
-def test_a_later_process_with_the_same_number_does_not_count_as_the_owner() -> None:
-    reused = {"pid": str(os.getpid()), "pid_started": "another time"}
-    assert state_with(tracked(KEY, "RUNNING", tags=reused)) is State.INTERRUPTED
-
-
-def test_time_is_estimated_from_runs_that_are_alike() -> None:
+def test_a_plan_is_timed_by_runs_that_are_alike() -> None:
     plan = make_plan("attention", GRID, CELLS, [])
     assert math.isnan(plan.seconds_left(2))
-    steps = CELLS[0].training.steps
-    done = tracked(
-        KEY,
-        metrics={"final/seconds": 20.0, "final/steps": steps},
-        params=CELLS[0].to_params(),
-    )
+    assert "time unknown" in summary(plan, 2)
+    done = finished(CELLS[0], seconds=20.0)
     plan = make_plan("attention", GRID, CELLS, [done])
-    assert plan.cells[1].estimate == pytest.approx(20.0)
     assert plan.seconds_left(2) == pytest.approx(30.0)  # three cells, two at a time
-    assert plan.gpu_hours(0.5) == pytest.approx(3 * 20 * 0.5 / 3600)
     assert "about 30 s, 2 at a time" in summary(plan, 2)
     assert "about 30 s and 0.00833 GPU-hours, 2 at a time" in summary(plan, 2, gpus=0.5)
-    third = {"progress": json.dumps({"step": steps / 3})}
+    third = {"progress": json.dumps({"step": CELLS[1].training.steps / 3})}
     stopped = tracked(CELLS[1].key(), "KILLED", tags=third, params=CELLS[1].to_params())
-    assert make_plan("attention", GRID, CELLS, [done, stopped]).seconds_left(1) == pytest.approx(
-        2 * 20 + 20 * 2 / 3
-    )
-    other = make_plan("attention", GRID, GRID.cells(preset("paper"), budgets=[100]), [done])
-    assert math.isnan(other.cells[0].estimate)
+    plan = make_plan("attention", GRID, CELLS, [done, stopped])
+    assert plan.seconds_left(1) == pytest.approx(2 * 20 + 20 * 2 / 3)
+    paper = make_plan("attention", GRID, GRID.cells(preset("paper"), budgets=[100]), [done])
+    assert math.isnan(paper.cells[0].estimate)
+
+
+def test_pace_is_of_one_machine_and_of_its_last_runs() -> None:
+    runs = [finished(CELLS[0], seconds=10.0 if i < 20 else 30.0) for i in range(40)]
+    assert Pace(runs).seconds(KIND) == 30.0
+    assert math.isnan(Pace(runs, host="another machine").seconds(KIND))
+    there = [finished(CELLS[0], seconds=99.0, tags=ANOTHER_MACHINE)]
+    assert Pace([*there, *runs], host="another machine").seconds(KIND) == 99.0
+
+
+def test_running_runs_tell_the_pace_until_one_has_finished() -> None:
+    half = json.dumps({"step": CELLS[0].training.steps / 2, "seconds": 20.0})
+    pace = Pace([tracked(KEY, "RUNNING", tags={"progress": half}, params=CELLS[0].to_params())])
+    assert pace.seconds(KIND) == pytest.approx(40.0)
+    pace.running(KIND, "hardly begun", 0.001, 5.0)  # most of it was its start
+    assert pace.seconds(KIND) == pytest.approx(40.0)
+    pace.finished(KIND, 50.0)
+    assert pace.seconds(KIND) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("cells", "concurrency", "seconds"),
+    [
+        ([], 2, 0.0),
+        ([(10.0, 1.0)] * 4, 2, 20.0),
+        ([(10.0, 1.0)] * 4, 100, 10.0),
+        ([(10.0, 0.5), (math.nan, 1.0)], 1, 15.0),  # as long as the others
+        ([(100.0, 1.0), (1.0, 1.0)], 2, 100.0),  # not before the longest
+        ([(math.nan, 1.0)], 1, math.nan),
+    ],
+)
+def test_time_left(cells: list[tuple[float, float]], concurrency: int, seconds: float) -> None:
+    assert time_left(cells, concurrency) == pytest.approx(seconds, nan_ok=True)
+
+
+# What a command asks for
+
+
+def spec(settings: tuple[str, ...] = (), *selections: Selection, **more: Any) -> Spec:
+    return Spec("attention", "toy", settings, selections or (Selection(),), **more)
+
+
+def test_a_spec_brings_back_its_cells() -> None:
+    one = spec(("training.lr=1e-3",), Selection(("gta5-cityscapes",), (0, 100), (0, 1)))
+    again = Spec.from_json(one.to_json())
+    assert again == one
+    cells = again.cells()
+    assert len(cells) == 4 * 2 * 2
+    assert {cell.training.lr for cell in cells} == {1e-3}
+    with pytest.raises(ConfigError, match="another version"):
+        Spec.from_json('{"grid": "attention", "colour": "blue"}')
+
+
+def test_only_what_changes_a_result_tells_specs_apart() -> None:
+    same = [
+        spec((), Selection(seeds=(3,))),
+        spec(("runtime.data_root=/elsewhere", "runtime.num_workers=2")),
+        spec(("training.lr=3e-3",)),  # the preset's own
+    ]
+    assert {one.key() for one in same} == {spec().key()}
+    others = [spec(("training.steps=20",)), Spec("losses", "toy"), Spec("attention", "toy-long")]
+    assert len({one.key() for one in [spec(), *others]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "cells", "selections"),
+    [
+        (Selection(seeds=(0,)), Selection(seeds=(1, 2)), 3 * 24, 1),
+        (Selection(budgets=(0,)), Selection(budgets=(100,)), 2 * 4, 1),
+        (Selection(), Selection(budgets=(100,)), 24, 2),
+        (Selection(seeds=(0,), budgets=(0,)), Selection(seeds=(1,), budgets=(100,)), 8, 2),
+        (Selection(), Selection(), 24, 1),
+    ],
+)
+def test_specs_of_one_key_join_to_the_cells_of_both(
+    earlier: Selection, later: Selection, cells: int, selections: int
+) -> None:
+    both = spec((), later).with_earlier(spec((), earlier))
+    assert len(both.cells()) == cells
+    assert len(both.selections) == selections

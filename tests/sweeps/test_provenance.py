@@ -9,13 +9,12 @@ import pytest
 from servers import raising
 
 from semidavil.config import preset
-from sweeps import provenance
-from sweeps.claims import Claims
-from sweeps.provenance import changes_file, code_changes, code_tags
-from sweeps.rerun import code_command
-from sweeps.run import _provenance
-from sweeps.server import StoreAway
-from sweeps.tracking import Store, TrackedRun
+from sweeps.show.rerun import code_command
+from sweeps.track import provenance
+from sweeps.track.lease import Claimed, Leases
+from sweeps.track.provenance import changes_file, code_changes, code_tags
+from sweeps.track.retry import StoreAway
+from sweeps.track.store import Store
 
 CONFIG = preset("toy")
 BINARY = bytes(range(256))
@@ -144,31 +143,19 @@ def test_what_is_too_large_for_changes_of_code_is_not_kept(
     assert code_changes(checkout) is None
 
 
-def claimed(store: Store, previous: TrackedRun | None = None) -> str:
-    experiment = store.experiment_id("attention")
-    run_id = Claims(store).claim(experiment, "cell", CONFIG, {"commit": "c0ffee"}, previous)
-    assert run_id is not None
-    return run_id
-
-
-def test_a_sweep_attaches_the_changes_of_its_checkout(
-    checkout: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sweeps.run.ROOT", checkout)
-    change(checkout)
-    tags = _provenance(store, "toy")
-    assert (tags["preset"], tags["dirty"]) == ("toy", "true")
-    path = store.client.download_artifacts(claimed(store), tags["changes"])
-    assert Path(path).read_bytes() == code_changes(checkout)
+def claimed(store: Store, leases: Leases | None = None) -> str:
+    leases = leases or Leases(store)
+    found = leases.claim(store.experiment_id("attention"), "cell", CONFIG, {"commit": "c0ffee"})
+    assert isinstance(found, Claimed)
+    return found.run_id
 
 
 def test_each_attempt_at_a_run_has_its_changes_among_the_artifacts(store: Store) -> None:
     store.attachments = {"code/first.diff": BINARY}
     run_id = claimed(store)
     store.close(run_id, "KILLED", "stopped")
-    (stopped,) = store.runs()
     store.attachments = {"code/second.diff": b""}
-    assert claimed(store, stopped) == run_id
+    assert claimed(store) == run_id
     kept = {item.path for item in store.client.list_artifacts(run_id, "code")}
     assert kept == {"code/first.diff", "code/second.diff"}
     path = Path(store.client.download_artifacts(run_id, "code/first.diff"))
@@ -178,12 +165,12 @@ def test_each_attempt_at_a_run_has_its_changes_among_the_artifacts(store: Store)
 def test_a_claim_whose_changes_could_not_be_kept_is_made_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims, experiment = Claims(store), store.experiment_id("attention")
+    leases = Leases(store)
     with monkeypatch.context() as outage:
         outage.setattr(store, "attach", raising(lambda: StoreAway("away")))
         with pytest.raises(StoreAway):
-            claims.claim(experiment, "cell", CONFIG, {})
-    run_id = claims.claim(experiment, "cell", CONFIG, {})
+            claimed(store, leases)
+    run_id = claimed(store, leases)
     assert [run.run_id for run in store.runs()] == [run_id]
 
 
@@ -213,8 +200,8 @@ def test_a_place_for_artifacts_that_refuses_this_machine_stops_no_sweep(
 def test_the_command_that_is_told_is_for_what_is_known(
     tags: dict[str, str], told: str, store: Store
 ) -> None:
-    store.open_run(store.experiment_id("attention"), "cell", CONFIG, tags)
-    (run,) = store.runs()
+    all_tags = {"key": CONFIG.key(), **tags}
+    run = store.run(store.create_run(store.experiment_id("attention"), "cell", CONFIG, all_tags))
     command = code_command(run, {"commit": "a", "changes": "none"})
     assert told in command
     assert bool(command) == bool(told)
@@ -231,9 +218,8 @@ def test_the_command_that_is_told_brings_back_the_code_of_a_run(
     file = changes_file(changes)
     store.attachments = {file: changes}
     run_id = claimed(store)
-    store.client.set_tag(run_id, "semidavil.commit", commit)
-    store.client.set_tag(run_id, "semidavil.changes", file)
-    (run,) = store.runs()
+    store.log(run_id, tags={"commit": commit, "changes": file})
+    run = store.run(run_id)
 
     git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "--message", "later")

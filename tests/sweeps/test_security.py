@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sweeps import cluster, engine
+from sweeps.run import connection, engine
+from sweeps.run.resources import Resources
 
 CHECKOUT = Path(__file__).parents[2]
 SOURCES = [path for name in ("semidavil", "sweeps", "analysis", "benchmarks")
@@ -40,8 +41,8 @@ def test_nothing_that_is_read_can_run_code() -> None:
 
 def test_a_sweep_opens_no_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(cluster.ray, "init", lambda *_, **options: asked.update(options))
-    with engine.started_ray(engine.Resources(1, 1, 0), "fake_training:train"):
+    monkeypatch.setattr(connection.ray, "init", lambda *_, **options: asked.update(options))
+    with engine.started_ray(Resources(1, 1, 0), "fake_training:train"):
         pass
     assert asked["include_dashboard"] is False
 

@@ -16,7 +16,7 @@ from servers import (
     on_sqlite,
 )
 
-from sweeps.server import StoreAway
+from sweeps.track.retry import StoreAway
 
 pytestmark = pytest.mark.slow
 

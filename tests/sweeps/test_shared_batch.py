@@ -2,35 +2,37 @@
 
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from semidavil.config import ConfigError, preset
 from semidavil.data.toy import ensure_toy_data
 from semidavil.train import prepare, train
-from sweeps.engine import Resources, run_tasks, started_ray
-from sweeps.run import base_config, parser
-from sweeps.tracking import Store
-from sweeps.trial import TRAIN, Task
+from sweeps.cli import parser
+from sweeps.request import Options, requested
+from sweeps.run.engine import run_tasks, started_ray
+from sweeps.run.events import TRAIN, Done, Event, Progress, Task
+from sweeps.run.resources import Resources
+from sweeps.track.store import Store
 
 
 class Quiet:
-    """A `sweeps.engine.Listener` that only remembers what was lost."""
+    """A `sweeps.run.engine.Listener` of one task."""
 
     def __init__(self) -> None:
-        self.reasons: list[str] = []
+        self.end: Event | None = None
 
-    def started(self, task: Task) -> None: ...
-    def told(self, task: Task, news: dict[str, Any]) -> None: ...
-    def stops(self, task: Task, news: dict[str, Any]) -> bool:
+    def on_start(self, task: Task) -> None: ...
+
+    def on_event(self, task: Task, event: Event) -> bool:
+        if not isinstance(event, Progress):
+            self.end = event
         return False
 
-    def revived(self, task: Task) -> None: ...
-    def lost(self, task: Task, reason: str) -> None:
-        self.reasons.append(reason)
+    def on_step(self) -> None: ...
 
-    def idle(self) -> None: ...
+    def finished(self) -> bool:
+        return self.end is not None
 
 
 @pytest.mark.slow
@@ -51,27 +53,34 @@ def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: P
     alone = train(config)
 
     pair = config.replace({"runtime.world_size": 2})
-    run_id = store.open_run(store.experiment_id("attention"), "cell", pair, {})
-    task = Task("cell", pair.to_params(), run_id, store.uri, str(store.storage.folder / pair.key()))
-    tasks, listener = deque([task]), Quiet()
-    resources = Resources(concurrency=1, cpus=2, gpus=0)
+    tags = {"key": pair.key(), "epoch": "1"}
+    run_id = store.create_run(store.experiment_id("attention"), "cell", pair, tags)
+    where = store.storage.of(pair.key())
+    tasks = deque([Task("cell", pair.to_params(), run_id, 1, store.uri, where)])
+    listener, resources = Quiet(), Resources(concurrency=1, cpus=2, gpus=0)
     with started_ray(resources, TRAIN):
         run_tasks(lambda: tasks.popleft() if tasks else None, listener, resources)
 
-    (run,) = store.runs()
-    assert run.status == "FINISHED", (run.tags.get("reason"), listener.reasons)
+    assert isinstance(listener.end, Done), listener.end
+    run = store.run(run_id)
+    assert run.status == "FINISHED"
     assert run.key == config.key()
     assert run.params["runtime.world_size"] == "2"
     score = run.metrics["final/pixel_accuracy"]
     assert score == pytest.approx(alone.metrics["pixel_accuracy"], abs=0.1)
 
 
-def test_gpus_per_trial_is_the_number_of_processes() -> None:
-    def world_size(*arguments: str) -> int:
-        options = parser().parse_args(["--grid", "attention", *arguments])
-        return base_config(options)[1].runtime.world_size
+@pytest.mark.parametrize(("gpus", "processes"), [([], 1), (["0.5"], 1), (["2"], 2)])
+def test_gpus_per_trial_is_the_number_of_processes(gpus: list[str], processes: int) -> None:
+    assert world_size(gpus) == processes
 
-    assert world_size() == world_size("--gpus-per-trial", "0.5") == 1
-    assert world_size("--gpus-per-trial", "2") == 2
+
+def test_a_batch_that_its_processes_cannot_share_is_refused() -> None:
     with pytest.raises(ConfigError, match="equally"):
-        world_size("--gpus-per-trial", "3")
+        world_size(["3"])
+
+
+def world_size(gpus: list[str]) -> int:
+    arguments = ["run", "--grid", "attention", *(["--gpus-per-trial", *gpus] if gpus else [])]
+    options = parser().parse_args(arguments, Options(given=arguments))
+    return requested(options).base.runtime.world_size

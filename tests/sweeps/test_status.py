@@ -3,130 +3,193 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tracked_runs import tracked
+from rich.console import Console
+from tracked_runs import ANOTHER_MACHINE, DEAD, finish, finished, tracked
 
-from semidavil.config import preset
-from sweeps.provenance import owner_tags
-from sweeps.run_log import Ending
-from sweeps.status import main, render, status_of
-from sweeps.tracking import Store, TrackedRun
+from semidavil.config import Config
+from sweeps.cli import main
+from sweeps.plan.cells import State, make_plan
+from sweeps.plan.grids import GRIDS
+from sweeps.plan.spec import Selection, Spec
+from sweeps.show.overview import open_overview
+from sweeps.show.status import Status, render, status_of, watch
+from sweeps.track.lease import LEASE_SECONDS
+from sweeps.track.outbox import Ending
+from sweeps.track.provenance import owner_tags
+from sweeps.track.retry import StoreAway
+from sweeps.track.runs import TrackedRun
+from sweeps.track.store import Store
 
-START = 1_000_000.0
-PARAMS = preset("toy").to_params()
-
-
-def sweep(**changes: Any) -> dict[str, Any]:
-    return {"started": START, "cells": 6, "concurrency": 2, **owner_tags(), **changes}
-
-
-def finished(name: str, miou: float, seconds_after: float = 10) -> TrackedRun:
-    metrics = {"final/miou": miou, "final/seconds": 40.0}
-    ended = int(1000 * (START + seconds_after))
-    return tracked(name, name=name, ended=ended, metrics=metrics, params=PARAMS)
-
-
-def half_way(name: str, ended: int | None = None) -> TrackedRun:
-    progress = json.dumps({"step": 75, "seconds": 20.0, "time": START + 30})
-    tags = {"progress": progress}
-    return tracked(name, "RUNNING", name=name, params=PARAMS, tags=tags, ended=ended)
+NOW = time.time()
+SPEC = Spec("attention", "toy", (), (Selection(budgets=(0, 100)),))  # eight cells
+CELLS = SPEC.cells()
+SEARCH = Spec("search", "toy", objective="miou", trials=6, study="a-study")
 
 
-def test_cells_are_counted_from_the_start_of_the_sweep() -> None:
+def overview(spec: Spec = SPEC, **tags: str) -> TrackedRun:
+    """Of a sweep whose process lives, unless `tags` say otherwise."""
+    own = {
+        "overview": spec.grid,
+        "settings": spec.key(),
+        "spec": spec.to_json(),
+        "concurrency": "2",
+    }
+    return tracked("", "SCHEDULED", started=int(1000 * NOW), tags={**own, **tags})
+
+
+def half_way(config: Config, name: str = "half", **tags: str) -> TrackedRun:
+    progress = json.dumps({"step": config.training.steps // 2, "seconds": 20.0, "time": NOW - 10})
+    return tracked(
+        config.key(), "RUNNING", run_id=name, name=name, params=config.to_params(),
+        tags={"progress": progress, **tags},
+    )  # fmt: skip
+
+
+def look(runs: Sequence[TrackedRun], spec: Spec = SPEC, **tags: str) -> Status:
+    return status_of(overview(spec, **tags), runs, NOW)
+
+
+def test_cells_are_counted_as_the_sweep_counts_them() -> None:
     runs = [
-        finished("before", 50.0, seconds_after=-5),
-        finished("a", 30.0),
-        finished("b", 40.0),
-        tracked("c", "FAILED", ended=int(1000 * START) + 9, params=PARAMS),
-        half_way("d", ended=int(1000 * START) - 9),  # continued: it was stopped before
-        tracked("e", "FINISHED", experiment="losses", ended=int(1000 * START) + 9),
+        finished(CELLS[0], 30.0, name="a"),
+        finished(CELLS[1], 40.0, name="b", experiment="losses"),  # another grid's
+        tracked(CELLS[2].key(), "FAILED"),
+        tracked(CELLS[3].key(), "FAILED", tags={"retry": "false"}),
+        tracked(CELLS[4].key(), "KILLED"),
+        half_way(CELLS[5]),
+        half_way(CELLS[6], **DEAD),
+        finished(CELLS[0].replace({"training.steps": 20}), 99.0, name="of other settings"),
     ]
-    status = status_of("attention", sweep(), runs, START + 60)
-    assert (status.state, status.done, status.failed, status.waiting) == ("running", 2, 1, 2)
-    assert [run.name for run in status.running] == ["d"]
-    # Three cells are left, one of them half done, at 40 s each, two at a time.
-    assert status.seconds_left == pytest.approx(2.5 * 40 / 2)
-    assert status.best["gta5-cityscapes"].name == "before"
+    status = look(runs)
+    plan = make_plan("attention", GRIDS["attention"], CELLS, runs)
+    counts = plan.counts()
+    assert status.done == counts[State.DONE] == 2
+    assert status.failed == counts[State.FAILED] + counts[State.DIVERGED] == 2
+    assert status.waiting == counts[State.TODO] + counts[State.INTERRUPTED] == 3
+    assert [run.name for run in status.running] == ["half"]
+    assert status.state == "running"
+    # Two cells to begin, one of them elsewhere half done and two half done here, at 40 s each.
+    assert status.seconds_left == pytest.approx((2 + 0.5 + 0.5) * 40 / 2)
+    assert status.best["gta5-cityscapes"].name == "b"
 
 
-def test_a_sweep_is_running_stopped_or_finished() -> None:
-    gone = sweep(pid="1", pid_started="never")
-    assert status_of("attention", gone, [half_way("d")], START).state == "stopped"
-    assert status_of("attention", sweep(cells=1), [finished("a", 1.0)], START).state == "finished"
-    elsewhere = sweep(host="another machine")
-    assert status_of("attention", elsewhere, [], START + 60).state == "running"
-    assert status_of("attention", elsewhere, [], START + 1e6).state == "stopped"
-    assert math.isnan(status_of("attention", sweep(), [], START).seconds_left)
+@pytest.mark.parametrize(
+    ("tags", "runs", "state"),
+    [
+        ({}, [], "running"),
+        (DEAD, [], "stopped"),
+        (DEAD, [half_way(CELLS[0])], "running"),  # another sweep goes on
+        (ANOTHER_MACHINE, [], "running"),
+        ({}, [finished(cell) for cell in CELLS], "finished"),
+        (DEAD, [finished(CELLS[0]), *(tracked(c.key(), "FAILED") for c in CELLS[1:])], "failed"),
+        ({"settings": "that gave other results"}, [], "of another version"),
+    ],
+)
+def test_the_state_of_a_sweep(tags: dict[str, str], runs: list[TrackedRun], state: str) -> None:
+    assert look(runs, **tags).state == state
 
 
-def test_trials_that_were_stopped_early_are_done() -> None:
-    tags = {"stopped_early": "50"}
-    pruned = [
-        tracked(name, "KILLED", tags=tags, ended=int(1000 * START) + 9, params=PARAMS)
-        for name in "ab"
+def test_a_sweep_on_another_machine_has_stopped_when_its_lease_would_have_expired() -> None:
+    there = overview(**ANOTHER_MACHINE)
+    later = NOW + LEASE_SECONDS + 1
+    assert status_of(there, [], later).state == "stopped"
+    assert status_of(overview(**ANOTHER_MACHINE, alive=str(later)), [], later).state == "running"
+    assert math.isnan(status_of(there, [], NOW).seconds_left)
+
+
+def test_trials_of_a_search_are_counted_and_those_stopped_early_are_done() -> None:
+    base = SEARCH.base()
+    trials = [base.replace({"training.lr": lr}) for lr in (1e-3, 2e-3, 4e-3, 5e-3)]
+    mine = {"study": "a-study"}
+    runs = [
+        finished(trials[0], 35.0, name="trial-0", tags=mine),
+        tracked(trials[1].key(), "KILLED", tags=mine | {"stopped_early": "50"}),
+        half_way(trials[2], **mine),
+        tracked(trials[3].key(), "FAILED", tags=mine),
+        finished(base, 50.0, tags={"study": "another"}),
+        finished(base.replace({"seed": 1}), 20.0, tags={"studies": "another a-study"}),  # reused
     ]
-    status = status_of("attention", sweep(cells=3), [finished("c", 1.0), *pruned], START + 60)
-    assert (status.state, status.done, status.waiting) == ("finished", 3, 0)
-
-
-def test_before_anything_has_finished_the_pace_of_what_runs_tells_the_time_left() -> None:
-    status = status_of("attention", sweep(cells=3), [half_way("a")], START + 60)
-    assert status.seconds_left == pytest.approx(2.5 * 40 / 2)  # half of 150 steps took 20 s
+    status = look(runs, SEARCH)
+    counts = (status.done, status.failed, len(status.running), status.waiting)
+    assert counts == (3, 1, 1, 1)
+    assert status.best["gta5-cityscapes"].name == "trial-0"
+    assert status.settings == "a-study"
 
 
 def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
-    runs = [finished("gta5-cityscapes/dlg/[0]/s0", 30.0), half_way("gta5-cityscapes/vlga/0/s0")]
-    Console(width=200).print(
-        render([status_of("attention", sweep(), runs, START + 40)], START + 40)
-    )
+    runs = [finished(CELLS[0], 30.0, name="gta5-cityscapes/dlg/[0]/s0"), half_way(CELLS[1])]
+    variant = Spec("attention", "toy", ("training.steps=20", "runtime.threads=2"), SPEC.selections)
+    both = [look(runs), look(runs, variant)]
+    Console(width=200).print(render(both, NOW))
     shown = capsys.readouterr().out
     assert "gta5-cityscapes/dlg/[0]/s0 mIoU 30.00" in shown
+    assert "toy training.steps=20 " in shown
     assert "75/150" in shown
     assert "10 s ago" in shown
+    assert "not delivered" not in shown
 
 
-def test_the_command_reads_the_store(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main([]) == 1
-    assert "python sweeps/run.py --grid attention" in capsys.readouterr().err
-    experiment = store.experiment_id("losses")
-    store.announce(experiment, {"started": time.time(), "cells": 3, "concurrency": 2})
-    store.open_run(experiment, "gta5-cityscapes/ce/0/s0", preset("toy"), {})
-    assert main([]) == 0
-    shown = capsys.readouterr().out
-    assert "losses" in shown
-    assert "0/150" in shown
-    assert "kept" not in shown
-    assert main(["--grid", "attention"]) == 1
+# The command
 
 
-def test_runs_that_the_store_does_not_have_are_named(
-    store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def swept(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store that the command finds, with a sweep of this process in it."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     monkeypatch.setenv("SEMIDAVIL_STORAGE", str(tmp_path / "shared"))
     monkeypatch.setenv("COLUMNS", "200")
-    experiment = store.experiment_id("losses")
-    store.announce(experiment, {"started": time.time(), "cells": 3, "concurrency": 2})
-    for name, seconds_ago in (("old", 600), ("being-delivered", 1)):
+    open_overview(store, SPEC, "", 2)
+    finish(store, CELLS[0], 31.25)
+    return store
+
+
+def test_the_command_reads_the_store(swept: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "31.25" in shown
+    assert "wait in" not in shown
+    assert main(["status", "--grid", "losses"]) == 1
+    assert "python sweeps/run.py --grid losses" in capsys.readouterr().err
+
+
+def test_runs_that_the_store_does_not_have_are_counted_and_named(
+    swept: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tags = {"key": CELLS[1].key(), **owner_tags(), **DEAD}
+    run_id = swept.create_run(swept.experiment_id("attention"), "cell", CELLS[1], tags)
+    for name, of_run, seconds_ago in (("old", run_id, 600), ("being-delivered", "other", 1)):
         folder = tmp_path / "shared" / name
         folder.mkdir(parents=True)
         ended = int(1000 * (time.time() - seconds_ago))
-        ending = Ending(name, store.uri, "FINISHED", 10, ended, 3.0)
+        ending = Ending(of_run, swept.uri, "FINISHED", 10, ended, 3.0)
         (folder / "ending.json").write_text(json.dumps(asdict(ending)))
-    assert main([]) == 0
+    assert main(["status"]) == 0
     shown = capsys.readouterr().out
-    assert f"wait in {tmp_path / 'shared'}, not counted above: 1" in shown
+    assert f"wait in {tmp_path / 'shared'}: 1" in shown
     assert f"deliver.py --storage {tmp_path / 'shared'}" in shown
+    assert "not delivered" in shown
+    (row,) = [line for line in shown.splitlines() if "attention" in line]
+    # done, failed, running, waiting, not delivered
+    assert [cell.strip() for cell in row.split("│")[4:9]] == ["1", "0", "0", "6", "1"]
+
+
+def test_watching_survives_an_outage(capsys: pytest.CaptureFixture[str]) -> None:
+    answers: list[Any] = ["first", StoreAway("it does not answer"), "second", KeyboardInterrupt()]
+
+    def show() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return str(answer)
+
+    with pytest.raises(KeyboardInterrupt):
+        watch(Console(force_terminal=True), show, 0.01)
+    shown = capsys.readouterr().out
+    assert "it does not answer; trying again" in shown
+    assert "second" in shown

@@ -1,0 +1,293 @@
+"""The command line of the sweeps: one parser, and one place where errors become messages and exit codes.
+
+    python sweeps/run.py --grid attention        # main(["run", "--grid", "attention"])
+    python sweeps/status.py                      # main(["status"])
+    python sweeps/deliver.py                     # main(["deliver"])
+
+Exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong; 3 others are
+at work on the rest; 130, or 128 and the number of a signal, it was stopped.
+"""
+
+import argparse
+import math
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from semidavil.config import PRESETS, ConfigError
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
+from sweeps.request import Options
+from sweeps.start import Stopped, exit_code
+from sweeps.track.credentials import redact
+
+OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of all commands; the first argument names the command."""
+    top = argparse.ArgumentParser(prog="sweeps", description=(__doc__ or "").partition("\n")[0])
+    commands = top.add_subparsers(dest="command", required=True)
+    storage = argparse.ArgumentParser(add_help=False)
+    storage.add_argument(
+        "--storage",
+        metavar="PLACE",
+        default=os.environ.get("SEMIDAVIL_STORAGE", ""),
+        help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
+        "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "
+        "the tracking store]",
+    )
+    about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
+    about[ALL] = "all of these; a cell that several share is run once"
+    about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
+    grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
+    run = commands.add_parser(
+        "run",
+        prog="python sweeps/run.py",
+        parents=[storage],
+        description="Runs a grid of training runs and tracks them in MLflow. The same command "
+        "again runs only what is missing.",
+        epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
+        "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is "
+        "wrong;\n  3 other sweeps are at work on the rest; 130 stopped by Ctrl-C, 128 + N by signal N",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_what(run.add_argument_group("what to run"))
+    _add_search(
+        run.add_argument_group(f"--grid {SEARCH}: one benchmark, one number of labels, one seed")
+    )
+    _add_how(run.add_argument_group("how to run"))
+    status = commands.add_parser(
+        "status",
+        prog="python sweeps/status.py",
+        parents=[storage],
+        description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
+        "sweep itself.",
+    )
+    status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
+    status.add_argument("--watch", metavar="SECONDS", type=_seconds, help="show it again and again")
+    commands.add_parser(
+        "deliver",
+        prog="python sweeps/deliver.py",
+        parents=[storage],
+        description="Delivers runs that ended while the tracking store was away to "
+        "$MLFLOW_TRACKING_URI or, without it, to mlflow.db. A sweep does so too, before it looks for "
+        "what is missing. Nothing is trained again.",
+    )
+    return top
+
+
+def _add_what(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--grid", metavar="NAME", help="one of the grids below, or all of them")
+    group.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="source and target, one or more [default: the grid's own; toy: its first]",
+    )
+    group.add_argument(
+        "--budgets",
+        metavar="N",
+        nargs="+",
+        type=_natural,
+        help="numbers of labelled target images [default: each benchmark's own]",
+    )
+    group.add_argument("--seeds", metavar="N", nargs="+", type=_natural, default=[0])
+    group.add_argument(
+        "--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]"
+    )
+    group.add_argument(
+        "--data-root",
+        metavar="DIR",
+        default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
+        help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]",
+    )
+    group.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        dest="settings",
+        help="any other setting, such as training.lr=3e-4",
+    )
+    group.add_argument(
+        "--list",
+        action="store_true",
+        dest="list_only",
+        help="show every cell, its state, the expected time and what cannot run; without --grid: the "
+        "grids. Starts nothing",
+    )
+    group.add_argument(
+        "--rerun",
+        metavar="RUN_ID",
+        help="train a finished run again from what MLflow knows of it, and compare the numbers",
+    )
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="also run cells, or trials of a search, whose loss became infinite, which would happen "
+        "again unless the code has changed; other failures are always tried again",
+    )
+
+
+def _add_search(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--trials", metavar="N", type=_positive_int, default=20, help="in all [default: 20]"
+    )
+    group.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default=OBJECTIVES[0],
+        help="miou ends hopeless trials early (at each --set runtime.eval_every=STEPS); miou-latency "
+        "also varies the model and gives the best trade-offs with milliseconds per image",
+    )
+    group.add_argument(
+        "--confirm-seeds",
+        metavar="N",
+        nargs="+",
+        type=_natural,
+        default=[],
+        help="then train the best trial (of two objectives: by score) and the preset with these seeds: "
+        "the best of many trials is too good on the images that chose it",
+    )
+
+
+def _add_how(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--retries",
+        metavar="N",
+        type=_natural,
+        default=1,
+        help="how often a failed cell is tried again at once, unless it would fail in the same way "
+        "[default: 1]; one that is out of memory beside others is also tried by itself",
+    )
+    group.add_argument(
+        "--wait",
+        action="store_true",
+        help="stay until the cells that other sweeps train are done, and take over what these leave",
+    )
+    group.add_argument(
+        "--concurrency",
+        metavar="N",
+        type=_positive_int,
+        help="runs at a time [default: as many as there are CPU cores or GPUs for]",
+    )
+    group.add_argument(
+        "--gpus-per-trial",
+        metavar="X",
+        type=_share,
+        help="0.5: two runs share a GPU; 2: each run trains on two, which share every batch and give "
+        "the result of one; 0: on the CPU [default: 1]",
+    )
+    group.add_argument("--cpus-per-trial", metavar="N", type=_positive_int)
+    group.add_argument(
+        "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
+    )
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not (0 <= value <= 1 or (1 < value < math.inf and value == int(value))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a share of a GPU, such as 0.5, nor a whole number of GPUs"
+        )
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code.
+
+    Args:
+        arguments: the command's name, and what follows it; by default those of this process.
+    """
+    _print_any_text()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given, Options(given=given[1:]))
+    try:
+        # MLflow, Ray and PyTorch take seconds to import: wrong arguments are refused before that.
+        from sweeps.commands import COMMANDS
+
+        return COMMANDS[options.command](options, Console())
+    except BaseException as error:
+        if (stop := _stop_behind(error)) is not None:
+            return _say_stopped(stop, options)
+        if not isinstance(error, Exception):
+            raise
+        return _explain(error)
+
+
+def _print_any_text() -> None:
+    """Characters that the terminal, or the file, does not know are replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
+
+
+def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C or signal that an error comes from: a module whose import is stopped raises its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _say_stopped(stop: KeyboardInterrupt, options: Options) -> int:
+    why = f" by {stop}" if isinstance(stop, Stopped) else ""
+    console = Console()
+    if options.command == "run" and not (options.list_only or options.rerun):
+        console.print(
+            f"[yellow]stopped{why}.[/] What has finished is kept; the same command goes on from there:"
+        )
+        console.print(f"    {escape(options.again())}", soft_wrap=True, highlight=False)
+    else:
+        console.print(f"[yellow]stopped{why}[/]")
+    return exit_code(stop)
+
+
+def _explain(error: Exception) -> int:
+    """Prints an error for people; returns the exit code."""
+    text = redact(str(error)).strip()
+    if not (type(error).__module__.startswith(OURS) or isinstance(error, OSError)):
+        # It was not foreseen: whoever reports it needs the traceback.
+        handle, path = tempfile.mkstemp(prefix="semidavil-error-", suffix=".txt")
+        with os.fdopen(handle, "w") as file:
+            file.write(redact("".join(traceback.format_exception(error))))
+        first_line = text.splitlines()[0] if text else ""
+        text = f"{type(error).__name__}: {first_line} (the traceback is in {path})"
+    message = f"[bold red]error:[/] {escape(text or type(error).__name__)}"
+    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+    return 2 if isinstance(error, ConfigError) else 1

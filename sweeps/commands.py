@@ -1,0 +1,341 @@
+"""What the commands do: run a grid or a search, list what they would run, show how they are doing.
+
+Each takes the command's options and a console, and returns its exit code; see `sweeps.cli`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from semidavil.commandline import parse_settings
+from semidavil.config import Config, ConfigError
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps import request as asked
+from sweeps.plan.checks import find_problems, why_unwritable
+from sweeps.plan.grids import ALL, GRIDS, SEARCH
+from sweeps.plan.spec import Job, Spec
+from sweeps.request import Options, data_are_here, requested, require_known, searched
+from sweeps.start import Stopped, exit_code
+
+if TYPE_CHECKING:
+    from sweeps.plan.cells import Plan
+    from sweeps.run.resources import Resources
+    from sweeps.run.sweep import SweepOptions, SweepResult
+    from sweeps.track.store import Store
+
+DONE, WRONG, ELSEWHERE = 0, 1, 3  # exit codes; 2 is a ConfigError's
+
+
+def run(options: Options, console: Console) -> int:
+    """`python sweeps/run.py`.
+
+    Raises:
+        ConfigError: the command is wrong.
+    """
+    if options.rerun:
+        return _rerun(options, console)
+    if options.grid is None and not options.list_only:
+        raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
+    if options.grid is not None:
+        require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
+    for benchmark in options.benchmark:
+        require_known(benchmark, BENCHMARKS, "benchmark")
+    if options.grid == SEARCH:
+        return _search(options, console)
+    return _list(options, console) if options.list_only else _sweep(options, console)
+
+
+def open_store(options: Options) -> "Store":
+    """The tracking store that the environment names, with the command's storage.
+
+    Raises:
+        TrackingError: it names no store. ConfigError: nothing can be kept in that storage.
+    """
+    from sweeps.keep.storage import open_storage
+    from sweeps.track.store import Store
+
+    storage = open_storage(options.storage) if options.storage else None
+    return Store(asked.ROOT, os.environ.get("MLFLOW_TRACKING_URI"), storage)
+
+
+def _resources(options: Options, base: Config, console: Console) -> "Resources":
+    """What each run gets; says what was asked for and is not there."""
+    from sweeps.run.resources import choose_resources
+
+    resources = choose_resources(
+        base.runtime.device,
+        options.concurrency,
+        options.cpus_per_trial,
+        options.gpus_per_trial,
+        options.address,
+        base.runtime.world_size,
+    )
+    if resources.note:
+        console.print(f"[yellow]note:[/] {escape(resources.note)}", highlight=False, soft_wrap=True)
+    return resources
+
+
+# Listing
+
+
+def _list(options: Options, console: Console) -> int:
+    """The cells of a grid, or all grids; and what cannot run. Starts and creates nothing."""
+    request, store = requested(options), open_store(options)
+    resources = _resources(options, request.base, console)
+    concurrency, gpus = resources.concurrency, resources.gpus
+
+    from sweeps.plan.cells import make_plan
+    from sweeps.show.tables import print_plan, summary
+
+    runs = store.runs()
+    plans = [
+        make_plan(job.name, job.grid, job.configs, runs, options.retry_failed)
+        for job in request.jobs
+    ]
+    if options.grid in (None, ALL):
+        table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
+        for plan in plans:
+            about = escape(plan.grid.about)
+            table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
+        console.print(table)
+        whole = make_plan(ALL, plans[0].grid, request.configs, runs, options.retry_failed)
+        text = f"--grid {ALL}: {summary(whole, concurrency, gpus)}"
+        console.print(text, highlight=False, soft_wrap=True)
+    else:
+        print_plan(console, plans[0], concurrency, gpus)
+    left_out = [*request.left_out, *_storage_problem(store)]
+    _print_left_out(console, left_out)
+    return WRONG if left_out else DONE
+
+
+def _storage_problem(store: "Store") -> list[str]:
+    """Why runs cannot be kept here; a server and a bucket are only asked when something is to run."""
+    uri, problems = store.storage.uri, []
+    if store.is_new() and (why := why_unwritable(store.folder)):
+        remedy = "name another place with MLFLOW_TRACKING_URI=sqlite:///PATH.db"
+        problems.append(f"runs cannot be tracked in {store.database}: {why}; {remedy}")
+    if "://" not in uri and (why := why_unwritable(Path(uri))):
+        remedy = "name another folder or a bucket with --storage"
+        problems.append(f"checkpoints cannot be kept in {uri}: {why}; {remedy}")
+    return problems
+
+
+def _print_left_out(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"[red]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+# Running
+
+
+def _sweep(options: Options, console: Console) -> int:
+    request = requested(options)
+    _print_left_out(console, request.left_out)
+    if not request.configs:
+        console.print("nothing that was asked for can run")
+        return WRONG
+    store = open_store(options)
+    resources = _resources(options, request.base, console)
+
+    from sweeps.plan.cells import make_plan
+    from sweeps.run.sweep import Sweep, tidy
+    from sweeps.show.tables import print_failures, print_results, summary
+
+    def print_summary(plan: "Plan") -> None:
+        name = f"{plan.grid_name}: " if len(request.jobs) > 1 else ""
+        text = summary(plan, resources.concurrency, resources.gpus)
+        console.print(escape(f"{name}{text}"), highlight=False, soft_wrap=True)
+
+    tidy(store, console)
+    runs = store.runs()
+    for job in request.jobs:
+        print_summary(make_plan(job.name, job.grid, job.configs, runs, options.retry_failed))
+    sweep = Sweep(store, resources, console, _sweep_options(options, store, request.jobs[0].spec))
+    result = sweep.run_jobs(request.jobs)
+    for plan in result.plans.values():
+        print_results(console, plan)
+        print_summary(plan)
+    diverged, code = _how_it_went(result)
+    if result.failed:
+        again = options.again("--retry-failed") if diverged else options.again()
+        print_failures(console, result.failed, again)
+    elif diverged:
+        text = f"{diverged} cells, whose loss became infinite, are tried again only by "
+        text += options.again("--retry-failed")
+        console.print(escape(text), highlight=False, soft_wrap=True)
+    if code == ELSEWHERE:
+        console.print("other sweeps are at work on the rest; --wait stays until that is done")
+    console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
+    return WRONG if request.left_out else code
+
+
+def _how_it_went(result: "SweepResult") -> tuple[int, int]:
+    """How many cells have diverged, and the exit code."""
+    from sweeps.plan.cells import State
+
+    counts = sum((plan.counts() for plan in result.plans.values()), Counter[State]())
+    not_done = counts.total() - counts[State.DONE]
+    if result.failed or result.undelivered or not_done > result.elsewhere:
+        return counts[State.DIVERGED], WRONG
+    return 0, ELSEWHERE if result.elsewhere else DONE
+
+
+def _sweep_options(options: Options, store: "Store", spec: Spec) -> "SweepOptions":
+    """Also gives the store what is attached to each run: changes of the code."""
+    from sweeps.run.sweep import SweepOptions
+    from sweeps.track.provenance import code_changes, code_tags
+
+    tags = code_tags(asked.ROOT)
+    if changes := code_changes(asked.ROOT):
+        store.attachments = {tags["changes"]: changes}
+    return SweepOptions(
+        tags={**tags, "preset": spec.preset},
+        train=asked.train_function(),
+        retries=options.retries,
+        retry_diverged=options.retry_failed,
+        wait=options.wait,
+    )
+
+
+def _rerun(options: Options, console: Console) -> int:
+    from sweeps.show.rerun import rerun
+
+    changes = parse_settings(options.settings)
+    if wrong := [path for path in changes if not path.startswith("runtime.")]:
+        raise ConfigError(f"--rerun with --set {wrong[0]}: only runtime.* may differ from the run")
+    changes.setdefault("runtime.cache_dir", str(asked.ROOT / "data"))
+    if options.data_root:
+        changes.setdefault("runtime.data_root", asked.absolute(options.data_root))
+    train = asked.train_function()
+    same = rerun(open_store(options), str(options.rerun), changes, asked.ROOT, console, train)
+    return DONE if same else WRONG
+
+
+# Searching
+
+
+def _search(options: Options, console: Console) -> int:
+    spec, base = searched(options)
+    problems = find_problems([base]) if data_are_here(options, base) else []
+    _print_left_out(console, [problem.reason for problem in problems])
+    if problems and not options.list_only:
+        return WRONG
+    store = open_store(options)
+    resources = _resources(options, base, console)
+
+    from sweeps.plan.pace import Pace
+    from sweeps.run.search import (
+        ABOUT,
+        StudySource,
+        confirmation,
+        print_confirmation,
+        print_search,
+        study_summary,
+        write_study,
+    )
+    from sweeps.run.study import Study, study_name
+    from sweeps.run.sweep import Sweep, tidy
+    from sweeps.show.overview import open_overview
+    from sweeps.show.tables import print_failures, print_results
+    from sweeps.track.retry import TrackingError
+
+    try:
+        study = Study(base, options.objective, options.trials, store, create=not options.list_only)
+    except KeyError:
+        name = study_name(base, options.objective, store.uri)
+        console.print(f"study {name}: not begun, {options.trials} trials to run", highlight=False)
+        return WRONG if problems else DONE
+    if not options.list_only:
+        tidy(store, console)
+    pace = Pace(store.runs())
+    text = study_summary(study, pace, resources.concurrency, resources.gpus)
+    console.print(text, highlight=False, soft_wrap=True)
+    if options.list_only:
+        print_search(console, study)
+        return WRONG if problems else DONE
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    spec = replace(spec, study=study.name)
+    sweep = Sweep(store, resources, console, _sweep_options(options, store, spec))
+    source = StudySource(study, store, pace, say, options.wait, options.retry_failed)
+    work = source.total or source.elsewhere  # what others are at may become free
+    overview = open_overview(store, spec, ABOUT, resources.concurrency) if work else None
+    try:
+        if overview:
+            sweep.run_source(source, overview, [base])
+    finally:
+        source.close()
+        if overview:
+            with suppress(TrackingError):
+                write_study(store, overview, study)
+    print_search(console, study, source.elsewhere)
+    if options.confirm_seeds and study.best():
+        grid, configs = confirmation(base, study, options.confirm_seeds)
+        if configs:
+            plan = sweep.run_jobs([Job(spec, grid, configs)]).plans[SEARCH]
+            print_results(console, plan)
+            print_confirmation(console, plan)
+        else:
+            console.print("no trial is better than the preset: there is nothing to confirm")
+    elif not options.confirm_seeds:
+        console.print("what the best trial is worth: the same command with --confirm-seeds 1 2 3")
+    result = sweep.result
+    if result.failed:
+        print_failures(console, result.failed, options.again())
+        return WRONG
+    _, code = _how_it_went(result)
+    if not code and study.failed(diverged=False):  # by another sweep
+        code = WRONG
+    return code or (ELSEWHERE if source.elsewhere else DONE)
+
+
+# The other commands
+
+
+def status(options: Options, console: Console) -> int:
+    """`python sweeps/status.py`."""
+    from sweeps.show.status import look, watch
+
+    # What is away is said at once.
+    store = open_store(options).within(0)
+    if not options.watch:
+        console.print(look(store, options.grid))
+        return DONE
+    try:
+        watch(console, lambda: look(store, options.grid), options.watch)
+    except KeyboardInterrupt as stop:  # the usual way out of it
+        return exit_code(stop) if isinstance(stop, Stopped) else DONE
+
+
+def deliver(options: Options, console: Console) -> int:
+    """`python sweeps/deliver.py`: 0, or 1 if something could not be delivered."""
+    from sweeps.track.deliver import advice, deliver_all, undelivered
+    from sweeps.track.retry import StoreAway
+
+    def say(text: str) -> None:
+        console.print(escape(text), highlight=False, soft_wrap=True)
+
+    store = open_store(options)
+    try:
+        delivered = deliver_all(store, say)
+    except StoreAway as error:
+        raise StoreAway(f"{error}. {advice(store)}") from None
+    say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
+    return WRONG if undelivered(store) else DONE
+
+
+COMMANDS: dict[str, Callable[[Options, Console], int]] = {
+    "run": run,
+    "status": status,
+    "deliver": deliver,
+}

@@ -1,0 +1,117 @@
+"""What is wrong with a command, as far as it can be known within seconds and without writing anything.
+
+Broken files, captioners and models are found later, when data are prepared.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS, Benchmark
+from semidavil.data.readers import READERS, DataError
+from semidavil.data.synapse import SHARES, Synapse
+from semidavil.data.toy import COUNTS, DATASETS
+from semidavil.data.toy_abdomen import COUNT
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why some cells cannot run."""
+
+    reason: str
+    cells: frozenset[str]  # their keys
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({len(self.cells)} cells cannot run)"
+
+
+def find_problems(configs: Iterable[Config]) -> list[Problem]:
+    """What keeps cells from running on this machine, each reason once, in the order of the cells."""
+    found: dict[str, set[str]] = defaultdict(set)
+    training_sets: dict[tuple[str, bool, str], int | str] = {}
+    caches: dict[str, str] = {}
+    for config in configs:
+        data, runtime = config.data, config.runtime
+        about = data.benchmark, data.toy, runtime.data_root
+        if about not in training_sets:
+            training_sets[about] = _training_set(config)
+        if runtime.cache_dir not in caches:
+            caches[runtime.cache_dir] = _wrong_cache(runtime.cache_dir)
+        size = training_sets[about]
+        no_data = size if isinstance(size, str) else _wrong_budget(config, size)
+        for reason in filter(None, (no_data, caches[runtime.cache_dir])):
+            found[reason].add(config.key())
+    return [Problem(reason, frozenset(cells)) for reason, cells in found.items()]
+
+
+def runnable(configs: Iterable[Config], problems: Iterable[Problem]) -> list[Config]:
+    """The cells that have no problem."""
+    wrong = frozenset().union(*(problem.cells for problem in problems))
+    return [config for config in configs if config.key() not in wrong]
+
+
+def _training_set(config: Config) -> int | str:
+    """How many images or scans the target's training set has, or why there is none."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    if config.data.toy:
+        return _toy_training_set(benchmark)
+    root = config.runtime.data_root
+    if not root:
+        return (
+            f"{benchmark.name} needs its data sets: pass --data-root with the folder that holds one folder "
+            "per data set, or use the toy preset, which generates its own"
+        )
+    if not Path(root).is_dir():
+        return f"the data root {root} does not exist (--data-root)"
+    try:
+        if benchmark.kind == "volumes":
+            return len(Synapse(Path(root) / benchmark.target).cases("train"))
+        if benchmark.source:
+            READERS[benchmark.source](Path(root) / benchmark.source).samples("train")
+        reader = READERS[benchmark.target](Path(root) / benchmark.target)
+        reader.samples("val")
+        return len(reader.samples("train"))
+    except (DataError, OSError) as error:
+        return str(error)
+
+
+def _toy_training_set(benchmark: Benchmark) -> int | str:
+    if benchmark.kind == "volumes":
+        return round(COUNT * SHARES["train"])
+    if missing := [name for name in benchmark.datasets if name not in DATASETS]:
+        return (
+            f"{benchmark.name}: generated scenes imitate {', '.join(DATASETS)}, and not {missing[0]}: "
+            "choose another --benchmark, or --data-root and the small preset"
+        )
+    return COUNTS["train"]
+
+
+def _wrong_budget(config: Config, size: int) -> str:
+    if config.data.budget <= size:
+        return ""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    what = "images" if benchmark.kind == "images" else "scans"
+    return (
+        f"a budget of {config.data.budget} labelled {what} is larger than the training set of "
+        f"{benchmark.target}, {size}: choose at most {size} (--budgets)"
+    )
+
+
+def _wrong_cache(text: str) -> str:
+    folder = Path(text or "data").absolute()
+    why = why_unwritable(folder)
+    remedy = "name another folder with --set runtime.cache_dir=DIR"
+    return f"data and captions cannot be kept in {folder}: {why}; {remedy}" if why else ""
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why files cannot be written into a folder, which need not exist yet; empty if they can."""
+    for place in (folder, *folder.absolute().parents):
+        if place.exists():
+            if not place.is_dir():
+                return f"{place} is no folder"
+            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+    return "there is no such file system"

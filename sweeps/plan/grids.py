@@ -1,0 +1,381 @@
+"""Every grid, declared as data: which Configs answer which question.
+
+A grid is a function (base, benchmarks, budgets, seeds) -> Configs whose docstring says the question
+it answers, the figure or table it feeds and what it costs. Its entry in `GRIDS` adds what the
+harness needs to know about it: its baseline, and the settings that it varies.
+
+    cells = GRIDS["attention"].cells(preset("toy"), seeds=[0, 1, 2])
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from semidavil.config import Config, ConfigError
+from semidavil.data.benchmarks import BENCHMARKS
+
+CellFunction = Callable[[Config, Sequence[str], Sequence[int] | None, Sequence[int]], list[Config]]
+
+# Settings that have an option of their own: every grid varies them, and --set does not.
+SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid's function and what is fixed about it.
+
+    Attributes:
+        build: the function.
+        baseline: the settings that it varies, with the values that the others are compared to; None
+            stands for the value that the preset has.
+        benchmarks: what it runs on unless told otherwise; toy runs take the first alone.
+        shown: of the settings that it varies, those that name a variant; empty: all of them.
+        name_of: names a variant instead, from its flat params.
+    """
+
+    build: CellFunction
+    baseline: Mapping[str, Any]
+    benchmarks: tuple[str, ...]
+    shown: tuple[str, ...] = ()
+    name_of: Callable[[Mapping[str, str]], str] | None = None
+
+    def around(self, base: Config) -> "Grid":
+        """This grid with the baseline's open values taken from `base`."""
+        params = base.to_params()
+        known = {axis: params[axis] if v is None else v for axis, v in self.baseline.items()}
+        return replace(self, baseline=known)
+
+    @property
+    def about(self) -> str:
+        return inspect.getdoc(self.build) or ""
+
+    def cells(
+        self,
+        base: Config,
+        benchmarks: Sequence[str] = (),
+        budgets: Sequence[int] | None = None,
+        seeds: Sequence[int] = (0,),
+    ) -> list[Config]:
+        """The grid's Configs around `base`, each once.
+
+        Args:
+            benchmarks: empty: the grid's own.
+            budgets: labelled target images; None: each benchmark's own.
+
+        Raises:
+            ConfigError: an unknown benchmark, or no cell is left.
+        """
+        chosen = benchmarks or (self.benchmarks[:1] if base.data.toy else self.benchmarks)
+        cells = union(self.build(base, chosen, budgets, seeds))
+        if not cells:
+            raise ConfigError(
+                f"no cell of this grid is left on {', '.join(chosen)} with budgets "
+                f"{' '.join(map(str, budgets or ()))}: give other --budgets"
+            )
+        return cells
+
+    def variant(self, config: Config) -> str:
+        """What sets `config` apart within the grid: `vlga`."""
+        params = config.to_params()
+        if self.name_of:
+            return self.name_of(params)
+        return "+".join(params[axis] for axis in self.shown or self.baseline)
+
+    def difference(self, config: Config) -> str:
+        """How `config` differs from the baseline: `fusion=vlga`; empty for the baseline itself."""
+        params = config.to_params()
+        return ", ".join(
+            f"{axis.rpartition('.')[2]}={params[axis]}"
+            for axis, value in self.baseline.items()
+            if params[axis] != str(value)
+        )
+
+    def name(self, config: Config) -> str:
+        """A readable name of one cell: `gta5-cityscapes/dlg/100/s0`."""
+        data = config.data
+        return f"{data.benchmark}/{self.variant(config)}/{data.budget}/s{config.seed}"
+
+
+def product(base: Config, fields: Mapping[str, Iterable[Any]]) -> list[Config]:
+    """Every combination of values; the first field changes slowest.
+
+    `product(base, {"seed": [0, 1], "model.fusion": ["dlg", "vlga"]})` holds four Configs.
+    """
+    return [
+        base.replace(dict(zip(fields, values, strict=True)))
+        for values in itertools.product(*fields.values())
+    ]
+
+
+def union(*parts: Iterable[Config]) -> list[Config]:
+    """All Configs in order, equal keys once."""
+    first: dict[str, Config] = {}
+    for config in itertools.chain(*parts):
+        first.setdefault(config.key(), config)
+    return list(first.values())
+
+
+def budgets_of(
+    benchmark: str, budgets: Sequence[int] | None, usual: Sequence[int] = ()
+) -> list[int]:
+    """The label budgets to run on a benchmark: those asked for, else the usual, else its own.
+
+    Without a source there is nothing to learn from at budget 0, so it is no cell there.
+
+    Args:
+        usual: a grid's own choice, for benchmarks that have it.
+
+    Raises:
+        ConfigError: no benchmark of that name.
+    """
+    if benchmark not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {benchmark!r}: choose from {', '.join(BENCHMARKS)}")
+    known = BENCHMARKS[benchmark]
+    if budgets is None:
+        budgets = [n for n in usual if n in known.budgets] or known.budgets
+    return [budget for budget in budgets if budget > 0 or known.source is not None]
+
+
+def everywhere(
+    base: Config,
+    benchmarks: Sequence[str],
+    budgets: Sequence[int] | None,
+    seeds: Sequence[int],
+    variants: Sequence[Mapping[str, Any]],
+    usual: Sequence[int] = (),
+) -> list[Config]:
+    """Every variant at every seed, benchmark and budget; the variant changes fastest."""
+    return [
+        base.replace({"seed": seed, "data.benchmark": benchmark, "data.budget": budget, **variant})
+        for seed, benchmark in itertools.product(seeds, benchmarks)
+        for budget in budgets_of(benchmark, budgets, usual)
+        for variant in variants
+    ]
+
+
+def attention(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: does dense language guidance (DLG) beat other ways of joining image and caption?
+
+    Feeds: the attention figure, mIoU against label budget per attention.
+    Cost: 4 attentions x 6 budgets = 24 runs per benchmark and seed.
+    """
+    fusions = ("dlg", "vlga", "wpct", "cross_attention")
+    variants = [{"model.fusion": fusion} for fusion in fusions]
+    return everywhere(base, benchmarks, budgets, seeds, variants)
+
+
+def losses(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: does DyCE beat other losses for imbalanced classes, and on which classes?
+
+    Feeds: the loss table, and the figure of the gain of DyCE over CE per class.
+    Cost: 6 losses x 6 budgets = 36 runs per benchmark and seed.
+    """
+    variants = [{"loss.name": name} for name in ("dyce", "ce", "wce", "focal", "dce", "dfl")]
+    return everywhere(base, benchmarks, budgets, seeds, variants)
+
+
+# What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
+# train with cross-entropy; UniMatch and S-Depth know no language, SemiVL knows class definitions.
+RIVALS: dict[str, dict[str, str]] = {
+    "semidavil": {"training.method": "semidavil"},
+    "semivl": {
+        "training.method": "semivl", "model.fusion": "vlga", "model.captions": "class_names",
+        "loss.name": "ce",
+    },
+    "unimatch": {"training.method": "unimatch", "model.fusion": "none", "loss.name": "ce"},
+    "sdepth": {
+        "training.method": "sdepth", "model.fusion": "none", "loss.name": "ce",
+        "data.selection": "depth",
+    },
+}  # fmt: skip
+_RECIPE: dict[str, Any] = {
+    "training.method": "semidavil", "model.fusion": None, "model.captions": None, "loss.name": None,
+    "data.selection": None,
+}  # fmt: skip
+
+
+def semivl(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: how far is SemiDAViL above SemiVL, with and without a domain shift?
+
+    Feeds: the SemiVL table.
+    Cost: 2 methods x 4 budgets = 8 runs per benchmark and seed.
+    """
+    variants = [RIVALS["semidavil"], RIVALS["semivl"]]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100, 200, 500, 1000))
+
+
+def methods(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: how does SemiDAViL compare with its parts and its rivals at few labels?
+
+    Feeds: the comparison of methods and the qualitative grid.
+    Cost: 7 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
+    needs depth: Cityscapes' disparity maps, or an estimator that data.depth names.
+    """
+    trained = [{"training.method": name} for name in ("target_only", "supervised")]
+    cells = []
+    for benchmark in benchmarks:
+        if BENCHMARKS[benchmark].source is not None:
+            alone = [{"training.method": "source_only"}]
+            cells += everywhere(base, [benchmark], [0], seeds, alone)
+        depth = BENCHMARKS[benchmark].has_disparity or base.data.depth != "disparity"
+        rivals = [recipe for name, recipe in RIVALS.items() if depth or name != "sdepth"]
+        cells += everywhere(base, [benchmark], budgets, seeds, [*trained, *rivals], usual=(100,))
+    return cells
+
+
+# Each part of SemiDAViL with the setting that switches it off.
+PARTS: dict[str, tuple[str, str]] = {
+    "VL": ("model.vision_init", "random"),
+    "DLG": ("model.fusion", "none"),
+    "CT": ("training.consistency_weight", "0.0"),
+    "DyCE": ("loss.name", "ce"),
+}
+
+
+def components(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: what does each part of SemiDAViL add, alone and together with the others?
+
+    The parts: vision-language initialisation (VL), dense language guidance (DLG), consistency
+    training (CT) and DyCE.
+    Feeds: the component figure.
+    Cost: 2^4 = 16 runs at 100 labels per benchmark and seed.
+    """
+    variants = [
+        {setting: off for (setting, off), on in zip(PARTS.values(), chosen, strict=True) if not on}
+        for chosen in itertools.product((True, False), repeat=len(PARTS))
+    ]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+
+
+def _parts_of(params: Mapping[str, str]) -> str:
+    on = [part for part, (setting, off) in PARTS.items() if params[setting] != off]
+    return "+".join(on) or "nothing"
+
+
+def captions(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: does it matter what the caption says?
+
+    From no caption over fixed class names to what is where; `shuffled` (captions of other images)
+    shows whether the content matters at all, `oracle` (from the labels) bounds what a captioner
+    could add: it is no method. BLIP captions on real photographs only.
+    Feeds: the caption figure.
+    Cost: 5 captioners (7 on real images) at 100 labels per benchmark and seed.
+    """
+    names = ["positions", "none", "class_names", "shuffled", "oracle"]
+    if not base.data.toy:
+        names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
+    variants = [{"model.captions": name} for name in names]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+
+
+def _captioner_of(params: Mapping[str, str]) -> str:
+    name = params["model.captions"]
+    return f"{name} (bound)" if name == "oracle" else name  # in every table: it reads the labels
+
+
+SENSITIVITY: dict[str, tuple[float, ...]] = {
+    "loss.hard_fraction": (0.1, 0.2, 0.5, 1.0),
+    "loss.omega": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "training.confidence": (0.0, 0.5, 0.7, 0.9, 0.95),
+    "training.ema": (0.9, 0.97, 0.99, 0.999),
+    "training.consistency_weight": (0.0, 0.5, 1.0, 2.0),
+}
+
+
+def sensitivity(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
+
+    Feeds: the sensitivity curves.
+    Cost: the preset's own setting and up to 22 others, one changed at a time, at 100 labels.
+    """
+    variants: list[dict[str, Any]] = [{}]
+    variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+
+
+def _settings_of(params: Mapping[str, str]) -> str:
+    return ",".join(f"{name.rpartition('.')[2]}={params[name]}" for name in SENSITIVITY)
+
+
+def synapse(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: does DyCE help rare organs in other semi-supervised methods?
+
+    Feeds: the Synapse figure, Dice and surface distance per organ.
+    Cost: 2 methods x 2 losses = 4 runs at 20% labelled scans per seed.
+    """
+    variants = [
+        {"training.method": method, "loss.name": loss}
+        for method, loss in itertools.product(("uamt", "urpc"), ("dyce", "ce"))
+    ]
+    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(4,))
+
+
+def baselines(
+    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
+) -> list[Config]:
+    """Question: what does each stream of data add: source, labelled target, unlabelled target?
+
+    Feeds: the reference lines of every comparison on the same benchmark.
+    Cost: 17 runs per benchmark and seed: source_only once, semidavil at 6 budgets, target_only and
+    supervised at 5.
+
+    Source-only training draws no target label, so it is one cell, at budget 0, where target_only has
+    nothing to learn from and supervised would be source_only again.
+    """
+    cells: list[Config] = []
+    for seed, benchmark in itertools.product(seeds, benchmarks):
+        known = budgets_of(benchmark, budgets)
+        here = base.replace({"seed": seed, "data.benchmark": benchmark})
+        if known and BENCHMARKS[benchmark].source is not None:
+            cells += product(here, {"data.budget": [0], "training.method": ["source_only"]})
+        for budget in known:
+            methods = ["target_only", "supervised", "semidavil"] if budget else ["semidavil"]
+            cells += product(here, {"data.budget": [budget], "training.method": methods})
+    return cells
+
+
+_SOURCES = ("gta5-cityscapes", "synthia-cityscapes")
+
+GRIDS: dict[str, Grid] = {
+    "attention": Grid(attention, {"model.fusion": "dlg"}, _SOURCES),
+    "losses": Grid(losses, {"loss.name": "dyce"}, _SOURCES),
+    "semivl": Grid(
+        semivl, _RECIPE, (*_SOURCES, "cityscapes-cityscapes"), shown=("training.method",)
+    ),
+    "methods": Grid(methods, _RECIPE, _SOURCES, shown=("training.method",)),
+    "synapse": Grid(synapse, {"training.method": "uamt", "loss.name": "ce"}, ("synapse",)),
+    "components": Grid(
+        components,
+        {setting: None for setting, _ in PARTS.values()},
+        _SOURCES[:1],
+        name_of=_parts_of,
+    ),
+    "captions": Grid(
+        captions, {"model.captions": "positions"}, _SOURCES[:1], name_of=_captioner_of
+    ),
+    "sensitivity": Grid(
+        sensitivity, dict.fromkeys(SENSITIVITY), _SOURCES[:1], name_of=_settings_of
+    ),
+    "baselines": Grid(baselines, {"training.method": "semidavil"}, _SOURCES),
+}
+SEARCH = "search"  # no grid: its cells are chosen on the way, see `sweeps.run.search`
+OBJECTIVES = ("miou", "miou-latency")  # of a search
+ALL = "all"  # every grid, one after the other; what one has finished the next need not run

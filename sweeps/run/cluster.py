@@ -1,0 +1,148 @@
+"""What several machines must have in common to run a sweep, and the check that they do.
+
+The code travels with Ray, see `sweeps.run.connection`. All else is reached by path or by network: the
+tracking server, the folder of checkpoints and logs (`--storage`), data sets, generated data and captions. A
+node that lacks one of them would fail, or quietly train without its checkpoint: it is named before any cell
+starts.
+
+A run belongs to the process of the sweep, wherever it trains. Ray ends its workers on every node when the
+sweep's process is gone.
+"""
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from semidavil.config import Config
+from sweeps.keep.storage import Storage
+from sweeps.run.connection import ClusterError, first_line, living_nodes, shipped
+from sweeps.track.provenance import package_versions
+from sweeps.track.retry import TrackingError, check_server
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every node must reach as the sweep's own machine does.
+
+    Attributes:
+        database: the SQLite file of the tracking store, if it is one.
+        storage: where checkpoints and logs are kept.
+        data_roots, caches: `runtime.data_root` and `runtime.cache_dir` of the cells.
+    """
+
+    tracking_uri: str
+    database: Path | None
+    storage: Storage
+    data_roots: frozenset[str]
+    caches: frozenset[str]
+
+    @classmethod
+    def of(
+        cls, uri: str, database: Path | None, storage: Storage, configs: Sequence[Config]
+    ) -> "Common":
+        setups = [config.runtime for config in configs]
+        roots = frozenset(setup.data_root for setup in setups if setup.data_root)
+        return cls(uri, database, storage, roots, frozenset(setup.cache_dir for setup in setups))
+
+
+def require_common(common: Common, cpus: float, gpus: float) -> None:
+    """Has every node that may get a trial of so many CPUs and GPUs look for what it needs.
+
+    Ray must be connected.
+
+    Raises:
+        ClusterError: a node lacks something, or holds other versions.
+        StorageError: the sweep's own machine cannot write there.
+    """
+    nodes = [node for node in living_nodes() if node.slots(cpus, gpus)]
+    require_server(common, {node.host for node in nodes})
+    # New on a fresh checkout; nodes that share its file system see it as soon as it is there.
+    for folder in map(Path, common.caches):
+        folder.mkdir(parents=True, exist_ok=True)
+    with common.storage.marked() as mark:
+        look = ray.remote(num_cpus=0, max_retries=0)(
+            shipped(partial(lacks, common, mark, package_versions()))
+        )
+        answers = [
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
+            ).remote()
+            for node in nodes
+        ]
+        found = [
+            f"{node.host}: {text}"
+            for node, answer in zip(nodes, answers, strict=True)
+            for text in _result(answer)
+        ]
+    if found:
+        raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(sorted(set(found))))
+
+
+def require_server(common: Common, hosts: set[str]) -> None:
+    """Refuses an SQLite store that other machines are to log into, unless it is in the storage."""
+    others = sorted(hosts - {socket.gethostname()})
+    database = common.database
+    if database is None or not others or database.is_relative_to(common.storage.uri):
+        return
+    raise ClusterError(
+        f"{', '.join(others)} cannot log into {database}, an SQLite file of {socket.gethostname()}: "
+        "run `mlflow server --host 0.0.0.0` and set MLFLOW_TRACKING_URI=http://HOST:5000. (Where all "
+        "machines share a file system that SQLite may lock, put the file into --storage instead.)"
+    )
+
+
+def lacks(common: Common, mark: str, versions: Mapping[str, str]) -> list[str]:
+    """What this machine lacks, in words; empty if it is ready. Runs on every node."""
+    problems = [text] if (text := common.storage.lacks(mark)) else []
+    for root in sorted(common.data_roots):
+        if not Path(root).is_dir():
+            problems.append(f"no data sets in {root} (--data-root)")
+    for cache in sorted(common.caches):
+        if not Path(cache).is_dir():
+            problems.append(
+                f"no folder {cache} for captions and generated data: name one that all machines "
+                "share with --set runtime.cache_dir=DIR"
+            )
+    try:
+        check_server(common.tracking_uri)
+    except TrackingError as error:
+        problems.append(
+            f"{error}. Its name must be the one that other machines know it by, and it must listen "
+            "to them (mlflow server --host 0.0.0.0)"
+        )
+    for package, version in package_versions().items():
+        if _public(version) != _public(versions[package]):
+            problems.append(f"{package} {version} instead of {versions[package]}")
+    return problems
+
+
+def _public(version: str) -> str:
+    """Without the build: a node without GPUs has another build of the same PyTorch."""
+    return version.partition("+")[0]
+
+
+def run_on_cluster(work: Callable[[], T], cpus: float, gpus: float) -> T:
+    """Does `work` once on whichever node has room; the sweep's own machine may have no GPU.
+
+    Raises:
+        whatever `work` raises; ClusterError: its node was lost.
+    """
+    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(shipped(work)).remote())
+
+
+def _result(answer: Any) -> Any:
+    try:
+        return ray.get(answer)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise ClusterError(f"a node of the cluster was lost: {first_line(error)}") from error

@@ -1,0 +1,411 @@
+"""The open cells of a sweep: claimed, handed to workers, and followed to their end.
+
+Ray Tune's loop calls the driver and must never wait: whatever asks the tracking store is done by a
+`StoreThread`, one thing after the other. A cell comes from a `CellSource`, which hears what becomes of it.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.markup import escape
+
+from semidavil.config import Config
+from sweeps.keep.storage import StorageError, file_of
+from sweeps.keep.workspace import LOG
+from sweeps.plan.cells import Cell, FailedCell
+from sweeps.run.events import Done, Event, Failed, Failure, Halted, Lost, Progress, Taken, Task
+from sweeps.run.resources import Resources
+from sweeps.run.store_thread import StoreThread
+from sweeps.show.progress import SweepProgress
+from sweeps.track.lease import SIGN_SECONDS, Claimed, Held, Leases
+from sweeps.track.retry import RunGone, StoreAway, StoreRefused
+from sweeps.track.store import Store
+
+DEATHS = 2  # how often a cell is started again after its worker was killed
+NEXT_LOOK_SECONDS = 0.5  # before a source that has no cell now is asked again
+REFUSED_SECONDS = 5.0  # before the next cell is claimed after the store has refused one
+CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
+
+
+class CellSource(Protocol):
+    """Where a sweep's cells come from: a grid's queue, or an Optuna study.
+
+    `should_stop`, `exhausted` and `total` are asked in Ray Tune's loop and must answer at once; the rest is
+    called in the driver's store thread and may ask the tracking store.
+    """
+
+    @property
+    def total(self) -> int:
+        """Cells that have ended, are open, or are left."""
+
+    def exhausted(self) -> bool:
+        """Whether `next` will give no cell any more."""
+
+    def should_stop(self, cell: Cell, progress: Progress) -> bool:
+        """Whether a running cell, which has told a score, ends here."""
+
+    def next(self) -> Cell | None:
+        """The next cell; None if there is none now."""
+
+    def tags(self, cell: Cell) -> Mapping[str, str]:
+        """What the cell's run is tagged with besides."""
+
+    def finished(self, cell: Cell, done: Done, run_id: str) -> None:
+        """It was trained to its end."""
+
+    def stopped(self, cell: Cell, run_id: str) -> None:
+        """It was ended early."""
+
+    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
+        """It is given up; `diverged` if it would fail again in the same way."""
+
+    def taken(self, cell: Cell) -> None:
+        """Another sweep has it, or somebody has deleted its run."""
+
+
+class QueueSource:
+    """The waiting cells of a grid's plan, in order."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.queue = deque(cells)
+        self.total = len(cells)
+
+    def exhausted(self) -> bool:
+        return not self.queue
+
+    def should_stop(self, cell: Cell, progress: Progress) -> bool:
+        return False
+
+    def next(self) -> Cell | None:
+        return self.queue.popleft() if self.queue else None
+
+    def tags(self, cell: Cell) -> Mapping[str, str]:
+        return {}
+
+    def finished(self, cell: Cell, done: Done, run_id: str) -> None: ...
+    def stopped(self, cell: Cell, run_id: str) -> None: ...
+    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None: ...
+    def taken(self, cell: Cell) -> None:
+        self.total -= 1
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """What all cells of a sweep have in common.
+
+    Attributes:
+        grid: the experiment's name.
+        parent: the run that theirs are shown below; empty if there is none.
+        tags: of their runs: commit, versions, preset.
+        train: the training function as `module:function`.
+        retries: how often a cell that fails is tried again, unless it would fail in the same way.
+    """
+
+    store: Store
+    resources: Resources
+    grid: str
+    experiment_id: str
+    parent: str
+    tags: Mapping[str, str]
+    train: str
+    retries: int
+
+
+@dataclass
+class Outcome:
+    """What became of the cells that ran."""
+
+    finished: int = 0
+    failed: list[FailedCell] = field(default_factory=list)
+    held: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
+    undelivered: list[Task] = field(default_factory=list)  # ended, and the store does not have them
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A cell that another sweep has."""
+
+    cell: Cell
+    reason: str
+
+
+class Driver:
+    """Turns cells into tasks with an open run each, and decides what follows from each event."""
+
+    def __init__(self, source: CellSource, context: SweepContext, progress: SweepProgress) -> None:
+        self.source, self.context, self.progress = source, context, progress
+        self.store = context.store.within(0)  # the store thread does its own waiting
+        self.leases = Leases(self.store)
+        self.thread = StoreThread(self._store_is_away)
+        self.outcome = Outcome()
+        self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
+        self.ready: deque[Task] = deque()  # claimed, and not yet handed out
+        self.again: deque[Cell] = deque()  # to be tried again
+        self.alone: deque[Cell] = deque()  # to be tried by themselves, after all others
+        self.exclusive: set[str] = set()  # by name, as are the next two
+        self.retried: Counter[str] = Counter()
+        self.died: Counter[str] = Counter()
+        self.claiming = False
+        self.asked: Cell | None = None  # taken from the source, and not yet claimed
+        self.next_claim = self.next_sign = 0.0  # monotonic
+        self.stopping: set[str] = set()  # run ids of trials that were told to end early
+
+    # What Ray Tune's loop calls
+
+    def next_task(self) -> Task | None:
+        """A claimed cell, if one is ready; else claims the next one."""
+        self.thread.poll()
+        if self.ready:
+            return self.ready.popleft()
+        if not self.claiming and not self._is_exhausted() and time.monotonic() >= self.next_claim:
+            self.claiming = True
+            self.thread.submit(self._claim_next, self._on_claimed)
+        return None
+
+    def finished(self) -> bool:
+        """No cell is open and none is left; or the store has been away for as long as is waited."""
+        if self.open or self.ready:
+            return False
+        if self.thread.away_for() > self.context.store.patience.seconds:
+            return True
+        return self._is_exhausted() and not self.claiming and self.thread.is_idle()
+
+    def on_start(self, task: Task) -> None:
+        self.progress.start(task.name, task.params)
+
+    def on_step(self) -> None:
+        """Gives signs of life for open runs."""
+        self.thread.poll()
+        if time.monotonic() >= self.next_sign and self.thread.is_idle():
+            self.next_sign = time.monotonic() + SIGN_SECONDS
+            run_ids = [*self.open, *filter(None, [self.context.parent])]
+            self.thread.submit(lambda: self.store.keep_alive(run_ids))
+
+    def on_event(self, task: Task, event: Event) -> bool:
+        """Returns whether the trial is to end now."""
+        if task.run_id not in self.open:
+            return False
+        _, cell = self.open[task.run_id]
+        if isinstance(event, Progress):
+            self.progress.update(task.name, event)
+            return self._stops(task, cell, event)
+        if isinstance(event, Halted) and task.run_id not in self.stopping:
+            return False  # the sweep ends, and closes the run
+        del self.open[task.run_id]
+        match event:
+            case Done():
+                self._on_done(task, cell, event)
+            case Failed():
+                self._on_failed(task, cell, event)
+            case Taken():
+                self._on_taken(task, cell, event.reason, event.gone)
+            case Halted():
+                self._on_stopped(task, cell, event.step)
+            case Lost():
+                self._on_lost(task, cell, event)
+        return False
+
+    def _stops(self, task: Task, cell: Cell, progress: Progress) -> bool:
+        if (
+            progress.score is None
+            or progress.step >= progress.total
+            or task.run_id in self.stopping
+        ):
+            return False
+        if self.source.should_stop(cell, progress):
+            self.stopping.add(task.run_id)
+        return task.run_id in self.stopping
+
+    # Claims
+
+    def _is_exhausted(self) -> bool:
+        return not (self.asked or self.again or self.alone) and self.source.exhausted()
+
+    def _claim_next(self) -> Task | _Left | None:
+        """In the store thread: a task, or a cell that is another sweep's; None without a cell."""
+        if self.asked is None:
+            self.asked = self._next_cell()
+        cell = self.asked
+        if cell is None:
+            return None
+        context, config = self.context, self._placed(cell.config)
+        tags = {
+            **context.tags,
+            **self.source.tags(cell),
+            "benchmark": config.data.benchmark,
+            "grid": context.grid,
+        }
+        held = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
+        self.asked = None
+        if isinstance(held, Held):
+            self.source.taken(cell)
+            return _Left(cell, held.reason)
+        task = self._task(cell, config, held)
+        self.open[task.run_id] = task, cell
+        return task
+
+    def _next_cell(self) -> Cell | None:
+        if self.again:
+            return self.again.popleft()
+        cell = self.source.next()
+        if cell is None and self.alone and not self.open:
+            return self.alone.popleft()
+        return cell
+
+    def _placed(self, config: Config) -> Config:
+        """With this sweep's share of the machine, unless the user has chosen."""
+        resources, runtime = self.context.resources, config.runtime
+        return config.replace(
+            {
+                "runtime.threads": runtime.threads or resources.threads,
+                "runtime.device": resources.device(runtime.device),
+            }
+        )
+
+    def _task(self, cell: Cell, config: Config, claimed: Claimed) -> Task:
+        return Task(
+            name=cell.name,
+            params=config.to_params(),
+            run_id=claimed.run_id,
+            epoch=claimed.epoch,
+            tracking_uri=self.store.uri,
+            workspace=self.store.storage.of(config.key()),
+            logged_step=claimed.logged_step,
+            seconds=claimed.seconds,
+            train=self.context.train,
+            exclusive=cell.name in self.exclusive,
+            gpus=self.context.resources.gpus,
+        )
+
+    def _on_claimed(self, result: Task | _Left | Exception | None) -> None:
+        self.claiming = False
+        if isinstance(result, Task):
+            self.ready.append(result)
+        elif result is None:
+            self.next_claim = time.monotonic() + NEXT_LOOK_SECONDS
+        elif isinstance(result, _Left):
+            self.outcome.held.add(result.cell.config.key())
+            self.progress.leave(result.cell.name, result.reason)
+        elif isinstance(result, StoreRefused | RunGone):
+            cell, self.asked = self.asked, None
+            self.next_claim = time.monotonic() + REFUSED_SECONDS
+            if cell is not None:
+                self._give_up(cell, str(result), "")
+
+    def _store_is_away(self, error: StoreAway) -> None:
+        self.progress.print(f"{escape(str(error))}; no cell begins before it answers")
+
+    # Ends
+
+    def _on_done(self, task: Task, cell: Cell, done: Done) -> None:
+        self.outcome.finished += 1
+        self.progress.end(task.name, summary=done.summary, seconds=done.seconds)
+        self._note_undelivered(task, done.delivered)
+        self.thread.submit(lambda: self.source.finished(cell, done, task.run_id))
+
+    def _note_undelivered(self, task: Task, delivered: bool) -> None:
+        if not delivered:
+            self.outcome.undelivered.append(task)
+            where = escape(task.workspace)
+            self.progress.print(
+                f"{escape(task.name)}: the store does not have all of it; it waits in {where}"
+            )
+
+    def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
+        self._note_undelivered(task, failed.delivered)
+        may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
+        if failed.failure is Failure.MEMORY and self._may_run_alone(task):
+            self._try_alone(cell, failed.reason)
+        elif may_help and self.retried[cell.name] < self.context.retries:
+            self.retried[cell.name] += 1
+            self._try_again(cell, failed.reason)
+        else:
+            self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
+
+    def _on_taken(self, task: Task, cell: Cell, reason: str, gone: bool = False) -> None:
+        if not gone:
+            self.outcome.held.add(cell.config.key())
+        self.progress.leave(task.name, reason)
+        self.thread.submit(lambda: self.source.taken(cell))
+
+    def _on_lost(self, task: Task, cell: Cell, lost: Lost) -> None:
+        """The run is ended before the cell is tried again: it would be our own that is in the way."""
+
+        def close() -> bool:
+            return self.store.close(task.run_id, "FAILED", lost.reason, task.epoch)
+
+        def closed(ours: bool | Exception) -> None:
+            if not ours or isinstance(ours, RunGone):
+                what = "its run had ended, or is another sweep's by now"
+                self._on_taken(task, cell, f"{lost.reason}; {what}", isinstance(ours, RunGone))
+                return
+            self.died[cell.name] += 1
+            if (lost.out_of_memory or self.died[cell.name] > 1) and self._may_run_alone(task):
+                self._try_alone(cell, lost.reason)
+            elif self.died[cell.name] <= DEATHS:
+                self._try_again(cell, lost.reason)
+            else:
+                self._give_up(cell, lost.reason, task.run_id)
+
+        self.progress.pause(task.name)
+        self.thread.submit(close, closed)
+
+    def _may_run_alone(self, task: Task) -> bool:
+        return self.context.resources.packed() and not task.exclusive
+
+    def _try_alone(self, cell: Cell, reason: str) -> None:
+        self.exclusive.add(cell.name)
+        self.alone.append(cell)
+        self.progress.print(
+            f"{escape(cell.name)}: {escape(reason)}; it is tried by itself, after the others"
+        )
+
+    def _try_again(self, cell: Cell, reason: str) -> None:
+        self.again.append(cell)
+        self.progress.print(f"{escape(cell.name)}: {escape(reason)}; it is tried again")
+
+    def _give_up(self, cell: Cell, reason: str, run_id: str, diverged: bool = False) -> None:
+        log = file_of(self.store.storage.of(cell.config.key()), LOG) if run_id else ""
+        self.outcome.failed.append(FailedCell(cell.name, reason, log))
+        self.progress.end(cell.name, error=reason)
+        self.thread.submit(lambda: self.source.failed(cell, reason, run_id, diverged))
+
+    def _on_stopped(self, task: Task, cell: Cell, step: int) -> None:
+        reason = f"stopped early at step {step}: others were better by then"
+
+        def stop() -> None:
+            self.store.close(
+                task.run_id, "KILLED", reason, task.epoch, {"stopped_early": str(step)}
+            )
+            self.source.stopped(cell, task.run_id)
+            with suppress(StorageError):  # a later sweep removes what is left
+                self.store.storage.remove(cell.config.key())
+
+        self.thread.submit(stop)
+        self.outcome.finished += 1
+        self.progress.end(task.name, summary=f"stopped early at step {step}")
+
+    # The end of the sweep
+
+    def close(self, reason: str) -> None:
+        """Ends the runs that are open still. Their workers must be gone."""
+
+        def close_all() -> None:  # in the thread: after a claim that is still under way
+            while self.open:
+                task, _ = next(iter(self.open.values()))
+                with suppress(RunGone, StoreRefused):
+                    self.store.close(task.run_id, "KILLED", reason, task.epoch)
+                del self.open[task.run_id]
+
+        self.thread.submit(close_all)
+        if left := self.thread.close(CLOSING_SECONDS):
+            self.progress.print(f"{escape(str(left))}; the next sweep closes what this one ran")
+
+    @property
+    def away(self) -> StoreAway | None:
+        """Why cells that are left were not begun."""
+        return None if self._is_exhausted() else self.thread.away

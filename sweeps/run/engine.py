@@ -1,0 +1,327 @@
+"""Ray Tune: resources, workers that are used again, events. This, `connection` and `cluster` alone know Ray.
+
+A trial is one task. Tasks are handed over one by one, as slots become free, and trials share worker
+processes: importing PyTorch and CLIP takes longer than a toy cell, so each worker does it once. A trial's
+outcome is the last event of its worker; Tune only learns that it has ended. Tune retries nothing: the death
+of a worker is one `Lost`, and the listener decides.
+"""
+
+import logging
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sweeps.run.connection import ClusterError, first_line, joined_cluster, local_ray, shipped
+from sweeps.run.deaths import cause_of_death, kernel_kills
+from sweeps.run.events import Event, Progress, Task, event_from_json, event_to_json
+from sweeps.run.resources import Resources
+from sweeps.run.signals import StopSignals, stopping_signals
+from sweeps.run.worker import run_task
+from sweeps.start import Stopped
+
+OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers travels
+POLL_SECONDS = 0.1  # between two questions for a task while none runs
+GRACE_SECONDS = 30.0  # for checkpoints after a signal; batch systems give about as much
+ANSWER_SECONDS = 5.0  # for the stop board to answer; a worker that hears nothing trains on
+STOP_BOARD = "semidavil-stop-board"
+TASK, RESOURCES, EVENT = "task", "resources", "event"  # keys of a trial's config, and of a result
+
+
+class Listener(Protocol):
+    """What a sweep does about its tasks. No method may wait, for a store least of all: Tune waits for it."""
+
+    def on_start(self, task: Task) -> None:
+        """A worker has begun the task."""
+
+    def on_event(self, task: Task, event: Event) -> bool:
+        """The task has got on, or ended: nothing more comes of it after any event but `Progress`.
+
+        Returns:
+            whether a running task is to end now. Its worker answers with `Halted`, unless it ends by itself
+            before.
+        """
+        ...
+
+    def on_step(self) -> None:
+        """Called about every `POLL_SECONDS`."""
+
+    def finished(self) -> bool:
+        """Whether there will be no task any more, also none that has to be repeated."""
+        ...
+
+
+@contextmanager
+def started_ray(resources: Resources, train: str) -> Iterator[None]:
+    """Ray, local with just the resources that the trials take, or the cluster at `resources.address`.
+
+    Args:
+        train: the training function as `module:function`; its code goes to the cluster with ours.
+
+    Raises:
+        ClusterError: Ray does not start, or the cluster does not let this process in.
+        Stopped, KeyboardInterrupt: a signal came while it started.
+    """
+    if resources.address:
+        connection = joined_cluster(resources.address, train)
+    else:
+        connection = local_ray(
+            num_cpus=resources.all_cpus,
+            num_gpus=resources.all_gpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    with connection:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it says is told as `Lost`
+        yield
+
+
+def run_tasks(
+    next_task: Callable[[], Task | None], listener: Listener, resources: Resources
+) -> None:
+    """Runs tasks until the listener has finished. Ray must be up.
+
+    After a signal no task begins, and each one that runs is told to stop. Those that have not answered
+    after `GRACE_SECONDS`, or at a second signal, are left to end with Ray.
+
+    Args:
+        next_task: a task, or None when there is none now.
+
+    Raises:
+        Stopped, KeyboardInterrupt: a signal has come.
+        ClusterError: Ray itself has failed.
+    """
+    scratch = tempfile.mkdtemp(prefix="semidavil-tune-")
+    try:
+        with stopping_signals() as signals:
+            trials = _Trials(listener, signals)
+            # A lambda that names nothing of ours: see `shipped`.
+            trainable = tune.with_resources(
+                shipped(_train), lambda config: tune.PlacementGroupFactory([config[RESOURCES]])
+            )
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=_Tasks(next_task, trials, resources),
+                    num_samples=-1,
+                    max_concurrent_trials=resources.concurrency,
+                    reuse_actors=True,
+                    trial_dirname_creator=_trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch, verbose=0, callbacks=[_Callback(trials)]
+                ),
+            ).fit()
+            trials.lose_all()
+            signals.raise_first()
+            if not trials.exhausted:  # Tune itself took a signal, before `StopSignals` took it back
+                raise Stopped(signal.SIGUSR1)
+    except _ListenerError as failed:
+        raise failed.error from None
+    except (TuneError, RayError, ConnectionError) as error:
+        raise ClusterError(f"Ray has failed: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _train(config: dict[str, Any]) -> None:
+    """What a worker does with a trial."""
+    trial_id = tune.get_context().get_trial_id()
+    board = ray.get_actor(STOP_BOARD)
+
+    def tell(event: Event) -> bool:
+        tune.report({EVENT: event_to_json(event)})
+        if not isinstance(event, Progress):
+            return False
+        try:
+            return ray.get(board.is_stopped.remote(trial_id), timeout=ANSWER_SECONDS)
+        except RayError:
+            return False
+
+    run_task(Task.from_json(config[TASK]), tell)
+
+
+class _Trials:
+    """The tasks that Tune has been given and that have not ended, by Tune's ids."""
+
+    def __init__(self, listener: Listener, signals: StopSignals) -> None:
+        self.listener, self.signals = listener, signals
+        self.open: dict[str, Task] = {}
+        self.kills: dict[str, int] = {}  # what `kernel_kills` was when the trial began
+        self.board = _start_board()
+        self.halting = False
+        self.exhausted = False
+
+    def add(self, trial_id: str, task: Task) -> None:
+        self.open[trial_id], self.kills[trial_id] = task, kernel_kills()
+
+    def begin(self, trial_id: str) -> None:
+        if trial_id in self.open:
+            self.listener.on_start(self.open[trial_id])
+
+    def hear(self, trial_id: str, event: Event) -> None:
+        """Passes an event on, unless the task has ended before."""
+        task = self.open.get(trial_id)
+        if task is None:
+            return
+        if not isinstance(event, Progress):
+            del self.open[trial_id]
+        try:
+            end = self.listener.on_event(task, event)
+        except Exception as error:
+            raise _ListenerError(error) from error
+        if end and trial_id in self.open:
+            self.board.stop.remote(trial_id)
+
+    def lose(self, trial_id: str, error: str = "") -> None:
+        killed = kernel_kills() > self.kills[trial_id]
+        self.hear(trial_id, cause_of_death(error, killed))
+
+    def lose_all(self) -> None:
+        for trial_id in list(self.open):
+            self.lose(trial_id)
+
+    def step(self) -> None:
+        """Honours signals, then gives the listener its turn."""
+        if self.signals.first is not None:
+            if self.signals.repeated or time.monotonic() > self.signals.since + GRACE_SECONDS:
+                self.signals.raise_first()
+            if not self.halting:
+                self.halting = True
+                for trial_id in self.open:
+                    self.board.stop.remote(trial_id)
+        self.listener.on_step()
+
+
+class _ListenerError(BaseException):
+    """Carries a listener's error past Tune, which would turn it into an error of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _start_board() -> Any:
+    """A small process on this machine that workers ask whether their trial is to stop.
+
+    Tune could only end their processes: it does not wait for what they still have to write.
+    """
+
+    class StopBoard:  # local, so that it travels by value: see `shipped`
+        def __init__(self) -> None:
+            self.stopped: set[str] = set()
+
+        def stop(self, trial_id: str) -> None:
+            self.stopped.add(trial_id)
+
+        def is_stopped(self, trial_id: str) -> bool:
+            return trial_id in self.stopped
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0)(StopBoard)
+    return board.options(name=STOP_BOARD, get_if_exists=True, scheduling_strategy=here).remote()
+
+
+class _DriverOnly:
+    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Tasks(_DriverOnly, Searcher):
+    """Gives Tune the next task whenever it has a slot free."""
+
+    def __init__(
+        self, next_task: Callable[[], Task | None], trials: _Trials, resources: Resources
+    ) -> None:
+        super().__init__()
+        self.next_task, self.trials, self.resources = next_task, trials, resources
+
+    def suggest(self, trial_id: str) -> Any:
+        while self.trials.signals.first is None and not self.trials.listener.finished():
+            if (task := self.next_task()) is not None:
+                self.trials.add(trial_id, task)
+                cpus, gpus = self.resources.of(task)
+                return {TASK: task.to_json(), RESOURCES: {"CPU": cpus, "GPU": gpus}}
+            if self.trials.open:
+                return None  # Tune asks again within `POLL_SECONDS`
+            # With no trial running, Tune would ask only once a second and give nobody else a turn.
+            self.trials.step()
+            time.sleep(POLL_SECONDS)
+        self.trials.exhausted = True
+        return Searcher.FINISHED
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("repeat the sweep's command instead of restoring it")
+
+
+class _Callback(_DriverOnly, tune.Callback):
+    def __init__(self, trials: _Trials) -> None:
+        self.trials = trials
+        self.began = False
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if not self.began:
+            self.began = True
+            self.trials.signals.install()  # Tune has set a handler of its own
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.trials.begin(_trial_id(trial))
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        self.trials.hear(_trial_id(trial), event_from_json(result[EVENT]))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.trials.lose(_trial_id(trial))  # unless it has said how it ended
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self.trials.lose(_trial_id(trial), _error_of(trial))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.trials.step()
+
+
+# All that is read from Tune's own class of trials.
+
+
+def _trial_id(trial: Trial) -> str:
+    return trial.trial_id
+
+
+def _error_of(trial: Trial) -> str:
+    """What Ray says about a trial that has failed."""
+    return Path(trial.error_file).read_text() if trial.error_file else ""

@@ -1,0 +1,109 @@
+"""One thread that asks the tracking store, so that Ray Tune's loop never waits for it."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.track.retry import RunGone, StoreAway, StoreRefused
+
+AGAIN_SECONDS = 5.0  # before a store that is away is asked again
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[[], Any]
+    then: Callable[[Any], None] | None
+
+
+class StoreThread:
+    """Makes calls one after the other, in order, each until the store has answered it.
+
+    Args:
+        on_away: told once, by `poll`, when the store goes away.
+    """
+
+    def __init__(self, on_away: Callable[[StoreAway], None]) -> None:
+        self.away: StoreAway | None = None
+        self._on_away = on_away
+        self._away_since = 0.0
+        self._calls: queue.Queue[_Call | None] = queue.Queue()
+        self._results: queue.SimpleQueue[tuple[_Call | None, Any]] = queue.SimpleQueue()
+        self._pending = 0  # submitted, and their results not yet taken by `poll`
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="store", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, function: Callable[[], Any], then: Callable[[Any], None] | None = None
+    ) -> None:
+        """Queues a call that bears repetition.
+
+        Args:
+            then: gets its result, or the `StoreRefused` or `RunGone` that it raised, in `poll`.
+        """
+        self._pending += 1
+        self._calls.put(_Call(function, then))
+
+    def poll(self) -> None:
+        """Hands results over, in the caller's thread.
+
+        Raises:
+            whatever a call raised that no store explains: a fault of this program.
+        """
+        while True:
+            try:
+                call, result = self._results.get_nowait()
+            except queue.Empty:
+                return
+            if call is None:
+                self._on_away(result)
+                continue
+            self._pending -= 1
+            if isinstance(result, Exception) and not isinstance(result, StoreRefused | RunGone):
+                raise result
+            if call.then is not None:
+                call.then(result)
+
+    def is_idle(self) -> bool:
+        """Every call has come back."""
+        return self._pending == 0
+
+    def away_for(self) -> float:
+        """Seconds since the store was last heard of; 0 while it answers."""
+        return time.monotonic() - self._away_since if self.away else 0.0
+
+    def close(self, seconds: float) -> StoreAway | None:
+        """Makes the calls that are queued and ends the thread, all within `seconds`.
+
+        Returns:
+            Why some of them could not be made.
+        """
+        self._ending.set()
+        self._calls.put(None)
+        self._thread.join(seconds)
+        self.poll()
+        return self.away if self._pending else None
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._results.put((call, self._answer(call)))
+
+    def _answer(self, call: _Call) -> Any:
+        while True:
+            try:
+                answer = call.function()
+            except StoreAway as error:
+                if self.away is None:
+                    self._away_since = time.monotonic()
+                    self._results.put((None, error))
+                self.away = error
+                time.sleep(0.25 if self._ending.is_set() else AGAIN_SECONDS)
+            except Exception as error:  # `poll` raises it, unless the store explains it
+                self.away = None
+                return error
+            else:
+                self.away = None
+                return answer

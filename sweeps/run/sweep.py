@@ -1,0 +1,294 @@
+"""A sweep from its start to its end: tidy up, prepare data, start Ray, run what waits, say what is left."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+
+from semidavil.config import Config
+from sweeps.plan.cells import Cell, FailedCell, Plan, make_plan
+from sweeps.plan.pace import Kind, Pace, kind_of
+from sweeps.plan.spec import Job
+from sweeps.run.cluster import Common, require_common, run_on_cluster
+from sweeps.run.driver import CellSource, Driver, Outcome, QueueSource, SweepContext
+from sweeps.run.engine import run_tasks, started_ray
+from sweeps.run.preparation import Preparation, preparation_of, preparations
+from sweeps.run.resources import Resources
+from sweeps.show.overview import Overview, open_overview, write_overview
+from sweeps.show.progress import SweepProgress
+from sweeps.track.deliver import advice, deliver_all
+from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.retry import RunGone, StoreAway, TrackingError
+from sweeps.track.store import Store
+
+CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
+ROUNDS_IN_VAIN = 3  # in which others had all cells that looked free
+LOOK_SECONDS = 10.0  # between two looks at cells that others train, with --wait
+
+Work = Sequence[
+    tuple[Kind, float]
+]  # of each cell that waits: what runs are like it, the share that is left
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a command wants its cells run.
+
+    Attributes:
+        tags: of all runs: commit, versions, preset.
+        train: the training function as `module:function`.
+        retries: how often a cell that fails is tried again, unless it would fail in the same way.
+        retry_diverged: cells whose loss became infinite are run again.
+        wait: stay until cells that other sweeps train are done, and take over what these leave.
+    """
+
+    tags: Mapping[str, str]
+    train: str
+    retries: int = 1
+    retry_diverged: bool = False
+    wait: bool = False
+
+
+@dataclass
+class SweepResult:
+    """What is not done, and why.
+
+    Attributes:
+        failed: cells that were given up, or could not be prepared.
+        undelivered: runs that ended, and that the store does not have.
+        elsewhere: cells that other sweeps are at.
+        plans: of each job, as things are at the end, by its name.
+    """
+
+    failed: list[FailedCell] = field(default_factory=list)
+    undelivered: int = 0
+    elsewhere: int = 0
+    plans: dict[str, Plan] = field(default_factory=dict)
+
+
+@dataclass
+class Sweep:
+    """The cells of some jobs, run on one start of Ray.
+
+    Raises (from its methods):
+        ClusterError: a machine of the cluster lacks something; no cell has started.
+        StorageError: runs cannot be kept where the store keeps them; no cell has started.
+        StoreAway: the store was away for too long; the message says what is kept.
+        Stopped, KeyboardInterrupt: runs that were not finished are KILLED, their checkpoints kept.
+    """
+
+    store: Store
+    resources: Resources
+    console: Console
+    options: SweepOptions
+    result: SweepResult = field(default_factory=SweepResult)
+    _unprepared: dict[Preparation, str] = field(default_factory=dict)  # with the reason
+    _attempted: set[str] = field(default_factory=set)  # keys
+
+    def run_jobs(self, jobs: Sequence[Job]) -> SweepResult:
+        """Runs what waits, and what becomes free meanwhile, job by job."""
+        runs = self.store.runs()
+        plans = [
+            make_plan(job.name, job.grid, job.configs, runs, self.options.retry_diverged)
+            for job in jobs
+        ]
+        waiting = [cell.config for plan in plans for cell in plan.waiting]
+        with self._ready(waiting, self.options.wait):
+            for job in jobs:
+                self._run_job(job)
+        return self.result
+
+    def run_source(
+        self, source: CellSource, overview: Overview, configs: Sequence[Config]
+    ) -> Outcome:
+        """Runs the cells of a source, such as a search, below its overview.
+
+        Args:
+            configs: what is prepared before the first cell.
+        """
+        with self._ready(configs):
+            outcome = self._drive(
+                source, overview, [(kind_of(c.to_params()), 1.0) for c in configs]
+            )
+        self.result.failed += outcome.failed
+        return outcome
+
+    @contextmanager
+    def _ready(self, configs: Sequence[Config], wait: bool = False) -> Iterator[None]:
+        """Data and captions are prepared and Ray is up, unless nothing is to be run."""
+        if not configs and not wait:
+            yield
+            return
+        self.store.storage.require()
+        local = not self.resources.address
+        if local:
+            self._prepare(configs)
+        if local and not self._runnable(configs) and not wait:
+            yield
+            return
+        with started_ray(self.resources, self.options.train):
+            if not local:
+                common = Common.of(self.store.uri, self.store.database, self.store.storage, configs)
+                require_common(common, self.resources.cpus, self.resources.gpus)
+                self.console.print("the cluster is ready; preparing data and captions on it")
+                self._prepare(configs)
+            yield
+
+    def _prepare(self, configs: Sequence[Config]) -> None:
+        """What cannot be prepared costs its own cells, and no others."""
+        for kind, prepare in preparations(configs, self.options.train).items():
+            try:
+                if self.resources.address:
+                    run_on_cluster(prepare, self.resources.cpus, self.resources.gpus)
+                else:
+                    prepare()
+            except Exception as error:
+                if not kind.explains(error):
+                    raise
+                self._unprepared[kind] = str(error)
+                self.console.print(
+                    f"[red]left out:[/] {escape(str(error))}", soft_wrap=True, highlight=False
+                )
+
+    def _runnable(self, configs: Sequence[Config]) -> list[Config]:
+        return [config for config in configs if preparation_of(config) not in self._unprepared]
+
+    def _run_job(self, job: Job) -> None:
+        """Rounds of what waits, until nothing does that this command may take."""
+        overview: Overview | None = None
+        in_vain = 0
+        try:
+            while True:
+                plan = self._plan(job)
+                cells = [cell for cell in plan.waiting if self._may_run(cell)]
+                if cells and in_vain < ROUNDS_IN_VAIN:
+                    overview = overview or self._open_overview(job, plan)
+                    outcome = self._drive(QueueSource(cells), overview, _work(cells))
+                    self._attempted |= {cell.config.key() for cell in cells} - outcome.held
+                    self.result.failed += outcome.failed
+                    # A claim of another sweep may not show in the plan yet.
+                    in_vain = in_vain + 1 if len(outcome.held) == len(cells) else 0
+                    time.sleep(in_vain)
+                elif plan.elsewhere and self.options.wait:
+                    self._say_once(
+                        f"waiting for {len(plan.elsewhere)} cells that other sweeps train"
+                    )
+                    time.sleep(LOOK_SECONDS)
+                else:
+                    break
+        except BaseException:
+            if overview is not None:
+                with suppress(TrackingError):
+                    self._write_overview(job, overview, self.store.within(CLOSING_SECONDS))
+            raise
+        if foreign := plan.foreign():
+            overview = overview or self._open_overview(job, plan)
+        for run in foreign:
+            self.store.add_to_grid(run, job.name)
+        if overview is not None:
+            self._write_overview(job, overview, self.store)
+        self.result.plans[job.name] = plan
+        self.result.elsewhere += len(plan.elsewhere) + len(cells)
+
+    def _plan(self, job: Job) -> Plan:
+        return make_plan(
+            job.name, job.grid, job.configs, self.store.runs(), self.options.retry_diverged
+        )
+
+    def _may_run(self, cell: Cell) -> bool:
+        key = cell.config.key()
+        if key in self._attempted:
+            return False
+        reason = self._unprepared.get(preparation_of(cell.config))
+        if reason is not None:
+            self._attempted.add(key)
+            self.result.failed.append(FailedCell(cell.name, reason))
+        return reason is None
+
+    def _open_overview(self, job: Job, plan: Plan) -> Overview:
+        overview = open_overview(self.store, job.spec, plan.grid.about, self.resources.concurrency)
+        self._write_overview(job, overview, self.store)
+        return overview
+
+    def _write_overview(self, job: Job, overview: Overview, store: Store) -> None:
+        if not job.spec.study:  # a search writes its own
+            write_overview(store, overview, store.runs())
+
+    def _say_once(self, text: str) -> None:
+        if text != getattr(self, "_said", ""):
+            self._said = text
+            self.console.print(text)
+
+    def _drive(self, source: CellSource, overview: Overview, to_come: Work) -> Outcome:
+        store, options = self.store, self.options
+        context = SweepContext(
+            store, self.resources, overview.spec.grid, store.experiment_id(overview.spec.grid),
+            overview.run_id, options.tags, options.train, options.retries,
+        )  # fmt: skip
+        pace = Pace(store.runs())
+        progress = SweepProgress(self.console, source, to_come, self.resources.concurrency, pace)
+        driver = Driver(source, context, progress)
+        try:
+            with progress:
+                run_tasks(driver.next_task, driver, self.resources)
+        finally:
+            driver.close("the sweep was stopped")
+        self._settle(driver)
+        return driver.outcome
+
+    def _settle(self, driver: Driver) -> None:
+        """Delivers what workers could not.
+
+        Raises:
+            StoreAway: the store is away still, or cells were not begun because it was.
+        """
+        patient, waiting = self.store.within(CLOSING_SECONDS), driver.outcome.undelivered
+        try:
+            if waiting:
+                deliver_all(patient, self._show)
+                for (
+                    task
+                ) in waiting:  # what is refused still: its run must not look as if it went on
+                    if patient.close(
+                        task.run_id, "KILLED", "its results wait to be delivered", task.epoch
+                    ):
+                        self.result.undelivered += 1
+            if driver.away:
+                raise driver.away
+        except StoreAway as error:
+            raise StoreAway(f"{error}. {advice(self.store)}") from None
+
+    def _show(self, text: str) -> None:
+        self.console.print(escape(text), soft_wrap=True, highlight=False)
+
+
+def _work(cells: Sequence[Cell]) -> Work:
+    return [(kind_of(cell.config.to_params()), cell.left) for cell in cells]
+
+
+def tidy(store: Store, console: Console) -> None:
+    """Ends what earlier sweeps have left unended, and removes what nobody needs any more."""
+    count = deliver_all(store, lambda text: console.print(escape(text), soft_wrap=True))
+    if count:
+        console.print(f"delivered {count} runs that had ended while the tracking store was away")
+    runs, now, closed = store.runs(), time.time(), 0
+    for run in runs:
+        if lease_state(run, now) is LeaseState.EXPIRED:
+            with suppress(RunGone):
+                closed += store.close(
+                    run.run_id, "KILLED", "its process ended without a word", run.epoch
+                )
+    if closed:
+        console.print(f"closed {closed} runs that a stopped sweep had left open")
+    done = {run.key for run in runs if run.status == "FINISHED"}
+    ended = done | {run.key for run in runs if run.stopped_early}
+    held = {run.key for run in runs if lease_state(run, now) is LeaseState.HELD}
+    for key in (ended - held) & store.storage.keys():
+        store.storage.remove(key)
+    for run in runs:  # what an attempt has left that nobody needs to continue
+        if run.key in done - held and run.status != "FINISHED":
+            with suppress(RunGone):
+                store.delete(run.run_id)

@@ -1,0 +1,283 @@
+"""One cell in a worker process: fetched, trained, logged, and ended with one event."""
+
+import gc
+import json
+import math
+import os
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.disk import DiskFull, on_disk
+from sweeps.keep.storage import workspace as open_workspace
+from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
+from sweeps.run.events import (
+    SAVING,
+    STARTING,
+    TRAIN,
+    TRAINING,
+    Done,
+    Event,
+    Failed,
+    Failure,
+    Halted,
+    Progress,
+    Taken,
+    Task,
+)
+from sweeps.run.train_log import train_log
+from sweeps.track.credentials import redact
+from sweeps.track.outbox import Ending, LeaseLost, Outbox
+from sweeps.track.provenance import device_name
+from sweeps.track.retry import RunGone, TrackingError
+from sweeps.track.store import Store
+
+TELL_SECONDS = 1.0  # between two reports of progress without a score, of which each costs some 8 ms
+INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError", "DeviceError", "DiskFull")
+
+Tell = Callable[[Event], bool]  # to the sweep; returns whether the training is to stop here
+
+
+class DeviceError(RuntimeError):
+    """The GPU that the trial was promised is not there."""
+
+
+def run_task(task: Task, tell: Tell) -> None:
+    """Trains a task's Config and leaves its run FINISHED, FAILED, or RUNNING for whoever goes on with it.
+
+    `tell` gets `Progress` events and then one of `Done`, `Failed`, `Taken` and `Halted`. An error of the
+    training is this cell's outcome, not the worker's: the process stays fit for the next cell. When the
+    process itself dies, whoever runs it again with the same task continues. The store's troubles end no
+    training: what the store does not have stays in the run's folder, for `sweeps.track.deliver`.
+    """
+    attempt = _Attempt(task, tell)
+    try:
+        event = attempt.run()
+    finally:
+        _free_memory()
+    attempt.tell(event)
+
+
+class _Attempt:
+    """One attempt to train a task."""
+
+    def __init__(self, task: Task, tell: Tell) -> None:
+        self.task, self.tell = task, tell
+        self.config = Config.from_params(task.params)
+        self.benchmark = BENCHMARKS[self.config.data.benchmark]
+        self.workspace = open_workspace(task.workspace)
+        self.folder = self.workspace.folder
+        self.step = 0
+        self.halting = False
+        self.next_tell = 0.0
+
+    def run(self) -> Event:
+        task = self.task
+        try:
+            self.workspace.fetch(task.epoch, task.run_id)
+            unfetched = None
+        except (StorageError, DiskFull) as error:
+            unfetched = error  # raised below, where there is a log
+        with train_log(self.folder / LOG) as self.log:
+            self.log(f"{task.name}, MLflow run {task.run_id}")
+            store = Store(self.folder, task.tracking_uri)
+            self.outbox = Outbox(
+                store, task.run_id, task.epoch, self.folder, task.logged_step, task.seconds,
+                behind=self.workspace.travels,
+            )  # fmt: skip
+            try:
+                if unfetched is not None:
+                    raise unfetched
+                return self._train()
+            except (LeaseLost, RunGone) as taken:
+                return self._leave(taken)
+            except Exception as error:
+                return self._halt() if self._is_halt(error) else self._fail(error)
+
+    def _train(self) -> Done:
+        ending = Ending.read(self.folder)
+        if ending is not None and ending.status == "FINISHED":  # trained, but the store was away
+            return self._done(ending.values, self.outbox.delivered())
+        self._tell(Progress(0, 0, STARTING))
+        _, train = load_training(self.task.train)
+        _prepare_process()
+        if self.task.train == TRAIN:  # another training chooses its device by itself
+            require_device(self.task, self.config)
+        # They go out with the first metrics.
+        self.outbox.tags |= {
+            "device": device_name(), "worker_host": socket.gethostname(), "worker_pid": str(os.getpid())
+        }  # fmt: skip
+        with self.workspace.pushing(self.log):
+            result = train(self.config, report=self._report, checkpoint_dir=self.folder)
+        self.tell(Progress(result.steps, result.steps, SAVING))
+        self.outbox.tags["data"] = result.data  # goes out with the ending
+        values = {f"final/{name}": value for name, value in result.metrics.items()}
+        values |= {"final/seconds": self.outbox.seconds, "final/steps": result.steps}
+        if not math.isnan(result.latency_ms):
+            values["final/latency_ms"] = result.latency_ms
+        artifacts = self.folder / ARTIFACTS
+        with on_disk(self.folder):
+            collect_artifacts(artifacts, self.config, result, self.folder)
+        return self._done(values, self.outbox.finish(values, artifacts))
+
+    def _done(self, values: Mapping[str, float], delivered: bool) -> Done:
+        if delivered and Ending.read(self.folder) is None:
+            self._keep(self.workspace.remove)  # all of it is an artifact now
+        else:
+            self._keep(self.workspace.push)
+        score = values[f"final/{self.benchmark.metric}"]
+        return Done(
+            score=score,
+            latency_ms=values.get("final/latency_ms", math.nan),
+            seconds=values["final/seconds"],
+            delivered=delivered,
+            summary=f"{self.benchmark.score} {score:.2f}",
+        )
+
+    def _report(self, report: Any) -> None:
+        """What training calls after each step, with or without metrics."""
+        self.step = report.step
+        if report.metrics:
+            self.outbox.metrics(report.step, report.metrics)
+            self.log(_line(report.step, report.total_steps, report.metrics))
+        score = report.metrics.get(f"val/{self.benchmark.metric}")
+        loss = report.metrics.get("train/loss")
+        if score is not None or time.monotonic() >= self.next_tell:
+            self._tell(Progress(report.step, report.total_steps, TRAINING, score, loss))
+            self.next_tell = time.monotonic() + TELL_SECONDS
+
+    def _tell(self, progress: Progress) -> None:
+        """Reports progress, and stops here if the answer says so, or if Tune ends the trial."""
+        try:
+            self.halting = self.tell(progress)
+        except SystemExit:
+            self.halting, self.tell = True, _tell_nobody
+        if self.halting:
+            from semidavil.checkpoint import StopTraining  # imports PyTorch
+
+            raise StopTraining(f"stopped at step {progress.step}")
+
+    def _is_halt(self, error: Exception) -> bool:
+        """Whether the training has stopped as it was asked to, and not for want of room on the disk."""
+        return self.halting and type(error).__name__ == "StopTraining"
+
+    def _halt(self) -> Halted:
+        self.log(f"stopped after step {self.step}, to go on from there")
+        self.outbox.close()
+        self._keep(self.workspace.push)
+        return Halted(self.step)
+
+    def _leave(self, taken: LeaseLost | RunGone) -> Taken:
+        """Leaves the run to whoever has it, and its folder as it is."""
+        self.log(str(taken))
+        return Taken(str(taken), gone=isinstance(taken, RunGone))
+
+    def _fail(self, error: Exception) -> Failed | Taken:
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+        reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
+        self.log(f"failed: {reason}")
+        may_help = failure is not Failure.DIVERGED
+        try:
+            delivered = self.outbox.fail(reason, may_help, [self.folder / LOG])
+        except (LeaseLost, RunGone) as taken:
+            return self._leave(taken)
+        except (TrackingError, OSError) as unreadable:  # the ending in the folder
+            self.log(str(unreadable))
+            delivered = False
+        self._keep(self.workspace.push)
+        return Failed(reason, failure, delivered)
+
+    def _keep(self, change: Callable[[], None]) -> None:
+        """Keeps what a run leaves for its next attempt or its delivery, or forgets it."""
+        try:
+            change()
+        except (StorageError, DiskFull) as error:
+            self.log(f"{error}; what this run leaves stays in {self.folder}")
+
+
+def _tell_nobody(event: Event) -> bool:
+    return False
+
+
+def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The training function of `module:function`, and its module, which has `prepare` beside it."""
+    module_name, _, name = train.partition(":")
+    module = import_module(module_name)
+    return module, getattr(module, name)
+
+
+def require_device(task: Task, config: Config) -> None:
+    """Refuses to train for weeks on a CPU what was promised a GPU.
+
+    Raises:
+        DeviceError: PyTorch sees no GPU.
+    """
+    import torch
+
+    wanted = task.gpus > 0 and config.runtime.device.startswith(("auto", "cuda"))
+    if not wanted or torch.cuda.is_available():
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    raise DeviceError(
+        f"this run was promised {task.gpus:g} GPUs of {socket.gethostname()}, where PyTorch "
+        f"{torch.__version__} sees none (CUDA_VISIBLE_DEVICES is {visible}): look at nvidia-smi and install "
+        "a PyTorch for its CUDA version, or train on the CPU with --gpus-per-trial 0"
+    )
+
+
+def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -> None:
+    """Everything worth keeping of a finished run, in one folder."""
+    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed here
+    target.mkdir()
+    params = config.to_params()
+    (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
+    for path in (*result.artifacts.values(), folder / LOG):
+        shutil.copyfile(path, target / Path(path).name)
+
+
+def failure_of(error: Exception) -> Failure:
+    """Judged by the error's name, so that no training code is imported."""
+    name = type(error).__name__
+    if name == "NonFiniteLossError":
+        return Failure.DIVERGED
+    if name in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error).lower():
+        return Failure.MEMORY
+    return Failure.INPUT if name in INPUT_ERRORS else Failure.OTHER
+
+
+def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:
+    shown = {n: value for n, value in metrics.items() if "/iou/" not in n and "/pseudo/" not in n}
+    return f"step {step}/{total} " + " ".join(f"{name}={v:.5g}" for name, v in shown.items())
+
+
+@cache
+def _prepare_process() -> None:
+    """Once in a worker's process, when the training's code has been imported and no training has begun."""
+    if "torch" in sys.modules:
+        from semidavil.runtime import bound_memory
+
+        bound_memory()
+    # Looking at all that was imported after each run takes a third of a second.
+    gc.freeze()
+
+
+def _free_memory() -> None:
+    """The worker lives on: what this trial held must not count against the next."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is None:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    from semidavil.runtime import trim_memory
+
+    trim_memory()

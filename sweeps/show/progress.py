@@ -1,0 +1,191 @@
+"""What a sweep shows while it runs: bars on a terminal, one line per finished cell elsewhere."""
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from sweeps.plan.pace import Kind, Pace, kind_of, time_left
+from sweeps.run.events import Progress
+from sweeps.show.tables import duration
+
+REFRESH_SECONDS = 1.0  # between two estimates of the time left
+SOON_SECONDS = 60.0  # an end as near as this needs no time of the clock
+DAY = timedelta(days=1)
+
+
+class Counted(Protocol):
+    """Knows how many cells a sweep has in all: those that have ended, that run and that will.
+
+    Cells that are left to other sweeps do not count, and it may change while a sweep runs.
+    """
+
+    @property
+    def total(self) -> int: ...
+
+
+@dataclass
+class _Running:
+    """A cell that runs.
+
+    Attributes:
+        bar: its line on the terminal.
+        share: of its steps that are done; `first_share`: when this sweep first heard of it.
+        since: when that was, in seconds of the monotonic clock; None before.
+    """
+
+    kind: Kind
+    bar: TaskID
+    share: float = 0.0
+    first_share: float = 0.0
+    since: float | None = None
+
+
+@dataclass
+class SweepProgress:
+    """Done of total, each running cell's steps and phase, failures, time left, time of the end.
+
+    Args:
+        source: of the cells; it knows how many there are.
+        to_come: kind and share left of each cell that waits when the sweep begins; of a search, whose
+            cells are not known yet, those of one that is like them.
+        pace: what earlier runs took; learns what this sweep's runs take.
+    """
+
+    console: Console
+    source: Counted
+    to_come: Sequence[tuple[Kind, float]]
+    concurrency: int
+    pace: Pace
+    done: int = 0
+    failed: int = 0
+    _running: dict[str, _Running] = field(default_factory=dict)  # by name
+    _estimated: float = -math.inf  # when, on the monotonic clock
+
+    def __post_init__(self) -> None:
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.whole = self.bars.add_task("[bold]all cells", total=self.source.total, note="")
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def start(self, name: str, params: Mapping[str, str]) -> None:
+        """A cell, whose Config has these flat params, has a worker."""
+        self.pause(name)
+        steps = int(params.get("training.steps", "0")) or None
+        bar = self.bars.add_task(escape(name), total=steps, note="starting")
+        self._running[name] = _Running(kind_of(params), bar)
+
+    def update(self, name: str, event: Progress) -> None:
+        """A running cell tells where it is."""
+        cell = self._running.get(name)
+        if cell is None:
+            return
+        if event.total:
+            now, cell.share = time.monotonic(), event.step / event.total
+            if cell.since is None:
+                cell.since, cell.first_share = now, cell.share
+            self.pace.running(cell.kind, name, cell.share - cell.first_share, now - cell.since)
+        notes = [] if event.phase == "training" else [event.phase]
+        if event.loss is not None:
+            notes.append(f"loss {event.loss:.3f}")
+        self.bars.update(
+            cell.bar, completed=event.step, total=event.total or None, note=escape(", ".join(notes))
+        )
+        if time.monotonic() - self._estimated > REFRESH_SECONDS:
+            self._refresh()
+
+    def end(
+        self, name: str, *, summary: str = "", seconds: float | None = None, error: str = ""
+    ) -> None:
+        """A cell is done, or is given up if there is an `error`.
+
+        Args:
+            summary: its score with its name, such as "mIoU 34.20".
+            seconds: that its training took; None where that says nothing about the others.
+        """
+        cell = self.pause(name)
+        if error:
+            self.failed += 1
+            outcome = f"[red]failed:[/] {escape(error.splitlines()[0])}"
+        else:
+            self.done += 1
+            outcome = escape(summary)
+        if seconds is not None and not error:
+            outcome += f"  {duration(seconds)}"
+            if cell is not None:
+                self.pace.finished(cell.kind, seconds)
+        ended, total = self.done + self.failed, self.source.total
+        left = f"  ({duration(self.seconds_left())} left)" if ended < total else ""
+        self.print(f"{ended:{len(str(total))}}/{total}  {escape(name)}  {outcome}{left}")
+        self._refresh()
+
+    def leave(self, name: str, reason: str) -> None:
+        """A cell is another sweep's, or nobody's any more."""
+        self.pause(name)
+        self.print(f"{escape(name)}: {escape(reason)}")
+        self._refresh()
+
+    def pause(self, name: str) -> _Running | None:
+        """A cell runs no more, if it did; it may start again."""
+        cell = self._running.pop(name, None)
+        if cell is not None:
+            self.bars.remove_task(cell.bar)
+        return cell
+
+    def print(self, text: str) -> None:
+        """A line above the bars, with rich's markup."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def seconds_left(self) -> float:
+        """Until all cells have ended; NaN while nothing like them has run."""
+        waiting = self.source.total - self.done - self.failed - len(self._running)
+        cells = [(self.pace.seconds(one.kind), 1 - one.share) for one in self._running.values()]
+        if self.to_come and waiting > 0:
+            known = [s for kind, _ in self.to_come if not math.isnan(s := self.pace.seconds(kind))]
+            seconds = statistics.fmean(known) if known else math.nan
+            left = statistics.fmean(left for _, left in self.to_come)
+            cells += [(seconds, left)] * waiting
+        return time_left(cells, self.concurrency)
+
+    def _refresh(self) -> None:
+        self._estimated = time.monotonic()
+        seconds = self.seconds_left()
+        note = f"{duration(seconds)} left{clock_time(seconds, datetime.now())}"
+        note += f", [red]{self.failed} failed" if self.failed else ""
+        ended = self.done + self.failed
+        self.bars.update(self.whole, completed=ended, total=self.source.total, note=note)
+
+
+def clock_time(seconds: float, now: datetime) -> str:
+    """`, until 14:05`, or `, until Fri 27 Nov 14:05` if that is not within a day; else empty."""
+    if math.isnan(seconds) or seconds < SOON_SECONDS:
+        return ""
+    end = now + timedelta(seconds=seconds)
+    return f", until {end:%H:%M}" if end - now < DAY else f", until {end:%a %d %b %H:%M}"

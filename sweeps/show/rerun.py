@@ -1,0 +1,130 @@
+"""Trains a tracked run again from what MLflow knows of it, and compares the numbers.
+
+Nothing is tracked: the run stays the one of its Config.
+"""
+
+import shlex
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from semidavil.config import Config
+from semidavil.data.benchmarks import BENCHMARKS
+from sweeps.run.worker import load_training
+from sweeps.track.credentials import redact
+from sweeps.track.provenance import code_tags, device_name
+from sweeps.track.retry import TrackingError
+from sweeps.track.runs import TrackedRun
+from sweeps.track.store import Store
+
+TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no difference at all
+
+
+def rerun(
+    store: Store, run_id: str, changes: Mapping[str, str], root: Path, console: Console, train: str
+) -> bool:
+    """Prints recorded and new numbers; returns whether the score is the same.
+
+    Args:
+        run_id: of a finished run, or its first letters.
+        changes: settings of `runtime`, such as where data are on this machine.
+        root: the checkout, whose code runs.
+        train: the training function as `module:function`.
+
+    Raises:
+        TrackingError: no such run, or it has not finished.
+    """
+    run = find(store, run_id)
+    # The run's own device, or its number of a GPU, need not exist on this machine.
+    config = Config.from_params(run.params).replace({"runtime.device": "auto", **changes})
+    if config.key() != run.key:
+        raise TrackingError(
+            f"run {run.run_id} was made by a version whose results are not comparable: check out "
+            f"its commit, {run.tags.get('commit', 'unknown')}"
+        )
+    module, train_function = load_training(train)
+    now = {**code_tags(root), "device": device_name()}
+    for text in environment_differences(run, now):
+        console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    if command := code_command(run, now):
+        console.print(f"the code of the run: {escape(command)}", highlight=False, soft_wrap=True)
+    module.prepare(config)
+    with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
+        bar = bars.add_task(escape(run.name), total=config.training.steps)
+        result = train_function(
+            config,
+            report=lambda r: bars.update(bar, completed=r.step, total=r.total_steps),
+            checkpoint_dir=Path(folder),
+        )
+    recorded = run.tags.get("data", result.data)
+    if recorded != result.data:
+        console.print(f"[yellow]not as then:[/] data {escape(recorded)} -> {result.data}")
+    return compare(run, config, result.metrics, console)
+
+
+def find(store: Store, run_id: str) -> TrackedRun:
+    """The finished run whose id begins so."""
+    found = [run for run in store.runs() if run.run_id.startswith(run_id)]
+    if len(found) != 1:
+        which = "several runs" if found else "no run"
+        raise TrackingError(
+            f"{which} in {redact(store.uri)} with an id that begins with {run_id!r}"
+        )
+    if found[0].status != "FINISHED":
+        raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
+    return found[0]
+
+
+def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str]:
+    """`version.torch 2.13 -> 2.14` for each tag of code and packages that is not as it was."""
+    return [
+        f"{name} {run.tags[name]} -> {value}"
+        for name, value in now.items()
+        if name in run.tags and run.tags[name] != value
+    ]
+
+
+def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
+    """What brings back the code of a run, as far as it is known; empty where it is the present one."""
+    commit = run.tags.get("commit", "unknown")
+    # Runs from before `changes` were recorded have `dirty` alone.
+    before = "none" if run.tags.get("dirty") == "false" else "unknown"
+    changes = run.tags.get("changes", before)
+    if commit == "unknown" or (commit, changes) == (now["commit"], now["changes"]):
+        return ""
+    command = f"git stash --include-untracked && git checkout {commit}"
+    if changes == "none":
+        return command
+    if changes == "unknown":
+        return f"{command}  # its uncommitted changes, if it had any, were not kept"
+    file = f"--run-id {run.run_id} --artifact-path {shlex.quote(changes)}"
+    return f'{command} && git apply "$(mlflow artifacts download {file} | tail -n 1)"'
+
+
+def compare(
+    run: TrackedRun, config: Config, metrics: Mapping[str, float], console: Console
+) -> bool:
+    """Prints recorded against new metrics, the score first; returns whether the score is the same."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    recorded = {
+        name: run.metrics[f"final/{name}"] for name in metrics if f"final/{name}" in run.metrics
+    }
+    table = Table("metric", "recorded", "now", title=escape(run.name), title_justify="left")
+    for name in sorted(recorded, key=lambda name: (name != benchmark.metric, name)):
+        table.add_row(name, f"{recorded[name]:.4f}", f"{metrics[name]:.4f}")
+    console.print(table)
+    difference = metrics[benchmark.metric] - run.score
+    if abs(difference) <= TOLERANCE:
+        console.print(f"{benchmark.score} is reproduced")
+        return True
+    console.print(
+        f"[red]{benchmark.score} is not reproduced:[/] {difference:+.4f}. Another processor or GPU, "
+        "other versions or other data change results slightly; the same machine and commit do not.",
+        soft_wrap=True,
+    )
+    return False

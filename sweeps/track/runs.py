@@ -1,0 +1,124 @@
+"""A run as the tracking store knows it."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mlflow.entities import LifecycleStage, Run
+
+from semidavil.data.benchmarks import BENCHMARKS
+
+PREFIX = "semidavil."  # of all our tags
+FINAL = "final/"  # of the metrics that a run ends with; the many on the way are not kept here
+OPEN = ("RUNNING", "SCHEDULED")
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run's training is, as last logged.
+
+    Attributes:
+        step: the last step that was logged.
+        seconds: training time of all attempts.
+        time: when that was logged, in seconds since 1970.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    time: float = 0.0
+
+    @classmethod
+    def parse(cls, tag: str) -> "RunProgress":
+        return cls(**json.loads(tag or "{}"))
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """One run of this harness.
+
+    Attributes:
+        experiment: its name.
+        status: MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED.
+        started, ended: ms since 1970; `ended` is None while the run is open.
+        tags: ours, without their prefix.
+        metrics: the final ones alone, by their full name.
+        deleted: somebody has deleted it in MLflow; it can still be restored.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    status: str
+    started: int
+    ended: int | None
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    deleted: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.tags["key"]
+
+    @property
+    def epoch(self) -> int:
+        """Of the lease under which it was last trained; 0 for runs of older versions."""
+        return int(self.tags.get("epoch", "0"))
+
+    @property
+    def is_open(self) -> bool:
+        return self.status in OPEN
+
+    @property
+    def progress(self) -> RunProgress:
+        return RunProgress.parse(self.tags.get("progress", ""))
+
+    @property
+    def share(self) -> float:
+        """How much of its training it has behind it, from 0 to 1."""
+        steps = int(self.params.get("training.steps", "0"))
+        return min(1.0, self.progress.step / steps) if steps else 0.0
+
+    @property
+    def stopped_early(self) -> bool:
+        """By a search. One that was tagged while the store went away has trained on."""
+        return self.status == "KILLED" and bool(self.tags.get("stopped_early"))
+
+    @property
+    def last_seen(self) -> float:
+        """When it last gave a sign of life, in seconds since 1970, by its own machine's clock."""
+        return max(self.progress.time, float(self.tags.get("alive", 0)), self.started / 1000)
+
+    @property
+    def score(self) -> float:
+        """Its benchmark's score in per cent; NaN before its end."""
+        known = BENCHMARKS.get(self.params.get("data.benchmark", ""))
+        return self.metrics.get(f"{FINAL}{known.metric}", math.nan) if known else math.nan
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds per image; NaN where nobody measured them."""
+        return self.metrics.get(f"{FINAL}latency_ms", math.nan)
+
+
+def from_mlflow(run: Run, experiment: str = "") -> TrackedRun:
+    """What MLflow's client has returned."""
+    intern = sys.intern  # one copy of the names and values that thousands of runs have in common
+    return TrackedRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment=experiment,
+        status=run.info.status,
+        started=run.info.start_time,
+        ended=run.info.end_time,
+        tags={
+            intern(name.removeprefix(PREFIX)): intern(value)
+            for name, value in run.data.tags.items()
+            if name.startswith(PREFIX)
+        },
+        params={intern(name): intern(value) for name, value in run.data.params.items()},
+        metrics={intern(n): value for n, value in run.data.metrics.items() if n.startswith(FINAL)},
+        deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
+    )

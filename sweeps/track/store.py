@@ -1,0 +1,454 @@
+"""MLflow: what a run logs, and which runs there are. Nothing else in the sweeps talks to MLflow.
+
+Everything goes through `MlflowClient`: no global, "active" run exists that trials sharing a process could
+inherit. Every call bears repetition and goes through a `Patience`, which leaves three errors: `StoreAway`,
+`RunGone`, `StoreRefused`.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from semidavil.config import Config
+from sweeps.keep.storage import Storage, open_storage
+from sweeps.track.credentials import redact
+from sweeps.track.database import created_once, store_uri
+from sweeps.track.retry import Patience, RunGone, StoreRefused, TrackingError, check_server
+from sweeps.track.runs import OPEN, PREFIX, TrackedRun, from_mlflow
+
+OVERVIEW = (
+    f"{PREFIX}overview"  # a run's tag: it stands for a whole sweep, under the name of its grid
+)
+SETTINGS = f"{PREFIX}settings"  # an overview's tag: which settings its sweep has
+PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"  # Markdown above a run
+PAGE = 1000  # runs that one call may return
+METRICS, PARAMS, TAGS = 1000, 100, 100  # that one call may log
+REASON_CHARACTERS = 500  # of a run's reason
+
+T = TypeVar("T")
+Measurement = tuple[str, float, int, int]  # name, value, ms since 1970, step
+logger = logging.getLogger(__name__)
+
+
+class _Connection:
+    """MLflow's client, connected on first use and shared by all views of a store."""
+
+    def __init__(self, uri: str, database: Path | None) -> None:
+        self.uri, self.database = uri, database
+        self._client: MlflowClient | None = None
+        self._lock = threading.Lock()
+
+    def client(self) -> MlflowClient:
+        with self._lock:
+            if self._client is None:
+                quiet_logs()
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> MlflowClient:
+        if self.database is None:
+            check_server(self.uri)
+            return MlflowClient(self.uri)
+        with created_once(self.database):
+            try:
+                client = MlflowClient(self.uri)
+                client.search_experiments(max_results=1)  # creates the tables of a new file
+            except (MlflowException, SQLAlchemyError) as error:
+                raise TrackingError(_unusable(self.database, error)) from None
+            return client
+
+
+def _unusable(database: Path, error: Exception) -> str:
+    text = redact(str(error))
+    if "schema" in text or "revision" in text:
+        return (
+            f"{database} was written by another version of MLflow than the one that is installed. Of an "
+            f"older one: make a copy of the file, then `mlflow db upgrade sqlite:///{database}`. Of a newer "
+            "one: install that version"
+        )
+    why = (text.splitlines() or [type(error).__name__])[0][:300]
+    return f"the tracking store {database} cannot be used: {why}"
+
+
+class Store:
+    """The tracking store of a checkout, or the one that `uri` names.
+
+    Attributes:
+        uri: its address, without credentials.
+        database: its file, where it is one.
+        folder: holds the database and `checkpoints/`: beside the database, else the checkout.
+        storage: where checkpoints and logs of unfinished runs are kept.
+        patience: how long calls wait while the store is away.
+        attachments: files that each run gets when it is claimed, by artifact path.
+
+    Args:
+        root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
+            SQLite file, which then has them beside it.
+        uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
+        storage: instead of `checkpoints/`.
+
+    Raises:
+        TrackingError: `uri` is no address of a store. From all methods: `StoreAway`, `RunGone`,
+            `StoreRefused`.
+    """
+
+    def __init__(self, root: Path, uri: str | None = None, storage: Storage | None = None) -> None:
+        self.uri, self.database = store_uri(uri or "", root.absolute())
+        self.folder = self.database.parent if self.database else root
+        self.own_storage = storage is None
+        self.storage = storage or open_storage(str(self.folder / "checkpoints"))
+        self.patience = Patience()
+        self.attachments: Mapping[str, bytes] = {}
+        self._connection = _Connection(self.uri, self.database)
+        self._names: dict[str, str] = {}  # of experiments, by id
+
+    def within(self, seconds: float) -> "Store":
+        """The same store, whose calls wait for so long while it is away."""
+        other = copy(self)
+        other.patience = Patience(seconds)
+        return other
+
+    @property
+    def client(self) -> MlflowClient:
+        """Creates an SQLite database that is not there yet.
+
+        Raises:
+            TrackingError: the store cannot be reached, or cannot be used; found out within seconds.
+        """
+        return self._connection.client()
+
+    def is_new(self) -> bool:
+        """Nothing was ever tracked here."""
+        return self.database is not None and not self.database.exists()
+
+    def call(self, function: Callable[[MlflowClient], T]) -> T:
+        """The answer of MLflow's client to a question that bears repetition."""
+        return self.patience.call(lambda: function(self.client))
+
+    def _pages(self, fetch: Callable[[MlflowClient, str | None], Any]) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self.call(partial(lambda token, client: fetch(client, token), token))
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    # Experiments
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment of that name, created if need be.
+
+        Raises:
+            TrackingError: it was deleted in MLflow, so that nothing can be logged into it.
+        """
+        found = self.call(lambda client: client.get_experiment_by_name(name))
+        location = (self.folder / "mlruns" / name).as_uri() if self.database else None
+        if found is not None and found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"the MLflow experiment {name!r} is deleted: bring it back with `mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`, or remove it for good with `mlflow gc`"
+            )
+        if found is not None and location and _has_moved(found.artifact_location, location):
+            # MLflow notes absolute paths, and has no way to change them: new runs need a new experiment.
+            old = f"{name} (before it was moved, {found.experiment_id})"
+            logger.warning(
+                "artifacts of %r were in %s: it is %r now", name, found.artifact_location, old
+            )
+            self.call(lambda client: client.rename_experiment(found.experiment_id, old))
+            found = None
+        if found is None:
+            self.create_experiment(name, location)
+            found = self.call(lambda client: client.get_experiment_by_name(name))
+        self._names[found.experiment_id] = name
+        return str(found.experiment_id)
+
+    def create_experiment(
+        self, name: str, location: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Creates it unless it is there; of several processes, one does."""
+        try:
+            self.call(lambda client: client.create_experiment(name, location, dict(tags or {})))
+        except StoreRefused:
+            if self.call(lambda client: client.get_experiment_by_name(name)) is None:
+                raise
+
+    def _experiments(self, fresh: bool = True) -> dict[str, str]:
+        """Names of the active experiments, by id."""
+        if fresh or not self._names:
+            found = self._pages(lambda client, token: client.search_experiments(page_token=token))
+            self._names = {one.experiment_id: one.name for one in found}
+        return self._names
+
+    # Runs
+
+    def runs(
+        self, key: str | None = None, deleted: bool = False, fresh: bool = True
+    ) -> list[TrackedRun]:
+        """All runs of this harness, in whichever experiment, oldest first.
+
+        Args:
+            key: those of one Config alone.
+            deleted: with those that somebody has deleted in MLflow.
+            fresh: also of experiments that were created since this process last looked for some.
+        """
+        if self.is_new():
+            return []
+        which = f"= '{key}'" if key else "LIKE '%'"
+        return self._search(f"tags.`{PREFIX}key` {which}", deleted, fresh)
+
+    def _search(
+        self, condition: str, deleted: bool = False, fresh: bool = True
+    ) -> list[TrackedRun]:
+        names = self._experiments(fresh)
+        if not names:
+            return []
+        view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+        order = ["attributes.start_time", "attributes.run_id"]
+        found = self._pages(
+            lambda client, token: client.search_runs(
+                list(names), condition, view, PAGE, order, token
+            )
+        )
+        return [from_mlflow(run, names[run.info.experiment_id]) for run in found]
+
+    def run(self, run_id: str) -> TrackedRun:
+        """One run as it is now; its experiment's name is not known.
+
+        Raises:
+            RunGone: also if it is only marked as deleted.
+        """
+        run = from_mlflow(self.call(lambda client: client.get_run(run_id)))
+        if run.deleted:
+            raise RunGone(f"somebody has deleted the run {run_id} in MLflow")
+        return run
+
+    def create_run(
+        self,
+        experiment_id: str,
+        name: str,
+        config: Config,
+        tags: Mapping[str, str],
+        parent: str = "",
+    ) -> str:
+        """The id of a new RUNNING run of `config`.
+
+        Args:
+            tags: without prefix; `lease` among them tells apart a run whose creation was asked for twice.
+            parent: the run that it is shown below.
+        """
+        all_tags = {f"{PREFIX}{tag}": value for tag, value in tags.items()}
+        if parent:
+            all_tags[PARENT] = parent
+        asked = False
+
+        def create(client: MlflowClient) -> str:
+            nonlocal asked
+            if asked:  # the answer may have been lost
+                condition = f"tags.`{PREFIX}lease` = '{tags['lease']}'"
+                if found := client.search_runs([experiment_id], condition):
+                    return str(found[0].info.run_id)
+            asked = "lease" in tags
+            return str(client.create_run(experiment_id, run_name=name, tags=all_tags).info.run_id)
+
+        run_id = self.call(create)
+        self.log(run_id, params=config.to_params())
+        return run_id
+
+    def continue_run(self, run: TrackedRun, config: Config, tags: Mapping[str, str]) -> str:
+        """Opens an unfinished run of the same Config again; returns its id."""
+        # The tags last: a run that had a new epoch and were not RUNNING would look free.
+        self.call(lambda client: client.update_run(run.run_id, status="RUNNING"))
+        # A run without params belongs to a process that was killed while it created the run.
+        self.log(run.run_id, params={} if run.params else config.to_params(), tags=tags)
+        return run.run_id
+
+    def log(
+        self,
+        run_id: str,
+        metrics: Iterable[Measurement] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Logs into a run, in as many calls as MLflow's limits ask for; `tags` come without prefix."""
+        points = iter([Metric(name, value, at, step) for name, value, at, step in metrics])
+        names = iter([Param(name, value) for name, value in (params or {}).items()])
+        marks = iter([RunTag(PREFIX + name, value) for name, value in (tags or {}).items()])
+        while True:
+            batch = (
+                list(islice(points, METRICS - PARAMS - TAGS)),
+                list(islice(names, PARAMS)),
+                list(islice(marks, TAGS)),
+            )
+            if not any(batch):
+                return
+            # Not in MLflow's queue, which a user may have switched on and which keeps its errors to itself.
+            self.call(partial(_log_batch, run_id, batch))
+
+    def log_files(self, run_id: str, path: Path, folder: str = "") -> None:
+        """A file, or all in a folder, as artifacts of a run, below `folder`.
+
+        Raises:
+            StoreRefused: as everywhere; also where this machine lacks the keys of the artifacts' bucket.
+        """
+
+        def upload() -> None:
+            log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+            log(run_id, str(path), folder or None)
+
+        # Each place for artifacts has errors of its own.
+        self.patience.call(upload, errors=(Exception,))
+
+    def attach(self, run_id: str) -> None:
+        """Logs the `attachments` into a run, which does not fail for want of them."""
+        for name, content in self.attachments.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / Path(name).name
+                path.write_bytes(content)
+                try:
+                    self.log_files(run_id, path, str(Path(name).parent))
+                except StoreRefused as error:
+                    logger.warning("%s is not kept with the runs: %s", name, error)
+                    self.attachments = {}  # it would be refused again
+                    return
+
+    def end(self, run_id: str, status: str, end_time: int | None = None) -> None:
+        """Ends a run; `end_time` in ms since 1970, by default now."""
+        self.call(lambda client: client.set_terminated(run_id, status, end_time))
+
+    def close(
+        self,
+        run_id: str,
+        status: str,
+        reason: str,
+        epoch: int | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Ends a run that is still open; one that has ended stays as it is.
+
+        Args:
+            epoch: only if nobody has taken it over since this lease.
+            tags: that it gets besides its reason.
+
+        Returns:
+            Whether it was open, and under that lease.
+        """
+        run = self.run(run_id)
+        if not run.is_open or (epoch is not None and run.epoch != epoch):
+            return False
+        self.log(run_id, tags={"reason": redact(reason)[:REASON_CHARACTERS], **(tags or {})})
+        self.end(run_id, status)
+        return True
+
+    def delete(self, run_id: str) -> None:
+        """Marks a run as deleted, as MLflow's page does: it can be restored."""
+        self.call(lambda client: client.delete_run(run_id))
+
+    def keep_alive(self, run_ids: Iterable[str]) -> None:
+        """A sign of life for runs that have nothing to log for long: evaluating, or not yet placed."""
+        for run_id in run_ids:
+            with suppress(RunGone):  # its worker will find out
+                self.log(run_id, tags={"alive": str(int(time.time()))})
+
+    def add_to_grid(self, run: TrackedRun, grid: str) -> None:
+        """Marks a run of another grid as belonging to this one too."""
+        grids = run.tags.get("grids", "").split()
+        if grid not in grids:
+            self.log(run.run_id, tags={"grids": " ".join([*grids, grid])})
+
+    # Overviews: one run for each grid and settings, the parent of its runs
+
+    def overviews(self) -> list[TrackedRun]:
+        """All of them, oldest first; their tags hold `overview`, the grid's name, and `settings`."""
+        return [] if self.is_new() else self._search(f"tags.`{OVERVIEW}` LIKE '%'")
+
+    def overview(
+        self, grid: str, settings: str, name: str, about: str, tags: Mapping[str, str]
+    ) -> str:
+        """The id of the overview of these settings of a grid, created if need be.
+
+        Args:
+            settings: tells apart sweeps of one grid that cannot be compared.
+            name: of a new one; `about` stands above it.
+            tags: that it has from now on, without prefix.
+        """
+        experiment = self.experiment_id(grid)
+        condition = f"tags.`{OVERVIEW}` = '{grid}' AND tags.`{SETTINGS}` = '{settings}'"
+        found = self._search(condition, fresh=False)
+        if found:
+            run_id = found[0].run_id
+        else:
+            marks = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
+            run_id = self.call(
+                lambda client: client.create_run(experiment, run_name=name, tags=marks)
+            ).info.run_id
+        self.log(run_id, tags=tags)
+        return run_id
+
+    def update_overview(
+        self, run_id: str, status: str, metrics: Mapping[str, float], texts: Mapping[str, str]
+    ) -> None:
+        """Brings an overview up to date; `texts` are artifacts, by file name."""
+        now = int(time.time() * 1000)
+        self.log(run_id, metrics=[(name, value, now, 0) for name, value in metrics.items()])
+        try:
+            for name, text in texts.items():
+                upload = partial(self.client.log_text, run_id, text, name)
+                self.patience.call(upload, errors=(Exception,))
+        except StoreRefused as error:  # this machine may lack the keys that workers have
+            logger.warning("the overview's tables are not kept in the store: %s", error)
+        if status in OPEN:
+            self.call(lambda client: client.update_run(run_id, status=status))
+        else:
+            self.end(run_id, status)
+
+
+def _log_batch(
+    run_id: str,
+    batch: tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]],
+    client: MlflowClient,
+) -> None:
+    client.log_batch(run_id, *batch, synchronous=True)
+
+
+def _has_moved(noted: str, location: str) -> bool:
+    """Whether an experiment's artifacts go to another checkout, or to where this one once was."""
+    ours = noted.startswith("file:") and noted.split("/")[-2:] == location.split("/")[-2:]
+    return ours and noted != location
+
+
+def quiet_logs() -> None:
+    """Only warnings of MLflow and of the library that upgrades its database, and no error twice."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints each error that it then raises, with its traceback; whoever catches it says it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def tracking_uri() -> str | None:
+    """The store that the environment names, if any."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def chosen_storage(option: str) -> Storage | None:
+    """The storage that --storage names; None if it is not given.
+
+    Raises:
+        ConfigError: nothing can be kept there.
+    """
+    return open_storage(option) if option else None
