@@ -6,6 +6,7 @@ checkout.
 
 import logging
 import os
+import signal
 import socket
 import threading
 import warnings
@@ -21,6 +22,7 @@ from ray.exceptions import RayError
 
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.run.signals import deaf_processes, killed_when_asked, stopping_signals
+from sweeps.start import Stopped
 from sweeps.track.credentials import redact
 from sweeps.track.retry import PATIENCE
 
@@ -77,6 +79,11 @@ def local_ray(**options: Any) -> Iterator[None]:
     with stopping_signals() as signals, deaf_processes() as processes:
         try:
             _init(address="local", **options)
+        except (
+            SystemExit
+        ):  # Ray's handler of SIGTERM, by way of a thread that does not have it blocked
+            ray.shutdown()
+            raise Stopped(signal.SIGTERM) from None
         except Exception as error:
             ray.shutdown()
             raise ClusterError(_why_not_started(error)) from error

@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,8 @@ OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers tr
 POLL_SECONDS = 0.1  # between two questions for a task while none runs
 GRACE_SECONDS = 30.0  # for checkpoints after a signal; batch systems give about as much
 ANSWER_SECONDS = 5.0  # for the stop board to answer; a worker that hears nothing trains on
-STOP_BOARD = "semidavil-stop-board"
-TASK, RESOURCES, EVENT = "task", "resources", "event"  # keys of a trial's config, and of a result
+# Keys of a trial's config, and of its results.
+TASK, BOARD, RESOURCES, EVENT = "task", "board", "resources", "event"
 
 
 class Listener(Protocol):
@@ -139,7 +140,7 @@ def run_tasks(
 def _train(config: dict[str, Any]) -> None:
     """What a worker does with a trial."""
     trial_id = tune.get_context().get_trial_id()
-    board = ray.get_actor(STOP_BOARD)
+    board = ray.get_actor(config[BOARD])
 
     def tell(event: Event) -> bool:
         tune.report({EVENT: event_to_json(event)})
@@ -160,7 +161,8 @@ class _Trials:
         self.listener, self.signals = listener, signals
         self.open: dict[str, Task] = {}
         self.kills: dict[str, int] = {}  # what `kernel_kills` was when the trial began
-        self.board = _start_board()
+        self.board_name = f"semidavil-stop-board-{uuid.uuid4().hex}"
+        self.board = _start_board(self.board_name)
         self.halting = False
         self.exhausted = False
 
@@ -213,7 +215,7 @@ class _ListenerError(BaseException):
         self.error = error
 
 
-def _start_board() -> Any:
+def _start_board(name: str) -> Any:
     """A small process on this machine that workers ask whether their trial is to stop.
 
     Tune could only end their processes: it does not wait for what they still have to write.
@@ -231,7 +233,7 @@ def _start_board() -> Any:
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0)(StopBoard)
-    return board.options(name=STOP_BOARD, get_if_exists=True, scheduling_strategy=here).remote()
+    return board.options(name=name, scheduling_strategy=here).remote()
 
 
 class _DriverOnly:
@@ -255,7 +257,11 @@ class _Tasks(_DriverOnly, Searcher):
             if (task := self.next_task()) is not None:
                 self.trials.add(trial_id, task)
                 cpus, gpus = self.resources.of(task)
-                return {TASK: task.to_json(), RESOURCES: {"CPU": cpus, "GPU": gpus}}
+                return {
+                    TASK: task.to_json(),
+                    BOARD: self.trials.board_name,
+                    RESOURCES: {"CPU": cpus, "GPU": gpus},
+                }
             if self.trials.open:
                 return None  # Tune asks again within `POLL_SECONDS`
             # With no trial running, Tune would ask only once a second and give nobody else a turn.
