@@ -47,7 +47,7 @@ def track_one_run(store: Store, folder: Path, number: int, watch: Stopwatch) -> 
     lease = watch(lambda: leases.claim(experiment, "cell", config, {"commit": "c0ffee"}))
     assert isinstance(lease, Claimed)
     outbox = watch(lambda: Outbox(store, lease.run_id, lease.epoch, folder))
-    outbox.tags["device"] = "cpu"
+    outbox.tag({"device": "cpu"})
     training = {f"train/{n}": 0.5 for n in ("loss", "loss_sup", "loss_con", "lr", "a", "b", "c")}
     evaluation = {f"val/iou/{name}": 50.0 for name in CITYSCAPES_19}
     for report in range(1, REPORTS + 1):

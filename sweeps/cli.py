@@ -9,6 +9,7 @@ at work on the rest; 130, or 128 and the number of a signal, it was stopped.
 """
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -29,168 +30,87 @@ from sweeps.track.credentials import redact
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
 
 
+# fmt: off
+# An option in two lines; the formatter would spread it over six.
 def parser() -> argparse.ArgumentParser:
     """Of all commands; the first argument names the command."""
     top = argparse.ArgumentParser(prog="sweeps", description=(__doc__ or "").partition("\n")[0])
     commands = top.add_subparsers(dest="command", required=True)
     storage = argparse.ArgumentParser(add_help=False)
-    storage.add_argument(
-        "--storage",
-        metavar="PLACE",
-        default=os.environ.get("SEMIDAVIL_STORAGE", ""),
+    storage.add_argument("--storage", metavar="PLACE", default=os.environ.get("SEMIDAVIL_STORAGE", ""),
         help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
         "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "
-        "the tracking store]",
-    )
+        "the tracking store]")
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
     about[ALL] = "all of these; a cell that several share is run once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
-    run = commands.add_parser(
-        "run",
-        prog="python sweeps/run.py",
-        parents=[storage],
-        description="Runs a grid of training runs and tracks them in MLflow. The same command "
-        "again runs only what is missing.",
+    run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
+        description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
+        "only what is missing.",
         epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
-        "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is "
-        "wrong;\n  3 other sweeps are at work on the rest; 130 stopped by Ctrl-C, 128 + N by signal N",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    _add_what(run.add_argument_group("what to run"))
-    _add_search(
-        run.add_argument_group(f"--grid {SEARCH}: one benchmark, one number of labels, one seed")
-    )
-    _add_how(run.add_argument_group("how to run"))
-    status = commands.add_parser(
-        "status",
-        prog="python sweeps/status.py",
-        parents=[storage],
+        "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong;\n"
+        "  3 other sweeps are at work on the rest; 130 stopped by Ctrl-C, 128 + N by signal N",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_options_of_run(run)
+    status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
-        "sweep itself.",
-    )
+        "sweep itself.")
     status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
-    status.add_argument("--watch", metavar="SECONDS", type=_seconds, help="show it again and again")
-    commands.add_parser(
-        "deliver",
-        prog="python sweeps/deliver.py",
-        parents=[storage],
-        description="Delivers runs that ended while the tracking store was away to "
-        "$MLFLOW_TRACKING_URI or, without it, to mlflow.db. A sweep does so too, before it looks for "
-        "what is missing. Nothing is trained again.",
-    )
+    status.add_argument("--watch", metavar="SECONDS", type=_positive_int, help="show it again and again")
+    commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
+        description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
+        "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "
+        "is trained again.")
     return top
 
 
-def _add_what(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--grid", metavar="NAME", help="one of the grids below, or all of them")
-    group.add_argument(
-        "--benchmark",
-        metavar="NAME",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="source and target, one or more [default: the grid's own; toy: its first]",
-    )
-    group.add_argument(
-        "--budgets",
-        metavar="N",
-        nargs="+",
-        type=_natural,
-        help="numbers of labelled target images [default: each benchmark's own]",
-    )
-    group.add_argument("--seeds", metavar="N", nargs="+", type=_natural, default=[0])
-    group.add_argument(
-        "--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]"
-    )
-    group.add_argument(
-        "--data-root",
-        metavar="DIR",
-        default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
-        help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]",
-    )
-    group.add_argument(
-        "--set",
-        metavar="NAME=VALUE",
-        nargs="+",
-        action="extend",
-        default=[],
-        dest="settings",
-        help="any other setting, such as training.lr=3e-4",
-    )
-    group.add_argument(
-        "--list",
-        action="store_true",
-        dest="list_only",
+def _add_options_of_run(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument_group("what to run").add_argument
+    add("--grid", metavar="NAME", help="one of the grids below, or all of them")
+    add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
+        help="source and target, one or more [default: the grid's own; toy: its first]")
+    add("--budgets", metavar="N", nargs="+", type=_natural,
+        help="numbers of labelled target images [default: each benchmark's own]")
+    add("--seeds", metavar="N", nargs="+", type=_natural, default=[0])
+    add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]")
+    add("--data-root", metavar="DIR", default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
+        help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]")
+    add("--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], dest="settings",
+        help="any other setting, such as training.lr=3e-4")
+    add("--list", action="store_true", dest="list_only",
         help="show every cell, its state, the expected time and what cannot run; without --grid: the "
-        "grids. Starts nothing",
-    )
-    group.add_argument(
-        "--rerun",
-        metavar="RUN_ID",
-        help="train a finished run again from what MLflow knows of it, and compare the numbers",
-    )
-    group.add_argument(
-        "--retry-failed",
-        action="store_true",
+        "grids. Starts nothing")
+    add("--rerun", metavar="RUN_ID",
+        help="train a finished run again from what MLflow knows of it, and compare the numbers")
+    add("--retry-failed", action="store_true",
         help="also run cells, or trials of a search, whose loss became infinite, which would happen "
-        "again unless the code has changed; other failures are always tried again",
-    )
+        "again unless the code has changed; other failures are always tried again")
 
-
-def _add_search(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--trials", metavar="N", type=_positive_int, default=20, help="in all [default: 20]"
-    )
-    group.add_argument(
-        "--objective",
-        choices=OBJECTIVES,
-        default=OBJECTIVES[0],
+    add = run.add_argument_group(
+        f"--grid {SEARCH}: one benchmark, one number of labels, one seed").add_argument
+    add("--trials", metavar="N", type=_positive_int, default=20, help="in all [default: 20]")
+    add("--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="miou ends hopeless trials early (at each --set runtime.eval_every=STEPS); miou-latency "
-        "also varies the model and gives the best trade-offs with milliseconds per image",
-    )
-    group.add_argument(
-        "--confirm-seeds",
-        metavar="N",
-        nargs="+",
-        type=_natural,
-        default=[],
+        "also varies the model and gives the best trade-offs with milliseconds per image")
+    add("--confirm-seeds", metavar="N", nargs="+", type=_natural, default=[],
         help="then train the best trial (of two objectives: by score) and the preset with these seeds: "
-        "the best of many trials is too good on the images that chose it",
-    )
+        "the best of many trials is too good on the images that chose it")
 
-
-def _add_how(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--retries",
-        metavar="N",
-        type=_natural,
-        default=1,
+    add = run.add_argument_group("how to run").add_argument
+    add("--retries", metavar="N", type=_natural, default=1,
         help="how often a failed cell is tried again at once, unless it would fail in the same way "
-        "[default: 1]; one that is out of memory beside others is also tried by itself",
-    )
-    group.add_argument(
-        "--wait",
-        action="store_true",
-        help="stay until the cells that other sweeps train are done, and take over what these leave",
-    )
-    group.add_argument(
-        "--concurrency",
-        metavar="N",
-        type=_positive_int,
-        help="runs at a time [default: as many as there are CPU cores or GPUs for]",
-    )
-    group.add_argument(
-        "--gpus-per-trial",
-        metavar="X",
-        type=_share,
+        "[default: 1]; one that is out of memory beside others is also tried by itself")
+    add("--wait", action="store_true",
+        help="stay until the cells that other sweeps train are done, and take over what these leave")
+    add("--concurrency", metavar="N", type=_positive_int,
+        help="runs at a time [default: as many as there are CPU cores or GPUs for]")
+    add("--gpus-per-trial", metavar="X", type=_share,
         help="0.5: two runs share a GPU; 2: each run trains on two, which share every batch and give "
-        "the result of one; 0: on the CPU [default: 1]",
-    )
-    group.add_argument("--cpus-per-trial", metavar="N", type=_positive_int)
-    group.add_argument(
-        "--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's"
-    )
+        "the result of one; 0: on the CPU [default: 1]")
+    add("--cpus-per-trial", metavar="N", type=_positive_int)
+    add("--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's")
+# fmt: on
 
 
 def _natural(text: str) -> int:
@@ -205,80 +125,51 @@ def _positive_int(text: str) -> int:
     return int(text)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _seconds(text: str) -> float:
-    if not 0 < (value := _number(text)) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _number(text)
-    if not (0 <= value <= 1 or (1 < value < math.inf and value == int(value))):
+    value = float(text) if text.replace(".", "", 1).isdigit() else math.nan
+    if not (value <= 1 or value.is_integer()):
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a share of a GPU, such as 0.5, nor a whole number of GPUs"
         )
     return value
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code.
-
-    Args:
-        arguments: the command's name, and what follows it; by default those of this process.
-    """
-    _print_any_text()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given, Options(given=given[1:]))
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command, `arguments` being its name and what follows; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that it does not know are replaced
+            stream.reconfigure(errors="replace")
+    options = parser().parse_args(arguments, Options(given=list(arguments[1:])))
+    console = Console(highlight=False, soft_wrap=True)  # text can be copied, paths and all
     try:
         # MLflow, Ray and PyTorch take seconds to import: wrong arguments are refused before that.
         from sweeps.commands import COMMANDS
 
-        return COMMANDS[options.command](options, Console())
-    except BaseException as error:
-        if (stop := _stop_behind(error)) is not None:
-            return _say_stopped(stop, options)
-        if not isinstance(error, Exception):
-            raise
+        return COMMANDS[options.command](options, console)
+    except (Exception, KeyboardInterrupt) as error:
+        if stop := _stop_behind(error):
+            return _say_stopped(stop, options, console)
         return _explain(error)
-
-
-def _print_any_text() -> None:
-    """Characters that the terminal, or the file, does not know are replaced."""
-    for stream in (sys.stdout, sys.stderr):
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="replace")
 
 
 def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
     """The Ctrl-C or signal that an error comes from: a module whose import is stopped raises its own."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return error
+    while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return None
+    return error
 
 
-def _say_stopped(stop: KeyboardInterrupt, options: Options) -> int:
-    why = f" by {stop}" if isinstance(stop, Stopped) else ""
-    console = Console()
+def _say_stopped(stop: KeyboardInterrupt, options: Options, console: Console) -> int:
+    why = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
     if options.command == "run" and not (options.list_only or options.rerun):
-        console.print(
-            f"[yellow]stopped{why}.[/] What has finished is kept; the same command goes on from there:"
-        )
-        console.print(f"    {escape(options.again())}", soft_wrap=True, highlight=False)
+        text = "What has finished is kept; the same command goes on from there:"
+        console.print(f"[yellow]{why}.[/] {text}\n    {escape(options.again())}")
     else:
-        console.print(f"[yellow]stopped{why}[/]")
+        console.print(f"[yellow]{why}[/]")
     return exit_code(stop)
 
 
-def _explain(error: Exception) -> int:
+def _explain(error: BaseException) -> int:
     """Prints an error for people; returns the exit code."""
     text = redact(str(error)).strip()
     if not (type(error).__module__.startswith(OURS) or isinstance(error, OSError)):
@@ -286,8 +177,8 @@ def _explain(error: Exception) -> int:
         handle, path = tempfile.mkstemp(prefix="semidavil-error-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
             file.write(redact("".join(traceback.format_exception(error))))
-        first_line = text.splitlines()[0] if text else ""
+        first_line = text.partition("\n")[0]
         text = f"{type(error).__name__}: {first_line} (the traceback is in {path})"
-    message = f"[bold red]error:[/] {escape(text or type(error).__name__)}"
-    Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(text or type(error).__name__)}")
     return 2 if isinstance(error, ConfigError) else 1

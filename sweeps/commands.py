@@ -23,7 +23,6 @@ from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH
 from sweeps.plan.spec import Job, Spec
 from sweeps.request import Options, data_are_here, requested, require_known, searched
-from sweeps.start import Stopped, exit_code
 
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
@@ -71,19 +70,20 @@ def _resources(options: Options, base: Config, console: Console) -> "Resources":
     from sweeps.run.resources import choose_resources
 
     resources = choose_resources(
-        base.runtime.device,
-        options.concurrency,
-        options.cpus_per_trial,
-        options.gpus_per_trial,
-        options.address,
-        base.runtime.world_size,
-    )
+        base.runtime.device, options.concurrency, options.cpus_per_trial, options.gpus_per_trial,
+        options.address, base.runtime.world_size,
+    )  # fmt: skip
     if resources.note:
-        console.print(f"[yellow]note:[/] {escape(resources.note)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {escape(resources.note)}")
     return resources
 
 
-# Listing
+def _print_left_out(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"[red]left out:[/] {escape(line)}")
+
+
+# A grid, or all of them
 
 
 def _list(options: Options, console: Console) -> int:
@@ -107,33 +107,23 @@ def _list(options: Options, console: Console) -> int:
             table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
         console.print(table)
         whole = make_plan(ALL, plans[0].grid, request.configs, runs, options.retry_failed)
-        text = f"--grid {ALL}: {summary(whole, concurrency, gpus)}"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"--grid {ALL}: {summary(whole, concurrency, gpus)}")
     else:
         print_plan(console, plans[0], concurrency, gpus)
-    left_out = [*request.left_out, *_storage_problem(store)]
+    left_out = [*request.left_out, *_storage_problems(store)]
     _print_left_out(console, left_out)
     return WRONG if left_out else DONE
 
 
-def _storage_problem(store: "Store") -> list[str]:
+def _storage_problems(store: "Store") -> Iterable[str]:
     """Why runs cannot be kept here; a server and a bucket are only asked when something is to run."""
-    uri, problems = store.storage.uri, []
     if store.is_new() and (why := why_unwritable(store.folder)):
         remedy = "name another place with MLFLOW_TRACKING_URI=sqlite:///PATH.db"
-        problems.append(f"runs cannot be tracked in {store.database}: {why}; {remedy}")
+        yield f"runs cannot be tracked in {store.database}: {why}; {remedy}"
+    uri = store.storage.uri
     if "://" not in uri and (why := why_unwritable(Path(uri))):
         remedy = "name another folder or a bucket with --storage"
-        problems.append(f"checkpoints cannot be kept in {uri}: {why}; {remedy}")
-    return problems
-
-
-def _print_left_out(console: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"[red]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
-
-
-# Running
+        yield f"checkpoints cannot be kept in {uri}: {why}; {remedy}"
 
 
 def _sweep(options: Options, console: Console) -> int:
@@ -151,8 +141,7 @@ def _sweep(options: Options, console: Console) -> int:
 
     def print_summary(plan: "Plan") -> None:
         name = f"{plan.grid_name}: " if len(request.jobs) > 1 else ""
-        text = summary(plan, resources.concurrency, resources.gpus)
-        console.print(escape(f"{name}{text}"), highlight=False, soft_wrap=True)
+        console.print(escape(name + summary(plan, resources.concurrency, resources.gpus)))
 
     tidy(store, console)
     runs = store.runs()
@@ -164,13 +153,12 @@ def _sweep(options: Options, console: Console) -> int:
         print_results(console, plan)
         print_summary(plan)
     diverged, code = _how_it_went(result)
+    again = options.again("--retry-failed") if diverged else options.again()
     if result.failed:
-        again = options.again("--retry-failed") if diverged else options.again()
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} cells, whose loss became infinite, are tried again only by "
-        text += options.again("--retry-failed")
-        console.print(escape(text), highlight=False, soft_wrap=True)
+        text = f"{diverged} cells, whose loss became infinite, are tried again only by {again}"
+        console.print(escape(text))
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
@@ -205,20 +193,6 @@ def _sweep_options(options: Options, store: "Store", spec: Spec) -> "SweepOption
     )
 
 
-def _rerun(options: Options, console: Console) -> int:
-    from sweeps.show.rerun import rerun
-
-    changes = parse_settings(options.settings)
-    if wrong := [path for path in changes if not path.startswith("runtime.")]:
-        raise ConfigError(f"--rerun with --set {wrong[0]}: only runtime.* may differ from the run")
-    changes.setdefault("runtime.cache_dir", str(asked.ROOT / "data"))
-    if options.data_root:
-        changes.setdefault("runtime.data_root", asked.absolute(options.data_root))
-    train = asked.train_function()
-    same = rerun(open_store(options), str(options.rerun), changes, asked.ROOT, console, train)
-    return DONE if same else WRONG
-
-
 # Searching
 
 
@@ -238,10 +212,10 @@ def _search(options: Options, console: Console) -> int:
         confirmation,
         print_confirmation,
         print_search,
-        study_summary,
         write_study,
     )
-    from sweeps.run.study import Study, study_name
+    from sweeps.run.space import study_name
+    from sweeps.run.study import Study
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.overview import open_overview
     from sweeps.show.tables import print_failures, print_results
@@ -256,10 +230,8 @@ def _search(options: Options, console: Console) -> int:
     if not options.list_only:
         tidy(store, console)
     pace = Pace(store.runs())
-    text = study_summary(study, pace, resources.concurrency, resources.gpus)
-    console.print(text, highlight=False, soft_wrap=True)
+    print_search(console, study, pace, resources)
     if options.list_only:
-        print_search(console, study)
         return WRONG if problems else DONE
 
     def say(text: str) -> None:
@@ -267,20 +239,21 @@ def _search(options: Options, console: Console) -> int:
 
     spec = replace(spec, study=study.name)
     sweep = Sweep(store, resources, console, _sweep_options(options, store, spec))
-    source = StudySource(study, store, pace, say, options.wait, options.retry_failed)
+    source = StudySource(study, store, say, options.wait, options.retry_failed)
     work = source.total or source.elsewhere  # what others are at may become free
     overview = open_overview(store, spec, ABOUT, resources.concurrency) if work else None
     try:
         if overview:
             sweep.run_source(source, overview, [base])
     finally:
-        source.close()
+        study.close()
         if overview:
             with suppress(TrackingError):
                 write_study(store, overview, study)
-    print_search(console, study, source.elsewhere)
+    if overview:
+        print_search(console, study, pace, resources)
     if options.confirm_seeds and study.best():
-        grid, configs = confirmation(base, study, options.confirm_seeds)
+        grid, configs = confirmation(study, options.confirm_seeds)
         if configs:
             plan = sweep.run_jobs([Job(spec, grid, configs)]).plans[SEARCH]
             print_results(console, plan)
@@ -294,27 +267,37 @@ def _search(options: Options, console: Console) -> int:
         print_failures(console, result.failed, options.again())
         return WRONG
     _, code = _how_it_went(result)
-    if not code and study.failed(diverged=False):  # by another sweep
+    if not code and study.failed("other"):  # by another sweep
         code = WRONG
-    return code or (ELSEWHERE if source.elsewhere else DONE)
+    if not code and source.elsewhere:
+        say("other sweeps are at work on the rest; --wait stays until that is done")
+        code = ELSEWHERE
+    return code
 
 
 # The other commands
+
+
+def _rerun(options: Options, console: Console) -> int:
+    from sweeps.show.rerun import rerun
+
+    for path in parse_settings(options.settings):
+        if not path.startswith("runtime."):
+            raise ConfigError(f"--rerun with --set {path}: only runtime.* may differ from the run")
+    changes, train = asked.settings_of(options), asked.train_function()
+    store = open_store(options)
+    return DONE if rerun(store, options.rerun, changes, asked.ROOT, console, train) else WRONG
 
 
 def status(options: Options, console: Console) -> int:
     """`python sweeps/status.py`."""
     from sweeps.show.status import look, watch
 
-    # What is away is said at once.
-    store = open_store(options).within(0)
-    if not options.watch:
-        console.print(look(store, options.grid))
-        return DONE
-    try:
+    store = open_store(options).within(0)  # a store that is away is named at once
+    if options.watch:
         watch(console, lambda: look(store, options.grid), options.watch)
-    except KeyboardInterrupt as stop:  # the usual way out of it
-        return exit_code(stop) if isinstance(stop, Stopped) else DONE
+    console.print(look(store, options.grid))
+    return DONE
 
 
 def deliver(options: Options, console: Console) -> int:
@@ -322,15 +305,12 @@ def deliver(options: Options, console: Console) -> int:
     from sweeps.track.deliver import advice, deliver_all, undelivered
     from sweeps.track.retry import StoreAway
 
-    def say(text: str) -> None:
-        console.print(escape(text), highlight=False, soft_wrap=True)
-
     store = open_store(options)
     try:
-        delivered = deliver_all(store, say)
+        delivered = deliver_all(store, lambda text: console.print(escape(text)))
     except StoreAway as error:
         raise StoreAway(f"{error}. {advice(store)}") from None
-    say(f"delivered {delivered} runs" if delivered else "nothing to deliver")
+    console.print(f"delivered {delivered} runs" if delivered else "nothing to deliver")
     return WRONG if undelivered(store) else DONE
 
 

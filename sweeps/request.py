@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sweeps
-from semidavil.commandline import default_preset, parse_settings
-from semidavil.config import PRESETS, Config, ConfigError
+from semidavil.commandline import default_preset, parse_settings, refuse_oracle
+from semidavil.config import PRESETS, Config, ConfigError, preset
 from sweeps.plan.checks import Problem, find_problems, runnable
-from sweeps.plan.grids import ALL, GRIDS, SEARCH, union
+from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, union
 from sweeps.plan.spec import Job, Selection, Spec
 from sweeps.run.events import TRAIN
 
@@ -21,31 +21,10 @@ TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:funct
 
 
 class Options(argparse.Namespace):
-    """What was given on the command line; those of `status` and `deliver` have the last few alone."""
+    """What was given on the command line, by the names that `sweeps.cli.parser` gives."""
 
-    command: str
-    given: list[str]  # all arguments after the command
-    grid: str | None
-    benchmark: list[str]
-    budgets: list[int] | None
-    seeds: list[int]
-    preset: str | None
-    data_root: str
-    settings: list[str]
-    list_only: bool
-    rerun: str | None
-    retry_failed: bool
-    trials: int
-    objective: str
-    confirm_seeds: list[int]
-    retries: int
-    wait: bool
-    concurrency: int | None
-    gpus_per_trial: float | None
-    cpus_per_trial: int | None
-    address: str | None
-    storage: str
-    watch: float | None
+    command: str  # run, status or deliver
+    given: list[str]  # all arguments after it
 
     def again(self, *more: str) -> str:
         """The same command once more, with options that it may lack."""
@@ -62,17 +41,11 @@ def require_known(name: str, table: Mapping[str, object], what: str) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """The grids of a command.
+    """The grids of a command."""
 
-    Attributes:
-        jobs: with the cells that can run.
-        left_out: why others cannot, a line each.
-        base: the Config that all cells are derived from.
-    """
-
-    jobs: list[Job]
-    left_out: list[str]
-    base: Config
+    jobs: list[Job]  # with the cells that can run
+    left_out: list[str]  # why others cannot, a line each
+    base: Config  # that all cells are derived from
 
     @property
     def configs(self) -> list[Config]:
@@ -86,17 +59,14 @@ def requested(options: Options) -> Request:
         ConfigError: a wrong setting; or no grid has a cell on these benchmarks with these budgets.
     """
     jobs, left_out, problems = [], [], list[Problem]()
-    for name in list(GRIDS) if options.grid in (None, ALL) else [options.grid]:
-        spec = spec_of(options, str(name))
-        base = spec.base(runtime_settings(options))
+    for name in GRIDS if options.grid in (None, ALL) else [options.grid]:
+        spec, base = spec_and_base(options, name)
         try:
-            configs = spec.cells(base)
+            jobs.append(Job(spec, spec.around(base), spec.cells(base)))
         except ConfigError as error:  # of all grids, the others can run
             if options.grid == name:
                 raise
             left_out.append(f"{name}: {error}")
-            continue
-        jobs.append(Job(spec, spec.around(base), configs))
     if not jobs:
         raise ConfigError("; ".join(left_out))
     if data_are_here(options, base):
@@ -111,41 +81,45 @@ def data_are_here(options: Options, base: Config) -> bool:
     return own and not options.address
 
 
-def spec_of(options: Options, grid: str) -> Spec:
-    """What a command asks for of one grid, with absolute folders.
+def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
+    """What a command asks for of one grid, and the Config that its cells are derived from.
 
     Raises:
-        ConfigError: an unknown preset, or a setting that cannot be read.
+        ConfigError: an unknown name, or a setting that the grid itself varies or that contradicts another.
     """
     name = options.preset or default_preset(options.data_root)
     require_known(name, PRESETS, "preset")
-    settings = parse_settings(options.settings)
-    for path in ("runtime.data_root", "runtime.cache_dir"):
-        if settings.get(path):  # workers may run in another folder
-            settings[path] = absolute(settings[path])
-    budgets = None if options.budgets is None else tuple(options.budgets)
-    return Spec(
-        grid=grid,
-        preset=name,
-        settings=tuple(f"{path}={value}" for path, value in settings.items()),
-        selections=(Selection(tuple(options.benchmark), budgets, tuple(options.seeds)),),
-        data_root=absolute(options.data_root) if options.data_root else "",
-    )
+    settings = settings_of(options)
+    for path in settings:
+        if path in SHARED_AXES:
+            raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
+        if grid in GRIDS and path in GRIDS[grid].baseline:
+            raise ConfigError(f"--set {path}: the grid {grid} varies it")
+    base = preset(name, settings)
+    if base.data.toy and options.data_root:
+        raise ConfigError(
+            f"the {name} preset draws generated scenes and would leave --data-root "
+            f"{options.data_root} alone: use --preset small or paper, or no --data-root"
+        )
+    refuse_oracle(base)
+    lasting = [f"{k}={value}" for k, value in settings.items() if not k.startswith("runtime.")]
+    budgets, seeds = tuple(options.budgets or ()), tuple(options.seeds)
+    selection = Selection(tuple(options.benchmark), budgets, seeds)
+    return Spec(grid, name, tuple(lasting), (selection,)), base
 
 
-def runtime_settings(options: Options) -> dict[str, str]:
-    """What this machine adds to the settings of a command, unless the command has set it."""
-    settings = {
-        "runtime.data_root": absolute(options.data_root) if options.data_root else "",
-        "runtime.cache_dir": str(ROOT / "data"),
-    }
+def settings_of(options: Options) -> dict[str, str]:
+    """The settings of a command with those of `runtime` that this machine needs, unless they are given."""
+    settings = {"runtime.cache_dir": str(ROOT / "data")}
+    if options.data_root:
+        settings["runtime.data_root"] = options.data_root
     if (gpus := options.gpus_per_trial or 0) > 1:  # each is driven by a process of its own
         settings["runtime.world_size"] = f"{gpus:g}"
+    settings.update(parse_settings(options.settings))
+    for path in ("runtime.data_root", "runtime.cache_dir"):
+        if settings.get(path):  # workers may run in another folder
+            settings[path] = str(Path(settings[path]).expanduser().resolve())
     return settings
-
-
-def absolute(folder: str) -> str:
-    return str(Path(folder).expanduser().resolve())
 
 
 def train_function() -> str:
@@ -158,8 +132,7 @@ def searched(options: Options) -> tuple[Spec, Config]:
     Raises:
         ConfigError: several benchmarks, numbers of labels or seeds; a seed that would confirm itself.
     """
-    spec = spec_of(options, SEARCH)
-    base = spec.base(runtime_settings(options))
+    spec, base = spec_and_base(options, SEARCH)
     chosen: dict[str, Sequence[object] | None] = {
         "data.benchmark": options.benchmark, "data.budget": options.budgets, "seed": options.seeds
     }  # fmt: skip
@@ -177,4 +150,4 @@ def searched(options: Options) -> tuple[Spec, Config]:
         raise ConfigError(
             f"--confirm-seeds {base.seed}: the search itself chooses with this seed; give others"
         )
-    return replace(spec, objective=options.objective, trials=options.trials), base
+    return replace(spec, trials=options.trials), base

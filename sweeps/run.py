@@ -3,15 +3,10 @@
 import os
 import sys
 
-# The code beside this script runs, whichever checkout is installed, and no module of this folder by a
-# name of its own.
+# The code beside this script runs, whichever checkout is installed.
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 if __name__ == "__main__":
-    try:
-        from sweeps import start
+    from sweeps.start import run
 
-        sys.exit(start.run("run"))
-    except KeyboardInterrupt:  # in the first moments; afterwards that function has its own word
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run("run"))

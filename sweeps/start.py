@@ -6,8 +6,6 @@ Imports nothing that takes time.
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 # What a terminal that closes, a batch system or an administrator sends to end a process.
@@ -15,11 +13,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal other than Ctrl-C's asks this process to stop.
-
-    Attributes:
-        number: the signal's.
-    """
+    """A signal other than Ctrl-C's, of this number, asks this process to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -31,36 +25,23 @@ def exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Raises `Stopped` in the main thread for each of `SIGNALS` that is not ignored, as under nohup."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
+def run(command: str) -> int:
+    """Runs one of `sweeps.cli`'s commands as this process; returns the exit code."""
+    # Processes that this one starts run the same checkout's code, whichever is installed.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _stop)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        from sweeps.cli import main
+
+        return main([command, *sys.argv[1:]])
+    except KeyboardInterrupt as stop:
+        print("stopped before anything had begun", file=sys.stderr)
+        return exit_code(stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
-
-
-def run(command: str) -> int:
-    """Runs one of `sweeps.cli`'s commands with this process's arguments; returns the exit code."""
-    # Processes that this one starts run the same checkout's code, whichever is installed.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    try:
-        with stop_on_signals():
-            from sweeps.cli import main
-
-            return main([command, *sys.argv[1:]])
-    except KeyboardInterrupt as stop:
-        print("stopped before anything had begun", file=sys.stderr)
-        return exit_code(stop)

@@ -57,11 +57,7 @@ class Objects:
             copy_files(str(path), name, source_filesystem=local, destination_filesystem=system)
 
     def get_folder(self, name: str, folder: Path) -> None:
-        """Copies all objects of a folder into one of this machine.
-
-        Raises:
-            DiskFull: of this machine.
-        """
+        """Copies all objects of a folder into one of this machine; raises DiskFull, too."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
         local = LocalFileSystem()

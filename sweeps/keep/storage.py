@@ -6,8 +6,6 @@
 `workspace(uri)` opens the folder of one run on any machine.
 """
 
-import contextlib
-import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 from urllib.request import url2pathname
@@ -15,66 +13,12 @@ from urllib.request import url2pathname
 from semidavil.config import ConfigError
 from sweeps.keep.bucket import Bucket
 from sweeps.keep.objects import joined
-from sweeps.keep.workspace import ENDING, Storage, StorageError, Workspace
+from sweeps.keep.workspace import Storage, Workspace
+from sweeps.keep.workspace import StorageError as StorageError  # raised by all that is opened here
 
 SCHEMES = ("s3", "gs", "abfs")
 # The options that an address may have. Anything else may be a key, which would be logged.
 OPTIONS = {"scheme", "region", "endpoint_override", "allow_bucket_creation", "retry_limit_seconds"}
-
-
-class Folder(Storage):
-    """A folder that all machines share; runs work in it."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.uri)
-
-    def of(self, key: str) -> str:
-        return str(self.folder / key)
-
-    def workspace(self, key: str) -> Workspace:
-        return Workspace(self.folder / key, self.of(key))
-
-    def keys(self) -> set[str]:
-        return {path.name for path in self.folder.glob("*") if _keeps_something(path)}
-
-    def undelivered(self) -> list[tuple[str, str]]:
-        found = []
-        for path in sorted(self.folder.glob(f"*/{ENDING}")):
-            with contextlib.suppress(FileNotFoundError):  # delivered at this moment
-                found.append((str(path.parent), path.read_text()))
-        return found
-
-    def _write(self, name: str) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / name).open("w") as file:
-                file.write(name)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StorageError(
-                f"the storage {self.uri} cannot be written: {error.strerror or error}. Make it writable, or "
-                "name another folder or a bucket (s3://BUCKET/FOLDER) with --storage"
-            ) from error
-
-    def _has(self, name: str) -> bool:
-        return (self.folder / name).exists()
-
-    def _delete(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            (self.folder / name).unlink()
-
-
-def _keeps_something(folder: Path) -> bool:
-    """Whether it is a run's folder that holds more than what a network file system leaves of open files."""
-    try:
-        return any(not path.name.startswith(".nfs") for path in folder.iterdir())
-    except OSError:  # a file, or a folder that another process has just removed
-        return False
 
 
 def open_storage(text: str) -> Storage:
@@ -86,7 +30,7 @@ def open_storage(text: str) -> Storage:
     parts = urlsplit(text)
     if "://" not in text or parts.scheme == "file":
         path = url2pathname(parts.path) if parts.scheme == "file" else text
-        return Folder(Path(path).expanduser().resolve())
+        return Storage(str(Path(path).expanduser().resolve()))
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f"--storage {text}: checkpoints are kept in a folder, or in a bucket whose address begins "

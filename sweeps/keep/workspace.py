@@ -1,13 +1,12 @@
-"""The folder in which a run works, and what every storage of such folders promises.
+"""Where runs are kept until they have ended: a folder that all machines share.
 
-A storage keeps the folders of runs until these have ended. `sweeps.keep.storage` opens one by its URI: a
-folder that all machines share, or a bucket.
+Each run works in a folder of its own there, its workspace. `sweeps.keep.bucket` does the same with object
+storage; `sweeps.keep.storage` opens either by its address.
 """
 
 import contextlib
 import shutil
 import uuid
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,20 +27,22 @@ class StorageError(RuntimeError):
 class Workspace:
     """The folder in which a run works; here it is also where the run is kept.
 
+    All methods raise StorageError if the storage is away or cannot be used; everything stays as it was.
+
     Attributes:
         folder: on this machine.
         uri: where the run is kept: a path, or an address that any machine can open.
+        travels: whether another machine works on the run in another folder, which may be ahead of this one.
+        remedy: what to do where the folder cannot be made.
     """
+
+    travels = False
+    remedy = "name another folder or a bucket with --storage"
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.folder, self.uri = folder, uri
 
-    @property
-    def travels(self) -> bool:
-        """Whether another machine works on the run in another folder, which may be ahead of this one."""
-        return False
-
-    def fetch(self, epoch: int, run_id: str = "") -> None:
+    def fetch(self, epoch: int, run_id: str) -> None:
         """Makes the folder, with what the run has so far.
 
         Args:
@@ -51,21 +52,15 @@ class Workspace:
                 deleted, or there is another store) are not compared: the later fetch goes on.
 
         Raises:
-            StorageError: the folder cannot be made.
             DiskFull: of this machine.
         """
-        try:
-            with on_disk(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = error.strerror or error
-            raise StorageError(f"{self.folder} cannot be made: {why}; check --storage") from error
+        with on_disk(self.folder):
+            make_folder(self.folder, self.remedy)
 
     def push(self) -> None:
         """Keeps what the run needs to go on elsewhere, and its ending while that is undelivered.
 
-        Raises:
-            StorageError: it could not; everything stays in the folder.
+        Whoever goes on with the run fetches it again.
         """
 
     @contextlib.contextmanager
@@ -74,27 +69,18 @@ class Workspace:
         yield
 
     def is_undelivered(self) -> bool:
-        """Whether an ended run waits here for the tracking store.
-
-        Raises:
-            StorageError: the bucket is away.
-        """
+        """Whether an ended run waits here for the tracking store."""
         return (self.folder / ENDING).exists()
 
     def remove(self) -> None:
-        """Forgets the run, with whatever waits here.
-
-        A network file system keeps a file that is still open as `.nfs...`, and the folder with it, until the
-        file is closed.
-
-        Raises:
-            StorageError: the bucket is away.
-        """
+        """Forgets the run, with whatever waits here."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class Storage(ABC):
+class Storage:
     """Keeps the folders of runs that have not ended. It travels to other machines, pickled.
+
+    All methods raise StorageError if the storage is away or cannot be used.
 
     Attributes:
         uri: what `--storage` takes, without its trailing slash.
@@ -104,62 +90,54 @@ class Storage(ABC):
         self.uri = uri
 
     @property
-    @abstractmethod
     def folder(self) -> Path:
         """Where runs work on this machine."""
+        return Path(self.uri)
 
-    @abstractmethod
     def of(self, key: str) -> str:
         """The URI of a run's workspace, which any machine can open."""
+        return str(self.folder / key)
 
-    @abstractmethod
     def workspace(self, key: str) -> Workspace:
         """The workspace of a run."""
+        return Workspace(self.folder / key, self.of(key))
 
-    @abstractmethod
     def keys(self) -> set[str]:
         """The keys of all runs of which something is kept."""
+        return {path.name for path in self.folder.glob("*") if path.name.isalnum()}
 
-    @abstractmethod
     def undelivered(self) -> list[tuple[str, str]]:
         """The workspace's URI and the contents of `ending.json` of each ended run that waits."""
+        found = []
+        for path in sorted(self.folder.glob(f"*/{ENDING}")):
+            key = path.parent.name
+            if key.isalnum():  # else it is not a run's folder, such as half a download
+                with contextlib.suppress(FileNotFoundError):  # delivered at this moment
+                    found.append((self.of(key), path.read_text()))
+        return found
 
-    def remove(self, key: str, undelivered: bool = False) -> bool:
+    def remove(self, key: str) -> bool:
         """Forgets a run that nobody will continue; returns False if an ended run waits there and stays.
 
         Another process may remove the same run at the same time.
-
-        Args:
-            undelivered: removes an ended run that waits for the tracking store, too.
-
-        Raises:
-            StorageError: the bucket is away.
         """
         if not key.isalnum():  # it may come from the tracking store, where people can edit it
             raise ValueError(f"{key!r} is not the key of a run")
         workspace = self.workspace(key)
-        if not undelivered and workspace.is_undelivered():
+        if workspace.is_undelivered():
             return False
         workspace.remove()
         return True
 
     def require(self) -> None:
-        """Tries that runs can be kept there from this machine.
-
-        Raises:
-            StorageError: they cannot.
-        """
+        """Tries that runs can be kept there from this machine."""
         with self.marked() as mark:
             if problem := self.lacks(mark):
                 raise StorageError(problem)
 
     @contextlib.contextmanager
     def marked(self) -> Iterator[str]:
-        """Leaves a mark there meanwhile, and yields its name for `lacks` of other machines.
-
-        Raises:
-            StorageError: nothing can be written there.
-        """
+        """Leaves a mark there meanwhile, and yields its name for `lacks` of other machines."""
         # A new name each time: a network file system may have cached that an older one is missing.
         mark = f".seen-from-every-node-{uuid.uuid4().hex}"
         self._write(mark)
@@ -183,14 +161,32 @@ class Storage(ABC):
             return str(error)
         return ""
 
-    @abstractmethod
     def _write(self, name: str) -> None:
-        """Writes a small file durably."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(name)
+        except OSError as error:
+            raise StorageError(
+                f"the storage {self.uri} cannot be written: {error.strerror or error}. Make it writable, or "
+                f"{Workspace.remedy}"
+            ) from error
 
-    @abstractmethod
     def _has(self, name: str) -> bool:
-        """Whether that file is there."""
+        return (self.folder / name).exists()
 
-    @abstractmethod
     def _delete(self, name: str) -> None:
-        """Removes it, if it is there."""
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+
+
+def make_folder(folder: Path, remedy: str) -> None:
+    """Makes a folder, if it is not there.
+
+    Raises:
+        StorageError: it cannot be made; the message ends with the remedy.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise StorageError(f"{folder} cannot be made: {why}; {remedy}") from error

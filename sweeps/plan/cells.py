@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from semidavil.config import Config
 from sweeps.plan.grids import Grid
-from sweeps.plan.pace import Pace, kind_of, time_left, work
+from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.track.lease import lease_state
 from sweeps.track.runs import TrackedRun
 
@@ -25,63 +25,46 @@ class State(StrEnum):
     ELSEWHERE = "running elsewhere"
 
 
-# The states of cells that a sweep would run.
-WAITING = frozenset({State.TODO, State.INTERRUPTED, State.FAILED})
-
-
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One Config of a grid with what the store knows about it.
-
-    Attributes:
-        run: the run that is done, failed, running or to be continued; of any grid.
-        estimate: seconds of a whole run, judged by others; NaN if none is alike.
-    """
+    """One Config of a grid with what the store knows about it."""
 
     config: Config
     name: str
     state: State
-    run: TrackedRun | None
-    estimate: float
+    run: TrackedRun | None  # that is done, failed, running or to be continued; of any grid
+    estimate: float  # seconds of a whole run, judged by others; NaN if none is alike
 
     @property
     def left(self) -> float:
         """The share of its training that is still to be done, from 0 to 1."""
-        if self.run is None or self.state is State.TODO:
-            return 1.0
-        return 1.0 - self.run.share
+        return 1.0 - self.run.share if self.run else 1.0
 
 
 @dataclass(frozen=True)
 class FailedCell:
-    """A cell that a sweep has given up.
-
-    Attributes:
-        log: where the output of its training is; empty if there is none.
-    """
+    """A cell that a sweep has given up."""
 
     name: str
     reason: str
-    log: str = ""
+    log: str = ""  # where the output of its training is
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a grid as they are now.
-
-    Attributes:
-        retry_diverged: cells whose loss became infinite are run again.
-    """
+    """The cells of a grid as they are now."""
 
     grid_name: str
     grid: Grid
     cells: list[Cell]
-    retry_diverged: bool = False
+    retry_diverged: bool = False  # cells whose loss became infinite are run again
 
     @property
     def waiting(self) -> list[Cell]:
         """The cells that a sweep would run now."""
-        states = WAITING | {State.DIVERGED} if self.retry_diverged else WAITING
+        states = {State.TODO, State.INTERRUPTED, State.FAILED}
+        if self.retry_diverged:
+            states.add(State.DIVERGED)
         return [cell for cell in self.cells if cell.state in states]
 
     @property
@@ -105,14 +88,11 @@ class Plan:
 
     def seconds_left(self, concurrency: int) -> float:
         """Wall-clock seconds for the cells that wait; NaN while nothing like them has run."""
-        return time_left(self._waiting_work(), concurrency)
+        return time_left([(cell.estimate, cell.left) for cell in self.waiting], concurrency)
 
     def gpu_hours(self, gpus: float) -> float:
         """What the cells that wait take of GPUs, with so many each; NaN as `seconds_left`."""
-        return work(self._waiting_work()) * gpus / 3600
-
-    def _waiting_work(self) -> list[tuple[float, float]]:
-        return [(cell.estimate, cell.left) for cell in self.waiting]
+        return self.seconds_left(1) * gpus / 3600
 
 
 def made_by(run: TrackedRun) -> str:
@@ -149,11 +129,7 @@ def make_plan(
 
 
 def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun | None]:
-    """The state of the cell that has these runs, oldest first, and the run that it follows from.
-
-    Args:
-        now: seconds since 1970.
-    """
+    """The state of the cell that has these runs, oldest first, and the run that it follows from."""
     for run in runs:
         if run.status == "FINISHED":
             return State.DONE, run
@@ -162,8 +138,7 @@ def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun 
             return State.ELSEWHERE, run
     if not runs:
         return State.TODO, None
-    # The run that was trained last. Without epochs, which older versions did not give, the one that has come
-    # farthest: a run that was only created may be younger.
+    # The run that was trained last; of older versions, which gave no epochs, the one that has come farthest.
     last = max(runs, key=lambda run: (run.epoch, run.progress.step))
     if last.status != "FAILED":
         return State.INTERRUPTED, last

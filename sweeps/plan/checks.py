@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from semidavil.config import Config
@@ -30,20 +31,18 @@ class Problem:
 
 def find_problems(configs: Iterable[Config]) -> list[Problem]:
     """What keeps cells from running on this machine, each reason once, in the order of the cells."""
+    # Hundreds of cells have the same data.
+    training_set, wrong_cache = cache(_training_set), cache(_wrong_cache)
     found: dict[str, set[str]] = defaultdict(set)
-    training_sets: dict[tuple[str, bool, str], int | str] = {}
-    caches: dict[str, str] = {}
     for config in configs:
-        data, runtime = config.data, config.runtime
-        about = data.benchmark, data.toy, runtime.data_root
-        if about not in training_sets:
-            training_sets[about] = _training_set(config)
-        if runtime.cache_dir not in caches:
-            caches[runtime.cache_dir] = _wrong_cache(runtime.cache_dir)
-        size = training_sets[about]
-        no_data = size if isinstance(size, str) else _wrong_budget(config, size)
-        for reason in filter(None, (no_data, caches[runtime.cache_dir])):
-            found[reason].add(config.key())
+        benchmark = BENCHMARKS[config.data.benchmark]
+        size = training_set(benchmark.name, config.data.toy, config.runtime.data_root)
+        for reason in (
+            size if isinstance(size, str) else _wrong_budget(config.data.budget, benchmark, size),
+            wrong_cache(config.runtime.cache_dir),
+        ):
+            if reason:
+                found[reason].add(config.key())
     return [Problem(reason, frozenset(cells)) for reason, cells in found.items()]
 
 
@@ -53,25 +52,25 @@ def runnable(configs: Iterable[Config], problems: Iterable[Problem]) -> list[Con
     return [config for config in configs if config.key() not in wrong]
 
 
-def _training_set(config: Config) -> int | str:
-    """How many images or scans the target's training set has, or why there is none."""
-    benchmark = BENCHMARKS[config.data.benchmark]
-    if config.data.toy:
+def _training_set(name: str, toy: bool, data_root: str) -> int | str:
+    """How many images or scans a benchmark's target has to train on, or why there are none."""
+    benchmark = BENCHMARKS[name]
+    if toy:
         return _toy_training_set(benchmark)
-    root = config.runtime.data_root
-    if not root:
+    if not data_root:
         return (
             f"{benchmark.name} needs its data sets: pass --data-root with the folder that holds one folder "
             "per data set, or use the toy preset, which generates its own"
         )
-    if not Path(root).is_dir():
+    root = Path(data_root)
+    if not root.is_dir():
         return f"the data root {root} does not exist (--data-root)"
     try:
         if benchmark.kind == "volumes":
-            return len(Synapse(Path(root) / benchmark.target).cases("train"))
+            return len(Synapse(root / benchmark.target).cases("train"))
         if benchmark.source:
-            READERS[benchmark.source](Path(root) / benchmark.source).samples("train")
-        reader = READERS[benchmark.target](Path(root) / benchmark.target)
+            READERS[benchmark.source](root / benchmark.source).samples("train")
+        reader = READERS[benchmark.target](root / benchmark.target)
         reader.samples("val")
         return len(reader.samples("train"))
     except (DataError, OSError) as error:
@@ -89,13 +88,12 @@ def _toy_training_set(benchmark: Benchmark) -> int | str:
     return COUNTS["train"]
 
 
-def _wrong_budget(config: Config, size: int) -> str:
-    if config.data.budget <= size:
+def _wrong_budget(budget: int, benchmark: Benchmark, size: int) -> str:
+    if budget <= size:
         return ""
-    benchmark = BENCHMARKS[config.data.benchmark]
     what = "images" if benchmark.kind == "images" else "scans"
     return (
-        f"a budget of {config.data.budget} labelled {what} is larger than the training set of "
+        f"a budget of {budget} labelled {what} is larger than the training set of "
         f"{benchmark.target}, {size}: choose at most {size} (--budgets)"
     )
 
@@ -109,9 +107,7 @@ def _wrong_cache(text: str) -> str:
 
 def why_unwritable(folder: Path) -> str:
     """Why files cannot be written into a folder, which need not exist yet; empty if they can."""
-    for place in (folder, *folder.absolute().parents):
-        if place.exists():
-            if not place.is_dir():
-                return f"{place} is no folder"
-            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
-    return "there is no such file system"
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"

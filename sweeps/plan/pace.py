@@ -69,26 +69,16 @@ class Pace:
         return math.nan
 
 
-def work(cells: Iterable[tuple[float, float]]) -> float:
-    """Seconds of all cells one after the other; NaN if the length of none is known.
+def time_left(cells: Iterable[tuple[float, float]], concurrency: int) -> float:
+    """Seconds until all cells have ended, so many at a time; NaN if the length of none is known.
 
     Args:
         cells: the seconds of a whole run, NaN where unknown, and the share of it that is left.
     """
     cells = list(cells)
-    known = [(seconds, left) for seconds, left in cells if not math.isnan(seconds)]
-    if cells and not known:
-        return math.nan
-    # A cell of unknown length takes as long as the others do on average.
-    mean = statistics.fmean(seconds for seconds, _ in known) if known else 0.0
-    return sum(left * (mean if math.isnan(seconds) else seconds) for seconds, left in cells)
-
-
-def time_left(cells: Iterable[tuple[float, float]], concurrency: int) -> float:
-    """Seconds until all cells have ended, `concurrency` of them at a time; NaN as for `work`."""
-    cells = list(cells)
-    if not cells:
-        return 0.0
-    in_parallel = work(cells) / max(1, min(concurrency, len(cells)))
-    longest = max((left * s for s, left in cells if not math.isnan(s)), default=0.0)
-    return in_parallel if math.isnan(in_parallel) else max(in_parallel, longest)
+    known = [seconds for seconds, _ in cells if not math.isnan(seconds)]
+    if not known:
+        return math.nan if cells else 0.0
+    mean = statistics.fmean(known)  # of a cell of unknown length
+    left = [share * (mean if math.isnan(seconds) else seconds) for seconds, share in cells]
+    return max(sum(left) / max(1, min(concurrency, len(left))), *left)

@@ -12,7 +12,6 @@ sweep's process is gone.
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semidavil.config import Config
 from sweeps.keep.storage import Storage
-from sweeps.run.connection import ClusterError, first_line, living_nodes, shipped
+from sweeps.run.connection import ClusterError, first_line, living_nodes
 from sweeps.track.provenance import package_versions
 from sweeps.track.retry import TrackingError, check_server
 
@@ -69,13 +68,11 @@ def require_common(common: Common, cpus: float, gpus: float) -> None:
     for folder in map(Path, common.caches):
         folder.mkdir(parents=True, exist_ok=True)
     with common.storage.marked() as mark:
-        look = ray.remote(num_cpus=0, max_retries=0)(
-            shipped(partial(lacks, common, mark, package_versions()))
-        )
+        look = ray.remote(num_cpus=0, max_retries=0)(lacks)
         answers = [
             look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-            ).remote()
+            ).remote(common, mark, package_versions())
             for node in nodes
         ]
         found = [
@@ -136,7 +133,11 @@ def run_on_cluster(work: Callable[[], T], cpus: float, gpus: float) -> T:
     Raises:
         whatever `work` raises; ClusterError: its node was lost.
     """
-    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(shipped(work)).remote())
+    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(_do).remote(work))
+
+
+def _do(work: Callable[[], T]) -> T:
+    return work()
 
 
 def _result(answer: Any) -> Any:

@@ -10,12 +10,12 @@ import signal
 import socket
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -153,7 +153,8 @@ def find_nodes(address: str) -> list[Node]:
 
 
 def _init(**options: Any) -> None:
-    with warnings.catch_warnings():
+    # Workers look for code first in the folder in which Ray was started, which may be another checkout.
+    with chdir(_source("sweeps").parent), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 
@@ -212,27 +213,6 @@ def put_code_first() -> None:
     root = _source("sweeps").parent
     others = [p for p in os.environ.get(PYTHONPATH, "").split(os.pathsep) if p and p != str(root)]
     os.environ[PYTHONPATH] = os.pathsep.join([str(root), *others])
-
-
-def shipped(function: Callable[..., T]) -> Callable[..., T]:
-    """`function` as Ray's workers can call it, with the code that PYTHONPATH names. Ray must be up.
-
-    Ray puts the folder in which the sweep was started before all others of a worker. Where that is another
-    checkout, its code would run. `function` is therefore opened only after PYTHONPATH has come first; the
-    wrapper itself travels by value and needs none of our modules.
-    """
-    reference = ray.put(function)
-
-    def call(*arguments: object) -> object:
-        import os
-        import sys
-
-        folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        if sys.path[: len(folders)] != folders:
-            sys.path[:0] = folders
-        return ray.get(reference)(*arguments)
-
-    return cast(Callable[..., T], call)
 
 
 def runtime_env(train: str) -> dict[str, Any]:

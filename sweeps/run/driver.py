@@ -22,7 +22,7 @@ from sweeps.run.resources import Resources
 from sweeps.run.store_thread import StoreThread
 from sweeps.show.progress import SweepProgress
 from sweeps.track.lease import SIGN_SECONDS, Claimed, Held, Leases
-from sweeps.track.retry import RunGone, StoreAway, StoreRefused
+from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.store import Store
 
 DEATHS = 2  # how often a cell is started again after its worker was killed
@@ -150,6 +150,7 @@ class Driver:
         self.retried: Counter[str] = Counter()
         self.died: Counter[str] = Counter()
         self.claiming = False
+        self.problem: TrackingError | None = None  # why cells that are left do not begin
         self.asked: Cell | None = None  # taken from the source, and not yet claimed
         self.next_claim = self.next_sign = 0.0  # monotonic
         self.stopping: set[str] = set()  # run ids of trials that were told to end early
@@ -161,7 +162,10 @@ class Driver:
         self.thread.poll()
         if self.ready:
             return self.ready.popleft()
-        if not self.claiming and not self._is_exhausted() and time.monotonic() >= self.next_claim:
+        if (
+            not (self.claiming or self.problem or self._is_exhausted())
+            and time.monotonic() >= self.next_claim
+        ):
             self.claiming = True
             self.thread.submit(self._claim_next, self._on_claimed)
         return None
@@ -171,6 +175,8 @@ class Driver:
         if self.open or self.ready:
             return False
         if self.thread.away_for() > self.context.store.patience.seconds:
+            self.problem = self.problem or self.thread.away
+        if self.problem is not None:
             return True
         return self._is_exhausted() and not self.claiming and self.thread.is_idle()
 
@@ -196,6 +202,7 @@ class Driver:
         if isinstance(event, Halted) and task.run_id not in self.stopping:
             return False  # the sweep ends, and closes the run
         del self.open[task.run_id]
+        self.stopping.discard(task.run_id)
         match event:
             case Done():
                 self._on_done(task, cell, event)
@@ -293,7 +300,9 @@ class Driver:
         elif isinstance(result, StoreRefused | RunGone):
             cell, self.asked = self.asked, None
             self.next_claim = time.monotonic() + REFUSED_SECONDS
-            if cell is not None:
+            if cell is None:  # the source itself is refused
+                self.problem = result
+            else:
                 self._give_up(cell, str(result), "")
 
     def _store_is_away(self, error: StoreAway) -> None:
@@ -318,7 +327,7 @@ class Driver:
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
         self._note_undelivered(task, failed.delivered)
         may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
-        if failed.failure is Failure.MEMORY and self._may_run_alone(task):
+        if failed.failure is Failure.MEMORY and failed.delivered and self._may_run_alone(task):
             self._try_alone(cell, failed.reason)
         elif may_help and self.retried[cell.name] < self.context.retries:
             self.retried[cell.name] += 1
@@ -336,9 +345,15 @@ class Driver:
         """The run is ended before the cell is tried again: it would be our own that is in the way."""
 
         def close() -> bool:
-            return self.store.close(task.run_id, "FAILED", lost.reason, task.epoch)
+            if self.store.close(task.run_id, "FAILED", lost.reason, task.epoch):
+                return True
+            run = self.store.run(task.run_id)  # the answer to an earlier try may have been lost
+            return run.epoch == task.epoch and run.status == "FAILED"
 
         def closed(ours: bool | Exception) -> None:
+            if isinstance(ours, StoreRefused):
+                self._give_up(cell, f"{lost.reason}; {ours}", task.run_id)
+                return
             if not ours or isinstance(ours, RunGone):
                 what = "its run had ended, or is another sweep's by now"
                 self._on_taken(task, cell, f"{lost.reason}; {what}", isinstance(ours, RunGone))
@@ -378,12 +393,13 @@ class Driver:
         reason = f"stopped early at step {step}: others were better by then"
 
         def stop() -> None:
-            self.store.close(
-                task.run_id, "KILLED", reason, task.epoch, {"stopped_early": str(step)}
-            )
+            # Where it is another sweep's by now, that one trains in the folder.
+            with suppress(StorageError, RunGone, StoreRefused):
+                if self.store.close(
+                    task.run_id, "KILLED", reason, task.epoch, {"stopped_early": str(step)}
+                ):
+                    self.store.storage.remove(cell.config.key())
             self.source.stopped(cell, task.run_id)
-            with suppress(StorageError):  # a later sweep removes what is left
-                self.store.storage.remove(cell.config.key())
 
         self.thread.submit(stop)
         self.outcome.finished += 1
@@ -404,8 +420,3 @@ class Driver:
         self.thread.submit(close_all)
         if left := self.thread.close(CLOSING_SECONDS):
             self.progress.print(f"{escape(str(left))}; the next sweep closes what this one ran")
-
-    @property
-    def away(self) -> StoreAway | None:
-        """Why cells that are left were not begun."""
-        return None if self._is_exhausted() else self.thread.away

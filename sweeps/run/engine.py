@@ -25,7 +25,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweeps.run.connection import ClusterError, first_line, joined_cluster, local_ray, shipped
+from sweeps.run.connection import ClusterError, first_line, joined_cluster, local_ray
 from sweeps.run.deaths import cause_of_death, kernel_kills
 from sweeps.run.events import Event, Progress, Task, event_from_json, event_to_json
 from sweeps.run.resources import Resources
@@ -108,9 +108,8 @@ def run_tasks(
     try:
         with stopping_signals() as signals:
             trials = _Trials(listener, signals)
-            # A lambda that names nothing of ours: see `shipped`.
             trainable = tune.with_resources(
-                shipped(_train), lambda config: tune.PlacementGroupFactory([config[RESOURCES]])
+                _train, lambda config: tune.PlacementGroupFactory([config[RESOURCES]])
             )
             tune.Tuner(
                 trainable,
@@ -215,24 +214,26 @@ class _ListenerError(BaseException):
         self.error = error
 
 
-def _start_board(name: str) -> Any:
-    """A small process on this machine that workers ask whether their trial is to stop.
+class _StopBoard:
+    """A small process that knows which trials are to stop.
 
     Tune could only end their processes: it does not wait for what they still have to write.
     """
 
-    class StopBoard:  # local, so that it travels by value: see `shipped`
-        def __init__(self) -> None:
-            self.stopped: set[str] = set()
+    def __init__(self) -> None:
+        self.stopped: set[str] = set()
 
-        def stop(self, trial_id: str) -> None:
-            self.stopped.add(trial_id)
+    def stop(self, trial_id: str) -> None:
+        self.stopped.add(trial_id)
 
-        def is_stopped(self, trial_id: str) -> bool:
-            return trial_id in self.stopped
+    def is_stopped(self, trial_id: str) -> bool:
+        return trial_id in self.stopped
 
+
+def _start_board(name: str) -> Any:
+    """Where workers ask whether their trial is to stop; on this machine."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0)(StopBoard)
+    board = ray.remote(num_cpus=0)(_StopBoard)
     return board.options(name=name, scheduling_strategy=here).remote()
 
 

@@ -8,10 +8,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from semidavil.config import Config
 from semidavil.fusion import FUSIONS
 
-Space = Mapping[str, BaseDistribution]
 
-
-def space_of(base: Config, objective: str) -> Space:
+def space_of(base: Config, objective: str) -> Mapping[str, BaseDistribution]:
     """The settings that are searched, around those of `base`, which lie within."""
     lr = base.training.lr
     space: dict[str, BaseDistribution] = {
@@ -48,10 +46,3 @@ def study_name(base: Config, objective: str, uri: str) -> str:
     content = f"{base.key()} {base.runtime.eval_every} {space} {server}"
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"{base.data.benchmark}-{base.data.budget}-s{base.seed}-{objective}-{digest}"
-
-
-def preset_value(base: Config, path: str) -> float | str:
-    """What `base` has at a path such as `training.lr`."""
-    section, _, name = path.rpartition(".")
-    value: float | str = base.model_dump(mode="json")[section][name]
-    return value

@@ -4,12 +4,12 @@ Trial 0 is the preset itself, so that a search holds its baseline. Trials are en
 asynchronous successive halving (ASHA, Li et al., MLSys 2020) over the validation scores that the study
 knows; it is Optuna's and not Ray Tune's, whose rungs would be forgotten by a restart.
 
-A search that is killed leaves its trials RUNNING. Each search beats for its own trials (Optuna's
-heartbeats), so that any other one sees which of them are stale, fails them and queues them again with
-the same settings. A trial that was queued again is a new trial to Optuna and the same one to people, with
-the number that it had.
+Each search records heartbeats for the trials that it has begun. The trials of a search that was killed
+become stale; any other search fails them and queues them again. A trial that was queued again is a new
+trial to Optuna; here it keeps the number of the first.
 """
 
+import copy
 import math
 import sqlite3
 import threading
@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import optuna
@@ -28,13 +29,13 @@ from optuna.exceptions import (
     StorageInternalError,
     UpdateFinishedTrialError,
 )
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS
-from sweeps.run.space import preset_value, space_of, study_name
+from sweeps.run.space import space_of, study_name
 from sweeps.show.tables import csv_text
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.store import Store
@@ -43,10 +44,8 @@ HALVING = 3  # one in so many goes on at each rung
 RANDOM_TRIALS = 10  # before TPE has something to learn from
 LEAST_FOR_IMPORTANCE = 4  # finished trials
 HEARTBEAT_SECONDS = 10
-GRACE_SECONDS = 30  # without a heartbeat, after which a trial counts as stale
-DATABASE_SECONDS = (
-    2.0  # to wait for another process's transaction: `should_stop` runs in Tune's loop
-)
+GRACE_SECONDS = 30  # without a heartbeat, after which a trial is stale
+DATABASE_SECONDS = 2.0  # to wait for another's transaction: `should_stop` runs in Tune's loop
 LOCK_SECONDS = 60.0  # to wait for another search that begins or queues a trial
 FILE = "studies.db"
 
@@ -56,16 +55,13 @@ class OpenTrial:
     """A trial that this process has begun.
 
     Attributes:
-        name: readable, unique within the study, the same when the trial is queued again.
-        number: the one that people see; Optuna has another one for a trial that was queued again.
-        storage_id: by which heartbeats are recorded.
+        name: unique within the study, the same when the trial is queued again, as is the number.
     """
 
     name: str
     number: int
     config: Config
     trial: Trial
-    storage_id: int
 
 
 class Study:
@@ -74,14 +70,15 @@ class Study:
     One thread asks and tells; `should_stop` may be called from another one.
 
     Attributes:
-        open: the trials that this process has begun and whose end it has not told yet, by name.
+        open: the trials that this process has begun and has not told the end of, by name.
 
     Args:
         base: the preset; trials differ from it in the space's settings alone.
         trials: how many there are to be in all.
         create: begin the study if there is none.
 
-    Raises:
+    Raises (as do its methods):
+        StoreAway: another process holds the database locked, or the disk is full; try again later.
         TrackingError: the database cannot be used.
         KeyError: there is no such study, and `create` is False.
     """
@@ -91,69 +88,74 @@ class Study:
     ) -> None:
         self.base, self.objective, self.trials = base, objective, trials
         self.space = space_of(base, objective)
-        self.benchmark = BENCHMARKS[base.data.benchmark]
-        self.open: dict[str, OpenTrial] = {}
         self.name = study_name(base, objective, store.uri)
         self.file = store.folder / FILE
+        self.open: dict[str, OpenTrial] = {}
+        self._lock = FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS)
+        self._closed = threading.Event()
         if not create and not self.file.exists():
             raise KeyError(self.name)
         _quiet_optuna()
-        self._lock = FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS)
-        self._requeue = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
-        self._closed = threading.Event()
-        self._heart: threading.Thread | None = None
         with _usable(self.file):
-            self.study = self._create() if create else self._load()
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock:
+                self.storage = _open_storage(self.file)
+                if not create and self.name not in optuna.get_all_study_names(self.storage):
+                    raise KeyError(self.name)
+                self.study = self._create()
+        threading.Thread(target=self._keep_beating, daemon=True).start()
 
     def _create(self) -> optuna.Study:
-        """The study, with the preset as its first trial."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            self.storage = _open_storage(self.file)
-            study = optuna.create_study(
-                storage=self.storage,
-                study_name=self.name,
-                directions=["maximize"] if self.objective == "miou" else ["maximize", "minimize"],
-                pruner=self._pruner(),
-                load_if_exists=True,
-            )
-            if not study.get_trials(deepcopy=False):
-                study.enqueue_trial({path: preset_value(self.base, path) for path in self.space})
+        """The study, with the preset as its first trial, unless it is there."""
+        study = optuna.create_study(
+            study_name=self.name,
+            storage=self.storage,
+            # Rungs are evaluations: without any on the way, no trial ends early.
+            pruner=SuccessiveHalvingPruner(self.base.runtime.eval_every or 1, HALVING),
+            directions=["maximize"] if self.objective == "miou" else ["maximize", "minimize"],
+            load_if_exists=True,
+        )
+        if not study.get_trials(deepcopy=False):
+            study.enqueue_trial({path: attrgetter(path)(self.base) for path in self.space})
         return study
-
-    def _load(self) -> optuna.Study:
-        self.storage = _open_storage(self.file)
-        return optuna.load_study(storage=self.storage, study_name=self.name, pruner=self._pruner())
-
-    def _pruner(self) -> optuna.pruners.BasePruner:
-        # Rungs are evaluations: without any on the way, no trial ends early.
-        return optuna.pruners.SuccessiveHalvingPruner(self.base.runtime.eval_every or 1, HALVING)
 
     # What is left
 
     def left(self) -> int:
-        """Trials that nobody has begun yet, or whose process has died."""
-        return self.trials - sum(_is_spent(trial) for trial in self._latest())
+        """Trials that nobody has begun yet, or that are queued again."""
+        states = [trial.state for trial in self.latest().values()]
+        return max(0, self.trials - len(states) + states.count(TrialState.WAITING))
 
-    def failed(self, diverged: bool) -> list[FrozenTrial]:
-        """Trials that have failed, those that would fail in the same way again only if `diverged`."""
-        wanted = {"other", "diverged"} if diverged else {"other"}
-        return [t for t in self._latest() if _failure(t) in wanted]
-
-    def queue_failed(self, diverged: bool = False) -> None:
-        """Queues `failed` trials again, and those of searches that have died: what a new command does."""
-        with _usable(self.file), self._lock:
-            self._queue_dead()
-            for trial in self.failed(diverged):
-                self._requeue(self.study, trial)
-
-    def running_elsewhere(self) -> set[int]:
-        """Optuna's numbers of the trials that other searches have begun, and not ended.
-
-        Those of a search that has died are among them for `GRACE_SECONDS`.
-        """
+    def running_elsewhere(self) -> int:
+        """Trials of other searches; those of a dead one are among them for `GRACE_SECONDS`."""
         ours = {one.trial.number for one in list(self.open.values())}
-        return {t.number for t in self._latest() if t.state is TrialState.RUNNING} - ours
+        return len({trial.number for trial in self._trials(TrialState.RUNNING)} - ours)
+
+    def failed(self, *failures: str) -> list[FrozenTrial]:
+        """Trials that have failed: `diverged`, by `other` reasons, or "", by their search's death."""
+        return [
+            trial
+            for trial in self.latest().values()
+            if trial.state is TrialState.FAIL and trial.user_attrs.get("failure", "") in failures
+        ]
+
+    def queue_failed(self, *failures: str) -> None:
+        """Queues `failed` trials again, and those of dead searches: what a new command does."""
+        with _usable(self.file), self._lock:
+            self._queue("", *failures)
+
+    def _queue(self, *failures: str) -> None:
+        """The caller holds the lock."""
+        self._beat()  # a machine that was suspended finds its own trials stale when it wakes up
+        fail_stale_trials(self.study)
+        for trial in self._trials(TrialState.RUNNING):
+            if "begun" not in trial.user_attrs:  # its process, which had the lock, died in `ask`
+                self.study.tell(trial.number, state=TrialState.FAIL)
+        for trial in self.failed(*failures):
+            again = copy.deepcopy(trial)
+            again.user_attrs = {}
+            # With its settings, and the scores and rungs on its way.
+            RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, again)
 
     # One trial
 
@@ -161,70 +163,48 @@ class Study:
         """Begins the next trial: one that was queued again, else a new one.
 
         None if none is left: another search of the same study may have had the last.
-
-        Raises:
-            StoreAway: another process holds the database locked; nothing was begun.
         """
         with _usable(self.file), self._lock:
-            self._queue_dead()
-            if self.left() <= 0:
+            self._queue("")
+            if not self.left():
                 return None
             # The draws depend on what the study knows alone: a search that is continued takes the
             # same way. Without `constant_liar`, searches with several workers would draw the same
             # settings for all of them; `multivariate`, because rate and weights depend on each other.
             self.study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=RANDOM_TRIALS,
-                seed=1000 * self.base.seed + len(self._latest()),
+                seed=1000 * self.base.seed + len(self.latest()),
                 multivariate=True,
                 constant_liar=True,
             )
             trial = self.study.ask(dict(self.space))
-            study_id = self.storage.get_study_id_from_name(self.name)
-            storage_id = self.storage.get_trial_id_from_study_id_trial_number(
-                study_id, trial.number
-            )
-            self.storage.record_heartbeat(storage_id)
+            number = number_of(self._trials()[trial.number])
             config = self.base.replace(trial.params)
+            name = f"{config.data.benchmark}/trial-{number}/{config.data.budget}/s{config.seed}"
+            self.open[name] = OpenTrial(name, number, config, trial)
+            self._beat()
             trial.set_user_attr("key", config.key())
-            trial.set_user_attr("failure", "")
-            trial.set_user_attr("begun", trial.number)  # last: without it, its process died here
-            number = next(n for n, one in self.numbered() if one.number == trial.number)
-        data = config.data
-        name = f"{data.benchmark}/trial-{number}/{data.budget}/s{config.seed}"
-        self.open[name] = OpenTrial(name, number, config, trial, storage_id)
-        if self._heart is None:
-            self._heart = threading.Thread(target=self._keep_beating, daemon=True)
-            self._heart.start()
+            trial.set_user_attr("begun", True)  # last: without it, its process died here
         return self.open[name]
-
-    def _queue_dead(self) -> None:
-        """Queues the trials of processes that have died again. The caller holds the lock."""
-        self._beat()  # a machine that was suspended finds its own trials stale when it wakes up
-        fail_stale_trials(self.study)
-        for trial in self._trials(TrialState.RUNNING):
-            # Only whoever holds the lock begins trials: a process that did so died, or lost the database.
-            if trial.user_attrs.get("begun") != trial.number:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-        for trial in self._latest():
-            if trial.state is TrialState.FAIL and not _failure(trial):
-                self._requeue(self.study, trial)
 
     def _keep_beating(self) -> None:
         while not self._closed.wait(HEARTBEAT_SECONDS):
-            with suppress(OptunaError, SQLAlchemyError):  # the next beat may come through
+            with suppress(OptunaError, SQLAlchemyError):  # the next heartbeat may come through
                 self._beat()
 
     def _beat(self) -> None:
+        """Records a heartbeat of each open trial."""
+        storage, study_id = self.storage, self.storage.get_study_id_from_name(self.name)
         for one in list(self.open.values()):
-            self.storage.record_heartbeat(one.storage_id)
+            number = one.trial.number
+            storage.record_heartbeat(
+                storage.get_trial_id_from_study_id_trial_number(study_id, number)
+            )
 
     def should_stop(self, name: str, step: int, score: float) -> bool:
         """Takes a score on the way; True at a rung for one of those that do not go on.
 
         The preset always goes on: it is what the others are compared to.
-
-        Raises:
-            StoreAway: another process holds the database locked.
         """
         one = self.open.get(name)
         if one is None or self.objective != "miou":  # successive halving knows one objective
@@ -236,43 +216,34 @@ class Study:
             except UpdateFinishedTrialError:  # another search took this one for dead
                 return False
 
-    def tell(self, name: str, score: float, latency_ms: float, run_id: str) -> None:
-        """A trial that has finished; without one of its values, as runs of old are, it has failed.
-
-        Raises:
-            StoreAway: another process holds the database locked; tell it again. So do the next two.
-        """
-        values = [score] if self.objective == "miou" else [score, latency_ms]
-        if any(math.isnan(value) for value in values):
-            self.tell_failed(name, run_id, diverged=True)
-        else:
-            self._end(name, run_id, TrialState.COMPLETE, values)
-
-    def tell_stopped(self, name: str, run_id: str) -> None:
-        """A trial that was stopped early."""
-        self._end(name, run_id, TrialState.PRUNED)
-
-    def tell_failed(self, name: str, run_id: str, diverged: bool) -> None:
-        """A trial that has failed; `diverged` if it would do so again in the same way."""
-        self._end(name, run_id, TrialState.FAIL, failure="diverged" if diverged else "other")
-
-    def _end(
+    def tell(
         self,
         name: str,
         run_id: str,
-        state: TrialState,
-        values: list[float] | None = None,
-        failure: str = "",
+        state: TrialState = TrialState.COMPLETE,
+        score: float = math.nan,
+        latency_ms: float = math.nan,
+        diverged: bool = False,
     ) -> None:
-        if name not in self.open:  # told already: this search had it twice, see `StudySource.taken`
+        """How a trial has ended, unless this or another search has told already.
+
+        A finished trial without one of its values, as runs of old are, has failed for good.
+
+        Args:
+            diverged: a trial that has failed would do so again in the same way.
+        """
+        if name not in self.open:
             return
+        values = [score] if self.objective == "miou" else [score, latency_ms]
+        if state is TrialState.COMPLETE and any(math.isnan(value) for value in values):
+            state, diverged = TrialState.FAIL, True
         trial = self.open[name].trial
-        with _usable(self.file), suppress(UpdateFinishedTrialError):  # another search was first
+        with _usable(self.file), suppress(UpdateFinishedTrialError):
             trial.set_user_attr("run_id", run_id)
-            trial.set_user_attr("failure", failure)
-            # Optuna keeps no values of a failed trial, and those on the way of one that was stopped.
-            told = None if state is TrialState.COMPLETE else state
-            self.study.tell(trial, values, told, skip_if_finished=True)
+            if state is TrialState.FAIL:
+                trial.set_user_attr("failure", "diverged" if diverged else "other")
+            known = values if state is TrialState.COMPLETE else None
+            self.study.tell(trial, known, state, skip_if_finished=True)
         del self.open[name]
 
     def close(self) -> None:
@@ -282,7 +253,7 @@ class Study:
             for one in self.open.values():
                 self.study.tell(one.trial, state=TrialState.FAIL, skip_if_finished=True)
             self.open.clear()
-            self._queue_dead()
+            self._queue("")
 
     # What came out
 
@@ -290,34 +261,27 @@ class Study:
         with _usable(self.file):
             return self.study.get_trials(deepcopy=False, states=states or None)
 
-    def numbered(self) -> list[tuple[int, FrozenTrial]]:
-        """Each trial as it was begun or queued last, with the number that people see."""
-        return list(enumerate(self._latest()))
+    def latest(self) -> dict[int, FrozenTrial]:
+        """By `number_of`, each trial as it was begun or queued last."""
+        return {number_of(trial): trial for trial in self._trials()}
 
-    def _latest(self) -> list[FrozenTrial]:
-        return list({_root(trial): trial for trial in self._trials()}.values())
+    def finished(self) -> list[FrozenTrial]:
+        return self._trials(TrialState.COMPLETE)
 
     def is_preset(self, trial: FrozenTrial) -> bool:
         return trial.user_attrs.get("key") == self.base.key()
-
-    def preset(self) -> FrozenTrial | None:
-        """The finished trial of the preset."""
-        done = self._trials(TrialState.COMPLETE)
-        return next((trial for trial in done if self.is_preset(trial)), None)
 
     def best(self) -> list[FrozenTrial]:
         """The best finished trial; of two objectives, those that no other beats in both.
 
         The highest score comes first.
         """
-        if not self._trials(TrialState.COMPLETE):
-            return []
         with _usable(self.file):
             return sorted(self.study.best_trials, key=lambda trial: -trial.values[0])
 
     def importances(self) -> dict[str, float]:
         """Share of the score's variance that each setting explains (fANOVA); empty for few trials."""
-        done = self._trials(TrialState.COMPLETE)
+        done = self.finished()
         if len(done) < LEAST_FOR_IMPORTANCE or len({trial.values[0] for trial in done}) < 2:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
@@ -326,20 +290,15 @@ class Study:
         )
 
     def counts(self) -> dict[str, int]:
-        trials = self._latest()
-        counts = {
-            name: sum(trial.state is state for trial in trials)
-            for name, state in (
-                ("finished", TrialState.COMPLETE),
-                ("stopped_early", TrialState.PRUNED),
-            )
-        }
-        return {**counts, "failed": sum(bool(_failure(trial)) for trial in trials)}
+        """Trials that have ended, by how."""
+        names = {"finished": "COMPLETE", "stopped_early": "PRUNED", "failed": "FAIL"}
+        states = [trial.state.name for trial in self.latest().values()]
+        return {name: states.count(state) for name, state in names.items()}
 
     def csv(self) -> str:
         """One line a trial: its state, score, latency, last value on the way, settings and run."""
         rows: list[list[object]] = []
-        for number, trial in self.numbered():
+        for number, trial in self.latest().items():
             values = trial.values if trial.state is TrialState.COMPLETE else []
             step = trial.last_step
             on_the_way = ["", ""] if step is None else [step, trial.intermediate_values[step]]
@@ -356,20 +315,10 @@ class Study:
         return csv_text(["setting", "importance"], [[path, f"{x:.6f}"] for path, x in shares])
 
 
-def _root(trial: FrozenTrial) -> int:
-    """Optuna's number of this trial, or of the one for which it was queued again."""
+def number_of(trial: FrozenTrial) -> int:
+    """The number that people see: of the first of those that were queued again for each other."""
     first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
     return trial.number if first is None else first
-
-
-def _failure(trial: FrozenTrial) -> str:
-    """How its search has said that it failed; empty for other trials, and where a search has died."""
-    return str(trial.user_attrs.get("failure", "")) if trial.state is TrialState.FAIL else ""
-
-
-def _is_spent(trial: FrozenTrial) -> bool:
-    ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return ended or trial.state is TrialState.RUNNING or bool(_failure(trial))
 
 
 def _quiet_optuna() -> None:
@@ -384,8 +333,7 @@ def _quiet_optuna() -> None:
 def _open_storage(file: Path) -> RDBStorage:
     connect = partial(sqlite3.connect, file, timeout=DATABASE_SECONDS, check_same_thread=False)
     return RDBStorage(
-        # This only says which kind of database it is: a path with `?`, `%` or `{` would not survive it.
-        f"sqlite:///{FILE}",
+        f"sqlite:///{FILE}",  # says which kind of database it is; `connect` bears any path
         engine_kwargs={"creator": connect},
         heartbeat_interval=HEARTBEAT_SECONDS,
         grace_period=GRACE_SECONDS,
@@ -394,24 +342,16 @@ def _open_storage(file: Path) -> RDBStorage:
 
 @contextmanager
 def _usable(file: Path) -> Iterator[None]:
-    """Says which file is broken, locked or full.
-
-    Raises:
-        StoreAway: in place of the database's own errors, where they may pass: locked, or a full disk.
-        TrackingError: in place of its other errors.
-    """
+    """Turns errors of the database and its lock into StoreAway, if they may pass, or TrackingError."""
     try:
         yield
     except Timeout:
-        raise StoreAway(
-            f"another search has held {file}.lock for {LOCK_SECONDS:.0f} s: if none runs, remove it"
-        ) from None
+        raise StoreAway(f"another search holds {file}.lock: if none runs, remove it") from None
     except (StorageInternalError, SQLAlchemyError, OSError) as error:
         cause = (error.__cause__ if isinstance(error, StorageInternalError) else None) or error
-        passes = isinstance(cause, OperationalError)
-        text = str(cause).splitlines()[0]
-        raise (StoreAway if passes else TrackingError)(
-            f"the studies in {file} cannot be used ({text}): free space or restore the file; the "
-            "runs of its trials are in the tracking store. Without the file, a search begins anew "
-            "and takes those runs as they are"
+        kind = StoreAway if isinstance(cause, OperationalError) else TrackingError
+        raise kind(
+            f"the studies in {file} cannot be used ({str(cause).splitlines()[0]}): free space or "
+            "restore the file; the runs of its trials are in the tracking store. Without the file, "
+            "a search begins anew and takes those runs as they are"
         ) from error

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semidavil.config import Config
+from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import Cell, FailedCell, Plan, make_plan
 from sweeps.plan.pace import Kind, Pace, kind_of
 from sweeps.plan.spec import Job
@@ -21,7 +22,9 @@ from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.track.deliver import advice, deliver_all
 from sweeps.track.lease import LeaseState, lease_state
-from sweeps.track.retry import RunGone, StoreAway, TrackingError
+from sweeps.track.provenance import owner_tags
+from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
+from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
@@ -87,18 +90,24 @@ class Sweep:
     result: SweepResult = field(default_factory=SweepResult)
     _unprepared: dict[Preparation, str] = field(default_factory=dict)  # with the reason
     _attempted: set[str] = field(default_factory=set)  # keys
+    _overviews: dict[str, Overview] = field(default_factory=dict)  # by job
+    _drivers: list[Driver] = field(default_factory=list)  # of which cells may be open
+    _said: str = ""
 
     def run_jobs(self, jobs: Sequence[Job]) -> SweepResult:
         """Runs what waits, and what becomes free meanwhile, job by job."""
         runs = self.store.runs()
-        plans = [
-            make_plan(job.name, job.grid, job.configs, runs, self.options.retry_diverged)
-            for job in jobs
-        ]
+        plans = [self._plan(job, runs) for job in jobs]
         waiting = [cell.config for plan in plans for cell in plan.waiting]
-        with self._ready(waiting, self.options.wait):
-            for job in jobs:
-                self._run_job(job)
+        try:
+            with self._ready(waiting, self.options.wait) as ray_is_up:
+                for job in jobs:
+                    self._run_job(job, ray_is_up)
+        except BaseException:
+            with suppress(TrackingError):
+                for job in jobs:
+                    self._write_overview(job, self.store.within(CLOSING_SECONDS))
+            raise
         return self.result
 
     def run_source(
@@ -109,33 +118,45 @@ class Sweep:
         Args:
             configs: what is prepared before the first cell.
         """
-        with self._ready(configs):
-            outcome = self._drive(
-                source, overview, [(kind_of(c.to_params()), 1.0) for c in configs]
-            )
+        work = [(kind_of(config.to_params()), 1.0) for config in configs]
+        with self._ready(configs) as ray_is_up:
+            if not ray_is_up:
+                reasons = set(self._unprepared.values())
+                self.result.failed += [FailedCell(overview.spec.grid, why) for why in reasons]
+                return Outcome()
+            outcome = self._drive(source, overview, work, self.store.runs())
+        self._close_own(self.store.runs())
         self.result.failed += outcome.failed
         return outcome
 
     @contextmanager
-    def _ready(self, configs: Sequence[Config], wait: bool = False) -> Iterator[None]:
-        """Data and captions are prepared and Ray is up, unless nothing is to be run."""
+    def _ready(self, configs: Sequence[Config], wait: bool = False) -> Iterator[bool]:
+        """Data and captions are prepared and Ray is up, unless nothing can run: then it yields False."""
         if not configs and not wait:
-            yield
+            yield False
             return
         self.store.storage.require()
         local = not self.resources.address
         if local:
             self._prepare(configs)
         if local and not self._runnable(configs) and not wait:
-            yield
+            yield False
             return
-        with started_ray(self.resources, self.options.train):
-            if not local:
-                common = Common.of(self.store.uri, self.store.database, self.store.storage, configs)
-                require_common(common, self.resources.cpus, self.resources.gpus)
-                self.console.print("the cluster is ready; preparing data and captions on it")
-                self._prepare(configs)
-            yield
+        try:
+            with started_ray(self.resources, self.options.train):
+                if not local:
+                    self._require_cluster(configs)
+                    self._prepare(configs)
+                yield True
+        finally:
+            # After Ray: a worker that trains on in a run that was closed would be one of two.
+            for driver in self._drivers:
+                driver.close("the sweep was stopped")
+
+    def _require_cluster(self, configs: Sequence[Config]) -> None:
+        common = Common.of(self.store.uri, self.store.database, self.store.storage, configs)
+        require_common(common, self.resources.cpus, self.resources.gpus)
+        self.console.print("the cluster is ready; preparing data and captions on it")
 
     def _prepare(self, configs: Sequence[Config]) -> None:
         """What cannot be prepared costs its own cells, and no others."""
@@ -156,47 +177,55 @@ class Sweep:
     def _runnable(self, configs: Sequence[Config]) -> list[Config]:
         return [config for config in configs if preparation_of(config) not in self._unprepared]
 
-    def _run_job(self, job: Job) -> None:
+    def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""
-        overview: Overview | None = None
         in_vain = 0
-        try:
-            while True:
-                plan = self._plan(job)
-                cells = [cell for cell in plan.waiting if self._may_run(cell)]
-                if cells and in_vain < ROUNDS_IN_VAIN:
-                    overview = overview or self._open_overview(job, plan)
-                    outcome = self._drive(QueueSource(cells), overview, _work(cells))
-                    self._attempted |= {cell.config.key() for cell in cells} - outcome.held
-                    self.result.failed += outcome.failed
-                    # A claim of another sweep may not show in the plan yet.
-                    in_vain = in_vain + 1 if len(outcome.held) == len(cells) else 0
-                    time.sleep(in_vain)
-                elif plan.elsewhere and self.options.wait:
-                    self._say_once(
-                        f"waiting for {len(plan.elsewhere)} cells that other sweeps train"
-                    )
-                    time.sleep(LOOK_SECONDS)
-                else:
-                    break
-        except BaseException:
-            if overview is not None:
-                with suppress(TrackingError):
-                    self._write_overview(job, overview, self.store.within(CLOSING_SECONDS))
-            raise
-        if foreign := plan.foreign():
-            overview = overview or self._open_overview(job, plan)
-        for run in foreign:
-            self.store.add_to_grid(run, job.name)
-        if overview is not None:
-            self._write_overview(job, overview, self.store)
+        while True:
+            runs = self._close_own(self.store.runs())
+            plan = self._plan(job, runs)
+            cells = [cell for cell in plan.waiting if self._may_run(cell)]
+            if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
+                overview = self._overview(job, plan)
+                outcome = self._drive(QueueSource(cells), overview, _work(cells), runs)
+                self._attempted |= {cell.config.key() for cell in cells} - outcome.held
+                self.result.failed += outcome.failed
+                # A claim of another sweep may not show in the plan yet.
+                in_vain = in_vain + 1 if len(outcome.held) == len(cells) else 0
+                time.sleep(in_vain)
+            elif (plan.elsewhere or cells) and self.options.wait:
+                waiting = len(plan.elsewhere) + len(cells)
+                self._say_once(f"waiting for {waiting} cells that other sweeps train")
+                time.sleep(LOOK_SECONDS)
+                in_vain = 0
+            else:
+                break
+        for run in plan.foreign():
+            self._overview(job, plan)
+            with self._left_out_if_refused():
+                self.store.add_to_grid(run, job.name)
+        self._write_overview(job, self.store)
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
 
-    def _plan(self, job: Job) -> Plan:
-        return make_plan(
-            job.name, job.grid, job.configs, self.store.runs(), self.options.retry_diverged
-        )
+    def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
+        return make_plan(job.name, job.grid, job.configs, runs, self.options.retry_diverged)
+
+    def _close_own(self, runs: list[TrackedRun]) -> list[TrackedRun]:
+        """Ends what this process has left open, such as the run of a claim that was refused half-way."""
+        mine = owner_tags().items()
+        left = [run for run in runs if run.is_open and mine <= run.tags.items()]
+        for run in left:
+            with self._left_out_if_refused():
+                self.store.close(run.run_id, "KILLED", "its claim did not come through", run.epoch)
+        return self.store.runs() if left else runs
+
+    @contextmanager
+    def _left_out_if_refused(self) -> Iterator[None]:
+        """Bookkeeping that the store refuses, or whose run is gone, costs no cell."""
+        try:
+            yield
+        except (RunGone, StoreRefused) as error:
+            self._say_once(escape(str(error)))
 
     def _may_run(self, cell: Cell) -> bool:
         key = cell.config.key()
@@ -208,34 +237,41 @@ class Sweep:
             self.result.failed.append(FailedCell(cell.name, reason))
         return reason is None
 
-    def _open_overview(self, job: Job, plan: Plan) -> Overview:
-        overview = open_overview(self.store, job.spec, plan.grid.about, self.resources.concurrency)
-        self._write_overview(job, overview, self.store)
-        return overview
+    def _overview(self, job: Job, plan: Plan) -> Overview:
+        """Opened when the first cell is about to run."""
+        if job.name not in self._overviews:
+            concurrency = self.resources.concurrency
+            overview = open_overview(self.store, job.spec, plan.grid.about, concurrency)
+            self._overviews[job.name] = overview
+            self._write_overview(job, self.store)
+        return self._overviews[job.name]
 
-    def _write_overview(self, job: Job, overview: Overview, store: Store) -> None:
-        if not job.spec.study:  # a search writes its own
-            write_overview(store, overview, store.runs())
+    def _write_overview(self, job: Job, store: Store) -> None:
+        if job.name in self._overviews and not job.spec.study:  # a search writes its own
+            with self._left_out_if_refused():
+                write_overview(store, self._overviews[job.name], store.runs())
 
     def _say_once(self, text: str) -> None:
-        if text != getattr(self, "_said", ""):
+        if text != self._said:
             self._said = text
-            self.console.print(text)
+            self.console.print(text, soft_wrap=True, highlight=False)
 
-    def _drive(self, source: CellSource, overview: Overview, to_come: Work) -> Outcome:
+    def _drive(
+        self, source: CellSource, overview: Overview, to_come: Work, runs: Sequence[TrackedRun]
+    ) -> Outcome:
         store, options = self.store, self.options
         context = SweepContext(
             store, self.resources, overview.spec.grid, store.experiment_id(overview.spec.grid),
             overview.run_id, options.tags, options.train, options.retries,
         )  # fmt: skip
-        pace = Pace(store.runs())
+        pace = Pace(runs)
         progress = SweepProgress(self.console, source, to_come, self.resources.concurrency, pace)
         driver = Driver(source, context, progress)
-        try:
-            with progress:
-                run_tasks(driver.next_task, driver, self.resources)
-        finally:
-            driver.close("the sweep was stopped")
+        self._drivers.append(driver)
+        with progress:
+            run_tasks(driver.next_task, driver, self.resources)
+        driver.close("the sweep has ended")
+        self._drivers.remove(driver)
         self._settle(driver)
         return driver.outcome
 
@@ -249,17 +285,18 @@ class Sweep:
         try:
             if waiting:
                 deliver_all(patient, self._show)
-                for (
-                    task
-                ) in waiting:  # what is refused still: its run must not look as if it went on
-                    if patient.close(
-                        task.run_id, "KILLED", "its results wait to be delivered", task.epoch
-                    ):
-                        self.result.undelivered += 1
-            if driver.away:
-                raise driver.away
+                for task in waiting:  # refused still: the run must not look as if it went on
+                    why = "its results wait to be delivered"
+                    self.result.undelivered += patient.close(task.run_id, "KILLED", why, task.epoch)
         except StoreAway as error:
             raise StoreAway(f"{error}. {advice(self.store)}") from None
+        except (TrackingError, StorageError) as error:  # what was trained stays where it waits
+            self._say_once(escape(str(error)))
+            self.result.undelivered = max(self.result.undelivered, len(waiting))
+        if isinstance(driver.problem, StoreAway):
+            raise StoreAway(f"{driver.problem}. {advice(self.store)}")
+        if driver.problem is not None:
+            raise driver.problem
 
     def _show(self, text: str) -> None:
         self.console.print(escape(text), soft_wrap=True, highlight=False)
@@ -271,13 +308,21 @@ def _work(cells: Sequence[Cell]) -> Work:
 
 def tidy(store: Store, console: Console) -> None:
     """Ends what earlier sweeps have left unended, and removes what nobody needs any more."""
-    count = deliver_all(store, lambda text: console.print(escape(text), soft_wrap=True))
-    if count:
-        console.print(f"delivered {count} runs that had ended while the tracking store was away")
+
+    def show(text: str) -> None:
+        console.print(escape(text), soft_wrap=True, highlight=False)
+
+    try:
+        if count := deliver_all(store, show):
+            show(f"delivered {count} runs that had ended while the tracking store was away")
+    except StoreAway:
+        raise
+    except TrackingError as error:  # such as an ending that cannot be read
+        show(str(error))
     runs, now, closed = store.runs(), time.time(), 0
     for run in runs:
         if lease_state(run, now) is LeaseState.EXPIRED:
-            with suppress(RunGone):
+            with suppress(RunGone, StoreRefused):
                 closed += store.close(
                     run.run_id, "KILLED", "its process ended without a word", run.epoch
                 )
@@ -287,8 +332,10 @@ def tidy(store: Store, console: Console) -> None:
     ended = done | {run.key for run in runs if run.stopped_early}
     held = {run.key for run in runs if lease_state(run, now) is LeaseState.HELD}
     for key in (ended - held) & store.storage.keys():
-        store.storage.remove(key)
+        # Another sweep may have begun meanwhile to go on with what was stopped early.
+        if key in done or not any(run.is_open for run in store.runs(key)):
+            store.storage.remove(key)
     for run in runs:  # what an attempt has left that nobody needs to continue
         if run.key in done - held and run.status != "FINISHED":
-            with suppress(RunGone):
+            with suppress(RunGone, StoreRefused):
                 store.delete(run.run_id)

@@ -114,15 +114,16 @@ class _Attempt:
         if self.task.train == TRAIN:  # another training chooses its device by itself
             require_device(self.task, self.config)
         # They go out with the first metrics.
-        self.outbox.tags |= {
+        self.outbox.tag({
             "device": device_name(), "worker_host": socket.gethostname(), "worker_pid": str(os.getpid())
-        }  # fmt: skip
+        })  # fmt: skip
         with self.workspace.pushing(self.log):
             result = train(self.config, report=self._report, checkpoint_dir=self.folder)
         self.tell(Progress(result.steps, result.steps, SAVING))
-        self.outbox.tags["data"] = result.data  # goes out with the ending
+        self.outbox.tag({"data": result.data})  # goes out with the ending
         values = {f"final/{name}": value for name, value in result.metrics.items()}
         values |= {"final/seconds": self.outbox.seconds, "final/steps": result.steps}
+        self._score(values)  # before the run is FINISHED: it may be missing
         if not math.isnan(result.latency_ms):
             values["final/latency_ms"] = result.latency_ms
         artifacts = self.folder / ARTIFACTS
@@ -135,7 +136,7 @@ class _Attempt:
             self._keep(self.workspace.remove)  # all of it is an artifact now
         else:
             self._keep(self.workspace.push)
-        score = values[f"final/{self.benchmark.metric}"]
+        score = self._score(values)
         return Done(
             score=score,
             latency_ms=values.get("final/latency_ms", math.nan),
@@ -143,6 +144,19 @@ class _Attempt:
             delivered=delivered,
             summary=f"{self.benchmark.score} {score:.2f}",
         )
+
+    def _score(self, values: Mapping[str, float]) -> float:
+        """The benchmark's own.
+
+        Raises:
+            ValueError: the training has not measured it.
+        """
+        name = f"final/{self.benchmark.metric}"
+        if name not in values:
+            raise ValueError(
+                f"the training returned no {self.benchmark.metric}, by which it is scored"
+            )
+        return values[name]
 
     def _report(self, report: Any) -> None:
         """What training calls after each step, with or without metrics."""

@@ -27,56 +27,39 @@ WIDTH = 120  # characters of the table of results
 
 @dataclass(frozen=True)
 class Overview:
-    """The overview of a sweep that is about to run, or runs.
+    """The overview of a sweep that is about to run, or runs."""
 
-    Attributes:
-        run_id: the parent of the sweep's runs.
-        spec: with the cells that earlier commands have asked for.
-        concurrency: how many of its cells run at a time.
-    """
-
-    run_id: str
-    spec: Spec
-    concurrency: int
+    run_id: str  # the parent of the sweep's runs
+    spec: Spec  # with the cells that earlier commands have asked for
+    concurrency: int  # how many of its cells run at a time
 
 
 def open_overview(store: Store, spec: Spec, about: str, concurrency: int) -> Overview:
-    """Creates the overview, or finds it, and says in its tags that this process sweeps its cells now.
+    """Creates the overview, or finds it, once nothing stands in the way of the first cell.
 
-    To be called once nothing stands in the way of the first cell.
-
-    Args:
-        about: Markdown that stands above a new one.
+    Its tags say that this process sweeps its cells now; `about` is Markdown that stands above a new one.
     """
     settings = spec.key()
     for run in store.overviews():
         if (run.tags["overview"], run.tags.get("settings")) == (spec.grid, settings):
             with suppress(ConfigError):  # another version has written it
                 spec = spec.with_earlier(Spec.from_json(run.tags["spec"]))
-    name = f"{spec.grid}: {spec.label}"
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now, **owner_tags()}
-    return Overview(store.overview(spec.grid, settings, name, about, tags), spec, concurrency)
+    run_id = store.overview(spec.grid, settings, f"{spec.grid}: {spec.label}", about, tags)
+    return Overview(run_id, spec, concurrency)
 
 
 def write_overview(store: Store, overview: Overview, runs: Iterable[TrackedRun]) -> None:
-    """Brings the overview of a grid up to date: its status, counts, plan and results.
-
-    Args:
-        runs: all of the store.
-    """
+    """Brings the overview of a grid up to date by all runs of the store: status, counts, plan, results."""
     spec = overview.spec
     base = spec.base()
     plan = make_plan(spec.grid, spec.around(base), spec.cells(base), runs)
     counts = plan.counts()
+    total, done = len(plan.cells), counts[State.DONE]
     failed = counts[State.FAILED] + counts[State.DIVERGED]
-    done = counts[State.DONE] == len(plan.cells)
-    metrics = {
-        "cells/total": len(plan.cells),
-        "cells/done": counts[State.DONE],
-        "cells/failed": failed,
-    }
-    status = "FINISHED" if done else "FAILED" if failed else "SCHEDULED"
+    status = "FINISHED" if done == total else "FAILED" if failed else "SCHEDULED"
+    metrics = {"cells/total": total, "cells/done": done, "cells/failed": failed}
     texts = {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, overview.concurrency)}
     store.update_overview(overview.run_id, status, metrics, texts)
 
@@ -88,21 +71,15 @@ def write_search_overview(
     texts: Mapping[str, str],
     ended: bool,
 ) -> None:
-    """As `write_overview`, of a search.
-
-    Args:
-        counts: its trials by state.
-        texts: its artifacts, by file name.
-        ended: all of its trials have ended.
-    """
+    """As `write_overview`, of a search: its trials by state, and its artifacts by file name."""
     metrics = {f"trials/{name}": count for name, count in counts.items()}
-    status = "FINISHED" if ended else "SCHEDULED"
-    store.update_overview(overview.run_id, status, metrics, texts)
+    store.update_overview(overview.run_id, "FINISHED" if ended else "SCHEDULED", metrics, texts)
 
 
 def results_text(plan: Plan, concurrency: int) -> str:
     """What the command prints at the end of a sweep."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, record=True)
+    file = io.StringIO()
+    console = Console(file=file, width=WIDTH, highlight=False, soft_wrap=True)
     print_results(console, plan)
-    console.print(summary(plan, concurrency), highlight=False, soft_wrap=True)
-    return console.export_text()
+    console.print(summary(plan, concurrency))
+    return file.getvalue()

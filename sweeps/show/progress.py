@@ -4,9 +4,8 @@ import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -19,15 +18,10 @@ from sweeps.run.events import Progress
 from sweeps.show.tables import duration
 
 REFRESH_SECONDS = 1.0  # between two estimates of the time left
-SOON_SECONDS = 60.0  # an end as near as this needs no time of the clock
-DAY = timedelta(days=1)
 
 
 class Counted(Protocol):
-    """Knows how many cells a sweep has in all: those that have ended, that run and that will.
-
-    Cells that are left to other sweeps do not count, and it may change while a sweep runs.
-    """
+    """Knows how many cells a sweep has in all, without those that are left to other sweeps."""
 
     @property
     def total(self) -> int: ...
@@ -35,22 +29,15 @@ class Counted(Protocol):
 
 @dataclass
 class _Running:
-    """A cell that runs.
-
-    Attributes:
-        bar: its line on the terminal.
-        share: of its steps that are done; `first_share`: when this sweep first heard of it.
-        since: when that was, in seconds of the monotonic clock; None before.
-    """
+    """A cell that runs."""
 
     kind: Kind
-    bar: TaskID
-    share: float = 0.0
-    first_share: float = 0.0
-    since: float | None = None
+    bar: TaskID  # its line on the terminal
+    share: float = 0.0  # of its steps that are done
+    first_share: float = 0.0  # when this sweep first heard of it
+    since: float | None = None  # when that was, by the monotonic clock
 
 
-@dataclass
 class SweepProgress:
     """Done of total, each running cell's steps and phase, failures, time left, time of the end.
 
@@ -61,38 +48,35 @@ class SweepProgress:
         pace: what earlier runs took; learns what this sweep's runs take.
     """
 
-    console: Console
-    source: Counted
-    to_come: Sequence[tuple[Kind, float]]
-    concurrency: int
-    pace: Pace
-    done: int = 0
-    failed: int = 0
-    _running: dict[str, _Running] = field(default_factory=dict)  # by name
-    _estimated: float = -math.inf  # when, on the monotonic clock
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        console: Console,
+        source: Counted,
+        to_come: Sequence[tuple[Kind, float]],
+        concurrency: int,
+        pace: Pace,
+    ) -> None:
+        self.console, self.source, self.to_come = console, source, to_come
+        self.concurrency, self.pace = concurrency, pace
+        self.done = self.failed = 0
+        self._running: dict[str, _Running] = {}  # by name
+        self._estimated = -math.inf  # when, on the monotonic clock
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            console=console,
+            disable=not console.is_terminal,
             transient=True,
         )
-        self.whole = self.bars.add_task("[bold]all cells", total=self.source.total, note="")
+        self.whole = self.bars.add_task("[bold]all cells", total=source.total, note="")
 
     def __enter__(self) -> Self:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bars.stop()
 
     def start(self, name: str, params: Mapping[str, str]) -> None:
@@ -107,8 +91,9 @@ class SweepProgress:
         cell = self._running.get(name)
         if cell is None:
             return
+        now = time.monotonic()
         if event.total:
-            now, cell.share = time.monotonic(), event.step / event.total
+            cell.share = event.step / event.total
             if cell.since is None:
                 cell.since, cell.first_share = now, cell.share
             self.pace.running(cell.kind, name, cell.share - cell.first_share, now - cell.since)
@@ -118,7 +103,7 @@ class SweepProgress:
         self.bars.update(
             cell.bar, completed=event.step, total=event.total or None, note=escape(", ".join(notes))
         )
-        if time.monotonic() - self._estimated > REFRESH_SECONDS:
+        if now - self._estimated > REFRESH_SECONDS:
             self._refresh()
 
     def end(
@@ -137,10 +122,10 @@ class SweepProgress:
         else:
             self.done += 1
             outcome = escape(summary)
-        if seconds is not None and not error:
-            outcome += f"  {duration(seconds)}"
-            if cell is not None:
-                self.pace.finished(cell.kind, seconds)
+            if seconds is not None:
+                outcome += f"  {duration(seconds)}"
+                if cell is not None:
+                    self.pace.finished(cell.kind, seconds)
         ended, total = self.done + self.failed, self.source.total
         left = f"  ({duration(self.seconds_left())} left)" if ended < total else ""
         self.print(f"{ended:{len(str(total))}}/{total}  {escape(name)}  {outcome}{left}")
@@ -165,9 +150,9 @@ class SweepProgress:
 
     def seconds_left(self) -> float:
         """Until all cells have ended; NaN while nothing like them has run."""
-        waiting = self.source.total - self.done - self.failed - len(self._running)
         cells = [(self.pace.seconds(one.kind), 1 - one.share) for one in self._running.values()]
-        if self.to_come and waiting > 0:
+        waiting = self.source.total - self.done - self.failed - len(cells)
+        if self.to_come and waiting > 0:  # which of them wait is not known: take their average
             known = [s for kind, _ in self.to_come if not math.isnan(s := self.pace.seconds(kind))]
             seconds = statistics.fmean(known) if known else math.nan
             left = statistics.fmean(left for _, left in self.to_come)
@@ -184,8 +169,5 @@ class SweepProgress:
 
 
 def clock_time(seconds: float, now: datetime) -> str:
-    """`, until 14:05`, or `, until Fri 27 Nov 14:05` if that is not within a day; else empty."""
-    if math.isnan(seconds) or seconds < SOON_SECONDS:
-        return ""
-    end = now + timedelta(seconds=seconds)
-    return f", until {end:%H:%M}" if end - now < DAY else f", until {end:%a %d %b %H:%M}"
+    """`, until Fri 14:05`; empty if it is not known."""
+    return "" if math.isnan(seconds) else f", until {now + timedelta(seconds=seconds):%a %H:%M}"

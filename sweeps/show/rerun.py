@@ -37,10 +37,10 @@ def rerun(
         train: the training function as `module:function`.
 
     Raises:
-        TrackingError: no such run, or it has not finished.
+        TrackingError: no such run, or it has not finished, or its Config means something else now.
     """
     run = find(store, run_id)
-    # The run's own device, or its number of a GPU, need not exist on this machine.
+    # The run's own device need not exist on this machine.
     config = Config.from_params(run.params).replace({"runtime.device": "auto", **changes})
     if config.key() != run.key:
         raise TrackingError(
@@ -50,9 +50,9 @@ def rerun(
     module, train_function = load_training(train)
     now = {**code_tags(root), "device": device_name()}
     for text in environment_differences(run, now):
-        console.print(f"[yellow]not as then:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]not as then:[/] {escape(text)}")
     if command := code_command(run, now):
-        console.print(f"the code of the run: {escape(command)}", highlight=False, soft_wrap=True)
+        console.print(f"the code of the run: {escape(command)}")
     module.prepare(config)
     with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
@@ -72,9 +72,8 @@ def find(store: Store, run_id: str) -> TrackedRun:
     found = [run for run in store.runs() if run.run_id.startswith(run_id)]
     if len(found) != 1:
         which = "several runs" if found else "no run"
-        raise TrackingError(
-            f"{which} in {redact(store.uri)} with an id that begins with {run_id!r}"
-        )
+        place = redact(store.uri)
+        raise TrackingError(f"{which} in {place} with an id that begins with {run_id!r}")
     if found[0].status != "FINISHED":
         raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
     return found[0]
@@ -111,12 +110,10 @@ def compare(
 ) -> bool:
     """Prints recorded against new metrics, the score first; returns whether the score is the same."""
     benchmark = BENCHMARKS[config.data.benchmark]
-    recorded = {
-        name: run.metrics[f"final/{name}"] for name in metrics if f"final/{name}" in run.metrics
-    }
     table = Table("metric", "recorded", "now", title=escape(run.name), title_justify="left")
-    for name in sorted(recorded, key=lambda name: (name != benchmark.metric, name)):
-        table.add_row(name, f"{recorded[name]:.4f}", f"{metrics[name]:.4f}")
+    for name in sorted(metrics, key=lambda name: (name != benchmark.metric, name)):
+        if (recorded := run.metrics.get(f"final/{name}")) is not None:
+            table.add_row(name, f"{recorded:.4f}", f"{metrics[name]:.4f}")
     console.print(table)
     difference = metrics[benchmark.metric] - run.score
     if abs(difference) <= TOLERANCE:
@@ -124,7 +121,6 @@ def compare(
         return True
     console.print(
         f"[red]{benchmark.score} is not reproduced:[/] {difference:+.4f}. Another processor or GPU, "
-        "other versions or other data change results slightly; the same machine and commit do not.",
-        soft_wrap=True,
+        "other versions or other data change results slightly; the same machine and commit do not."
     )
     return False

@@ -14,9 +14,6 @@ from rich.table import Table
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.plan.cells import Cell, FailedCell, Plan, State, made_by
 
-SHORT_SECONDS, SHORT_MINUTES = 100, 100  # shorter times are written in the smaller unit
-SHORT_ID = 8  # characters of a run's id that are shown
-
 COLOURS = {
     State.DONE: "green",
     State.TODO: "default",
@@ -31,18 +28,16 @@ def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3.5 h`; `?` if it is not known."""
     if math.isnan(seconds):
         return "?"
-    if seconds < SHORT_SECONDS:
+    if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < SHORT_MINUTES else f"{minutes / 60:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
     table = Table(title=f"grid {plan.grid_name}, {len(plan.cells)} cells", title_justify="left")
-    table.add_column("cell", overflow="fold")
-    table.add_column("differs by", overflow="fold")
-    table.add_column("state", overflow="fold")
+    for column in ("cell", "differs by", "state"):
+        table.add_column(column, overflow="fold")
     table.add_column("time", justify="right")
     for cell in plan.cells:
         table.add_row(
@@ -52,7 +47,7 @@ def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0
             _time(cell),
         )
     console.print(table)
-    console.print(summary(plan, concurrency, gpus), highlight=False, soft_wrap=True)
+    console.print(summary(plan, concurrency, gpus))
 
 
 def _detail(plan: Plan, cell: Cell) -> str:
@@ -63,16 +58,12 @@ def _detail(plan: Plan, cell: Cell) -> str:
         by = made_by(run)
         score = BENCHMARKS[cell.config.data.benchmark].score
         other = "" if by == plan.grid_name else f", by {by}"
-        return f"{score} {_score(cell):.2f} (run {run.run_id[:SHORT_ID]}{other})"
+        return f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
     if cell.state is State.INTERRUPTED:
         return f"after step {run.progress.step}"
     return run.tags.get("reason", "")
-
-
-def _score(cell: Cell) -> float:
-    return cell.run.score if cell.run else math.nan
 
 
 def _time(cell: Cell) -> str:
@@ -95,45 +86,34 @@ def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
     if not plan.waiting:
         return f"{text}; nothing to run"
     seconds = plan.seconds_left(concurrency)
-    when = (
-        "time unknown until a run like them has finished on this machine"
-        if math.isnan(seconds)
-        else f"about {duration(seconds)}"
-    )
-    if gpus and not math.isnan(seconds):
-        when += f" and {plan.gpu_hours(gpus):.3g} GPU-hours"
+    if math.isnan(seconds):
+        when = "time unknown until a run like them has finished on this machine"
+    else:
+        when = f"about {duration(seconds)}"
+        when += f" and {plan.gpu_hours(gpus):.3g} GPU-hours" if gpus else ""
     return f"{text}; {len(plan.waiting)} to run, {when}, {concurrency} at a time"
 
 
 def print_results(console: Console, plan: Plan) -> None:
     """Variant x budget, one table per benchmark: its score in per cent, mean and spread over seeds."""
-    values: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    scores: dict[tuple[str, str, int], list[float]] = defaultdict(list)  # by benchmark, row, column
     for cell in plan.cells:
-        if cell.state is State.DONE and not math.isnan(_score(cell)):
-            values[_place(plan, cell)].append(_score(cell))
-    places = [_place(plan, cell) for cell in plan.cells]
-    for benchmark in dict.fromkeys(place[0] for place in places):
-        of_benchmark = [place for place in places if place[0] == benchmark]
-        budgets = sorted({budget for _, _, budget in of_benchmark})
-        known = BENCHMARKS[benchmark]
-        what = "target images" if known.kind == "images" else "scans"
-        console.print(
-            f"{benchmark}: {known.score} (%) by number of labelled {what}", highlight=False
-        )
-        table = Table()
-        table.add_column("")
+        data = cell.config.data
+        of_place = scores[data.benchmark, plan.grid.variant(cell.config), data.budget]
+        if cell.state is State.DONE and cell.run and not math.isnan(cell.run.score):
+            of_place.append(cell.run.score)
+    for name in dict.fromkeys(benchmark for benchmark, _, _ in scores):
+        benchmark = BENCHMARKS[name]
+        what = "target images" if benchmark.kind == "images" else "scans"
+        console.print(f"{name}: {benchmark.score} (%) by number of labelled {what}")
+        budgets = sorted({budget for of, _, budget in scores if of == name})
+        table = Table("")
         for budget in budgets:
             table.add_column(str(budget), justify="right")
-        for variant in dict.fromkeys(variant for _, variant, _ in of_benchmark):
-            row = [values.get((benchmark, variant, budget), []) for budget in budgets]
-            table.add_row(escape(variant), *(_mean(one) for one in row))
+        for variant in dict.fromkeys(variant for of, variant, _ in scores if of == name):
+            row = [_mean(scores.get((name, variant, budget), [])) for budget in budgets]
+            table.add_row(escape(variant), *row)
         console.print(table)
-
-
-def _place(plan: Plan, cell: Cell) -> tuple[str, str, int]:
-    """Where a cell's score stands in the tables: benchmark, row, column."""
-    data = cell.config.data
-    return data.benchmark, plan.grid.variant(cell.config), data.budget
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -156,35 +136,25 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def plan_csv(plan: Plan) -> str:
     """One line a cell: what it is, how it differs from the baseline, its state, run and score."""
-    rows: list[tuple[str, ...]] = []
+    rows: list[list[str]] = []
     for cell in plan.cells:
-        about = cell.name, plan.grid.difference(cell.config), cell.config.key(), cell.state.value
-        run = cell.run
-        if run is None:
-            rows.append((*about, "", "", "", "", ""))
-            continue
-        seconds = run.metrics.get("final/seconds", math.nan)
-        done = (f"{run.score:.4f}", f"{seconds:.1f}") if cell.state is State.DONE else ("", "")
-        rows.append((*about, *done, run.run_id, made_by(run), run.tags.get("reason", "")))
-    header = (
-        "cell",
-        "differs_by",
-        "key",
-        "state",
-        "score",
-        "seconds",
-        "run_id",
-        "made_by",
-        "reason",
-    )
-    return csv_text(header, rows)
+        row = [cell.name, plan.grid.difference(cell.config), cell.config.key(), cell.state.value]
+        if (run := cell.run) is None:
+            row += [""] * 5
+        else:
+            seconds = run.metrics.get("final/seconds", math.nan)
+            done = cell.state is State.DONE
+            row += [f"{run.score:.4f}", f"{seconds:.1f}"] if done else ["", ""]
+            row += [run.run_id, made_by(run), run.tags.get("reason", "")]
+        rows.append(row)
+    header = "cell differs_by key state score seconds run_id made_by reason"
+    return csv_text(header.split(), rows)
 
 
-def print_failures(console: Console, failed: Iterable[FailedCell], retry_command: str = "") -> None:
+def print_failures(console: Console, failed: Iterable[FailedCell], retry_command: str) -> None:
     """Cells that were given up, each with its reason and log."""
     for cell in failed:
-        console.print(f"[red]failed[/] {escape(cell.name)}: {escape(cell.reason)}", soft_wrap=True)
+        console.print(f"[red]failed[/] {escape(cell.name)}: {escape(cell.reason)}")
         if cell.log:
-            console.print(f"       {escape(cell.log)}", soft_wrap=True, highlight=False)
-    if retry_command:
-        console.print(f"retry them: {escape(retry_command)}", soft_wrap=True, highlight=False)
+            console.print(f"       {escape(cell.log)}")
+    console.print(f"retry them: {escape(retry_command)}")

@@ -1,22 +1,26 @@
-"""The SQLite file of a tracking store: where it is, and whether it can be used.
+"""A tracking store's address and its connection; where it is an SQLite file, whether that can be used.
 
 MLflow itself would try a file that it cannot open for two minutes, in silence, and two processes that create
 one at the same moment break each other's tables.
 """
 
+import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from sweeps.track.credentials import redact, without_credentials
-from sweeps.track.retry import LOCKED, StoreAway, TrackingError
+from sweeps.track.retry import LOCKED, StoreAway, TrackingError, check_server, is_away
 
 CREATION_SECONDS = 120.0  # that another process may take to create the tables
 BUSY_SECONDS = 5.0  # that another program may hold the file before it counts as locked
@@ -108,3 +112,55 @@ def require_usable(path: Path) -> None:
             f"the tracking store {path} cannot be used: {error}. Restore it or name another one with "
             "MLFLOW_TRACKING_URI=sqlite:///PATH.db"
         ) from None
+
+
+class Connection:
+    """MLflow's client, connected on first use and shared by all views of a store."""
+
+    def __init__(self, uri: str, database: Path | None) -> None:
+        self.uri, self.database = uri, database
+        self._client: MlflowClient | None = None
+        self.is_away = False
+        self.back_since = 0.0  # seconds since 1970; before, no run could give a sign of life
+        self._lock = threading.Lock()
+
+    def client(self) -> MlflowClient:
+        with self._lock:
+            if self._client is None:
+                quiet_logs()
+                self._client = self._connect()
+            return self._client
+
+    def _connect(self) -> MlflowClient:
+        if self.database is None:
+            check_server(self.uri)
+            return MlflowClient(self.uri)
+        with created_once(self.database):
+            try:
+                client = MlflowClient(self.uri)
+                client.search_experiments(max_results=1)  # creates the tables of a new file
+            except (MlflowException, SQLAlchemyError) as error:
+                if is_away(error):
+                    raise
+                raise TrackingError(_unusable(self.database, error)) from None
+            return client
+
+
+def _unusable(database: Path, error: Exception) -> str:
+    text = redact(str(error))
+    if "schema" in text or "revision" in text:
+        return (
+            f"{database} was written by another version of MLflow than the one that is installed. Of an "
+            f"older one: make a copy of the file, then `mlflow db upgrade sqlite:///{database}`. Of a newer "
+            "one: install that version"
+        )
+    why = (text.splitlines() or [type(error).__name__])[0][:300]
+    return f"the tracking store {database} cannot be used: {why}"
+
+
+def quiet_logs() -> None:
+    """Only warnings of MLflow and of the library that upgrades its database, and no error twice."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It prints each error that it then raises, with its traceback; whoever catches it says it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

@@ -83,7 +83,7 @@ def _deliver(store: Store, run: TrackedRun, one: Undelivered, show: Print) -> bo
         return False
     outbox = Outbox(store, run.run_id, one.ending.epoch, here.folder, run.progress.step)
     if run.tags.get("reason"):  # its sweep was stopped while it waited
-        outbox.tags["reason"] = ""
+        outbox.tag({"reason": ""})
     try:
         done = outbox.deliver()
     except (LeaseLost, RunGone) as error:

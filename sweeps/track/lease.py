@@ -10,13 +10,13 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
 from semidavil.config import Config
 from sweeps.track.once import WriteOnce
 from sweeps.track.provenance import owner_is_dead, owner_tags
-from sweeps.track.retry import RunGone
+from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
@@ -89,9 +89,9 @@ class _Token:
     def parse(cls, text: str) -> "_Token":
         return cls(**json.loads(text))
 
-    @property
     def text(self) -> str:
-        return json.dumps(asdict(self))
+        """As it is written now: a claim that waited for the store is not as old as its first try."""
+        return json.dumps(asdict(replace(self, at=time.time())))
 
     def is_of(self, run: TrackedRun) -> bool:
         """Whether this claim has opened the run."""
@@ -158,21 +158,29 @@ class Leases:
             epoch = self._next_epoch(key, token, runs)
             if isinstance(epoch, Held):
                 return epoch
-            if epoch:
-                mine = {"key": key, "lease": token.id, "epoch": str(epoch), **tags, **owner_tags()}
-                try:
-                    return self._open(runs, mine, experiment_id, name, config, parent)
-                except RunGone:  # somebody deletes what was to be continued
-                    pass
             fresh = True
+            if not epoch:
+                continue
+            # Again under the lease: a run may have been delivered, or opened by a later holder, meanwhile.
+            runs = [run for run in self.store.runs(key, fresh=False)]
+            others = [run for run in runs if not token.is_of(run)]
+            if held := _holder(others, epoch):
+                return held
+            mine = {"key": key, "lease": token.id, "epoch": str(epoch), **tags, **owner_tags()}
+            try:
+                return self._open(runs, mine, experiment_id, name, config, parent)
+            except RunGone as error:
+                if not runs:
+                    raise StoreRefused(f"no run can be created: {error}") from None
+                # Else somebody deletes what was to be continued.
 
     def _next_epoch(self, key: str, token: _Token, runs: Sequence[TrackedRun]) -> int | Held:
         """The epoch that is ours now; 0 where the runs must be read again first."""
         ours = [run.epoch for run in runs if token.is_of(run)]
         epoch = ours[0] if ours else 1 + max((run.epoch for run in runs), default=0)
         while True:
-            holder = _Token.parse(self._once.put(f"{key}.{epoch}", token.text))
-            if holder == token:
+            holder = _Token.parse(self._once.put(f"{key}.{epoch}", token.text()))
+            if holder.id == token.id:
                 self._won[key] = epoch
                 return epoch
             if any(run.epoch >= epoch for run in self.store.runs(key, deleted=True)):
@@ -193,8 +201,7 @@ class Leases:
     ) -> Claimed:
         epoch = int(tags["epoch"])
         # Of several, which older versions may have left, the one that has got furthest goes on.
-        unfinished = [run for run in runs if not run.deleted]
-        unfinished.sort(key=lambda run: (-run.epoch, -run.progress.step))
+        unfinished = sorted(runs, key=lambda run: (-run.epoch, -run.progress.step))
         for surplus in unfinished[1:]:
             self.store.delete(surplus.run_id)
         if unfinished:
@@ -220,7 +227,8 @@ def _continued(run: TrackedRun, tags: Mapping[str, str]) -> dict[str, str]:
     }
     # It may have been silent for longer than others wait.
     alive = str(int(time.time()))
-    return {**changed, **tags, "attempts": str(attempts), "reason": "", "alive": alive}
+    ended = {"reason": "", "retry": "", "stopped_early": ""}  # how the attempt before has
+    return {**ended, **changed, **tags, "attempts": str(attempts), "alive": alive}
 
 
 def _holder(runs: Sequence[TrackedRun], won: int) -> Held | None:

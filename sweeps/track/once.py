@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from contextlib import suppress
 
 from mlflow.entities import Experiment
 
@@ -50,15 +51,15 @@ class WriteOnce:
         The name of an experiment is unique, so that one process creates it; that one creates the run. If
         it dies in between, the others delete the experiment, and all go on to the next name.
         """
-        number, deadline = 1, time.monotonic() + CREATION_SECONDS
+        number, since = 1, time.monotonic()
         while True:
             name = CLAIMS if number == 1 else f"{CLAIMS}-{number}"
             experiment = self._get(name) or self._create(name)
             if experiment.lifecycle_stage != "active":
-                number += 1
+                number, since = number + 1, time.monotonic()
             elif run_id := self._first_run(experiment.experiment_id):
                 return run_id
-            elif time.monotonic() > deadline:
+            elif time.monotonic() > since + CREATION_SECONDS:
                 self._delete(experiment.experiment_id)
             else:
                 time.sleep(LOOK_SECONDS)
@@ -72,7 +73,8 @@ class WriteOnce:
         return str(runs[0].info.run_id) if runs else ""
 
     def _delete(self, experiment_id: str) -> None:
-        self.store.call(lambda client: client.delete_experiment(experiment_id))
+        with suppress(RunGone):  # another process was faster
+            self.store.call(lambda client: client.delete_experiment(experiment_id))
 
     def _create(self, name: str) -> Experiment:
         creator, tag = uuid.uuid4().hex, f"{PREFIX}creator"

@@ -146,7 +146,7 @@ class Outbox:
     ) -> None:
         self.store, self.run_id, self.epoch = store, run_id, epoch
         self.folder, self.journal = folder, folder / JOURNAL
-        self.tags: dict[str, str] = {}  # that wait
+        self._tags: dict[str, str] = {}  # that wait
         entries, sent, self._torn = _read_journal(self.journal, run_id)
         logged_step = max(logged_step, sent.step)
         self.step = max([logged_step, *(entry.step for entry in entries)])
@@ -181,6 +181,11 @@ class Outbox:
             self._thread = threading.Thread(target=self._send_until_ended, daemon=True)
             self._thread.start()
 
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Takes tags of the run; they go out with the next metrics."""
+        with self._lock:
+            self._tags.update(tags)
+
     def close(self) -> None:
         """Sends what waits, if the store answers at once; training ends here without an ending."""
         self._join()
@@ -213,7 +218,7 @@ class Outbox:
             except (LeaseLost, RunGone) as error:
                 self._problem = error
                 return
-            except DiskFull as error:  # the training's next line into the journal says so
+            except (TrackingError, DiskFull, OSError) as error:  # the run's end meets it again
                 logger.warning("%s", error)
 
     def _join(self) -> None:
@@ -253,7 +258,7 @@ class Outbox:
         if self._behind:
             self._catch_up(store)
         with self._lock:
-            entries, tags, step = list(self._waiting), dict(self.tags), self.step
+            entries, tags, step = list(self._waiting), dict(self._tags), self.step
         seconds = round(self.seconds if seconds is None else seconds, 1)
         progress = {"step": step, "seconds": seconds, "time": int(time.time())}
         measurements = [point for entry in entries for point in entry.measurements()]
@@ -263,7 +268,7 @@ class Outbox:
         self._sent_step, self._sent_seconds = step, seconds
         with self._lock:
             del self._waiting[: len(entries)]
-            self.tags = {name: v for name, v in self.tags.items() if tags.get(name) != v}
+            self._tags = {name: v for name, v in self._tags.items() if tags.get(name) != v}
 
     def _catch_up(self, store: Store) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -306,7 +311,7 @@ class Outbox:
             self._require_lease(
                 self.store.within(0), "FAILED"
             )  # before anything is kept where another may train
-        self.tags |= {"reason": redact(why)[:REASON_CHARACTERS], "retry": str(retry).lower()}
+        self.tag({"reason": redact(why)[:REASON_CHARACTERS], "retry": str(retry).lower()})
         ending = self._ending("FAILED", {}, files)
         earlier = Ending.read(self.folder)
         if earlier is None or earlier.status != "FINISHED":
@@ -333,7 +338,7 @@ class Outbox:
             seconds=self.seconds,
             epoch=self.epoch,
             values=dict(values),
-            tags=dict(self.tags),
+            tags=dict(self._tags),
             files=[str(path.relative_to(self.folder)) for path in files if path.exists()],
         )
 
@@ -380,7 +385,7 @@ class Outbox:
             if not path.is_relative_to(inside):
                 raise TrackingError(f"{inside / ENDING} names a file outside its folder: {name}")
             self.store.log_files(ending.run_id, path)
-        self.tags |= ending.tags
+        self.tag(ending.tags)
         final = Entry(ending.step, ending.time, dict(ending.values))
         if ending.values and final not in self._waiting:
             self._waiting.append(final)

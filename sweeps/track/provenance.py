@@ -132,7 +132,21 @@ def owner_is_dead(tags: Mapping[str, str]) -> bool | None:
     if not is_this_machine(tags):
         return None
     pid = tags.get("pid", "")
-    return not pid.isdigit() or process_start(int(pid)) != tags.get("pid_started")
+    if not pid.isdigit():
+        return True
+    started = process_start(int(pid))
+    return started != tags.get("pid_started") and not (started == "" and _is_hidden(int(pid)))
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether the system shows a living process of another user to that user alone."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def process_start(pid: int) -> str:

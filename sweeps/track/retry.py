@@ -71,6 +71,7 @@ class Patience:
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = _seconds_of_environment() if seconds is None else seconds
         self._exhausted = False
+        self.has_waited = False  # since somebody last looked
 
     def call(
         self, function: Callable[[], T], errors: tuple[type[Exception], ...] = STORE_ERRORS
@@ -100,6 +101,7 @@ class Patience:
                 self._pause(error, attempts, time.monotonic() - since)
             else:
                 self._exhausted = False
+                self.has_waited = self.has_waited or attempts > 0
                 if attempts >= 2:
                     logger.warning("the tracking store answers again")
                 return answer

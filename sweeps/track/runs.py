@@ -45,6 +45,7 @@ class TrackedRun:
         tags: ours, without their prefix.
         metrics: the final ones alone, by their full name.
         deleted: somebody has deleted it in MLflow; it can still be restored.
+        store_back: since when the store answers again, in seconds since 1970, if it was seen to be away.
     """
 
     run_id: str
@@ -57,6 +58,7 @@ class TrackedRun:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     deleted: bool = False
+    store_back: float = 0.0
 
     @property
     def key(self) -> str:
@@ -88,8 +90,12 @@ class TrackedRun:
 
     @property
     def last_seen(self) -> float:
-        """When it last gave a sign of life, in seconds since 1970, by its own machine's clock."""
-        return max(self.progress.time, float(self.tags.get("alive", 0)), self.started / 1000)
+        """When it last gave a sign of life, in seconds since 1970, by its own machine's clock.
+
+        Silence while the store was away does not count.
+        """
+        alive = float(self.tags.get("alive", 0))
+        return max(self.progress.time, alive, self.started / 1000, self.store_back)
 
     @property
     def score(self) -> float:
@@ -103,7 +109,7 @@ class TrackedRun:
         return self.metrics.get(f"{FINAL}latency_ms", math.nan)
 
 
-def from_mlflow(run: Run, experiment: str = "") -> TrackedRun:
+def from_mlflow(run: Run, experiment: str = "", store_back: float = 0.0) -> TrackedRun:
     """What MLflow's client has returned."""
     intern = sys.intern  # one copy of the names and values that thousands of runs have in common
     return TrackedRun(
@@ -121,4 +127,5 @@ def from_mlflow(run: Run, experiment: str = "") -> TrackedRun:
         params={intern(name): intern(value) for name, value in run.data.params.items()},
         metrics={intern(n): value for n, value in run.data.metrics.items() if n.startswith(FINAL)},
         deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
+        store_back=store_back,
     )

@@ -6,33 +6,26 @@ inherit. Every call bears repetition and goes through a `Patience`, which leaves
 """
 
 import logging
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from semidavil.config import Config
 from sweeps.keep.storage import Storage, open_storage
 from sweeps.track.credentials import redact
-from sweeps.track.database import created_once, store_uri
-from sweeps.track.retry import Patience, RunGone, StoreRefused, TrackingError, check_server
+from sweeps.track.database import Connection, store_uri
+from sweeps.track.retry import Patience, RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.runs import OPEN, PREFIX, TrackedRun, from_mlflow
 
-OVERVIEW = (
-    f"{PREFIX}overview"  # a run's tag: it stands for a whole sweep, under the name of its grid
-)
+OVERVIEW = f"{PREFIX}overview"  # a run's tag, with a grid's name: it stands for a whole sweep
 SETTINGS = f"{PREFIX}settings"  # an overview's tag: which settings its sweep has
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # Markdown above a run
@@ -43,46 +36,6 @@ REASON_CHARACTERS = 500  # of a run's reason
 T = TypeVar("T")
 Measurement = tuple[str, float, int, int]  # name, value, ms since 1970, step
 logger = logging.getLogger(__name__)
-
-
-class _Connection:
-    """MLflow's client, connected on first use and shared by all views of a store."""
-
-    def __init__(self, uri: str, database: Path | None) -> None:
-        self.uri, self.database = uri, database
-        self._client: MlflowClient | None = None
-        self._lock = threading.Lock()
-
-    def client(self) -> MlflowClient:
-        with self._lock:
-            if self._client is None:
-                quiet_logs()
-                self._client = self._connect()
-            return self._client
-
-    def _connect(self) -> MlflowClient:
-        if self.database is None:
-            check_server(self.uri)
-            return MlflowClient(self.uri)
-        with created_once(self.database):
-            try:
-                client = MlflowClient(self.uri)
-                client.search_experiments(max_results=1)  # creates the tables of a new file
-            except (MlflowException, SQLAlchemyError) as error:
-                raise TrackingError(_unusable(self.database, error)) from None
-            return client
-
-
-def _unusable(database: Path, error: Exception) -> str:
-    text = redact(str(error))
-    if "schema" in text or "revision" in text:
-        return (
-            f"{database} was written by another version of MLflow than the one that is installed. Of an "
-            f"older one: make a copy of the file, then `mlflow db upgrade sqlite:///{database}`. Of a newer "
-            "one: install that version"
-        )
-    why = (text.splitlines() or [type(error).__name__])[0][:300]
-    return f"the tracking store {database} cannot be used: {why}"
 
 
 class Store:
@@ -114,7 +67,7 @@ class Store:
         self.storage = storage or open_storage(str(self.folder / "checkpoints"))
         self.patience = Patience()
         self.attachments: Mapping[str, bytes] = {}
-        self._connection = _Connection(self.uri, self.database)
+        self._connection = Connection(self.uri, self.database)
         self._names: dict[str, str] = {}  # of experiments, by id
 
     def within(self, seconds: float) -> "Store":
@@ -138,7 +91,15 @@ class Store:
 
     def call(self, function: Callable[[MlflowClient], T]) -> T:
         """The answer of MLflow's client to a question that bears repetition."""
-        return self.patience.call(lambda: function(self.client))
+        try:
+            answer = self.patience.call(lambda: function(self.client))
+        except StoreAway:
+            self._connection.is_away = True
+            raise
+        if self._connection.is_away or self.patience.has_waited:
+            self._connection.back_since = time.time()
+        self._connection.is_away = self.patience.has_waited = False
+        return answer
 
     def _pages(self, fetch: Callable[[MlflowClient, str | None], Any]) -> Iterator[Any]:
         token = None
@@ -225,7 +186,8 @@ class Store:
                 list(names), condition, view, PAGE, order, token
             )
         )
-        return [from_mlflow(run, names[run.info.experiment_id]) for run in found]
+        back = self._connection.back_since
+        return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
 
     def run(self, run_id: str) -> TrackedRun:
         """One run as it is now; its experiment's name is not known.
@@ -286,17 +248,15 @@ class Store:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Logs into a run, in as many calls as MLflow's limits ask for; `tags` come without prefix."""
-        points = iter([Metric(name, value, at, step) for name, value, at, step in metrics])
-        names = iter([Param(name, value) for name, value in (params or {}).items()])
-        marks = iter([RunTag(PREFIX + name, value) for name, value in (tags or {}).items()])
-        while True:
-            batch = (
-                list(islice(points, METRICS - PARAMS - TAGS)),
-                list(islice(names, PARAMS)),
-                list(islice(marks, TAGS)),
-            )
-            if not any(batch):
-                return
+        points = [Metric(name, value, at, step) for name, value, at, step in metrics]
+        names = [Param(name, value) for name, value in (params or {}).items()]
+        marks = [RunTag(PREFIX + name, value) for name, value in (tags or {}).items()]
+        room = METRICS - PARAMS - TAGS
+        while points or names or marks:
+            # Tags last: they say how far the metrics have got.
+            last = len(points) <= room and len(names) <= PARAMS
+            batch = points[:room], names[:PARAMS], marks[:TAGS] if last else []
+            del points[:room], names[:PARAMS], marks[: len(batch[2])]
             # Not in MLflow's queue, which a user may have switched on and which keeps its errors to itself.
             self.call(partial(_log_batch, run_id, batch))
 
@@ -430,25 +390,3 @@ def _has_moved(noted: str, location: str) -> bool:
     """Whether an experiment's artifacts go to another checkout, or to where this one once was."""
     ours = noted.startswith("file:") and noted.split("/")[-2:] == location.split("/")[-2:]
     return ours and noted != location
-
-
-def quiet_logs() -> None:
-    """Only warnings of MLflow and of the library that upgrades its database, and no error twice."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It prints each error that it then raises, with its traceback; whoever catches it says it.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-
-
-def tracking_uri() -> str | None:
-    """The store that the environment names, if any."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or None
-
-
-def chosen_storage(option: str) -> Storage | None:
-    """The storage that --storage names; None if it is not given.
-
-    Raises:
-        ConfigError: nothing can be kept there.
-    """
-    return open_storage(option) if option else None

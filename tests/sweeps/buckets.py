@@ -11,6 +11,7 @@ from sweeps.keep.workspace import CHECKPOINT, Workspace
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 KEY = "0123456789abcdef"  # of the run that `fetched` opens
+FINISHED, FAILED = '{"status": "FINISHED"}', '{"status": "FAILED"}'
 Machines = Callable[[str], None]  # moves to the machine of that name, see `machines.on_machine`
 
 
@@ -40,7 +41,7 @@ class BucketServer:
         self._start(self.port)
 
 
-def fetched(storage: Storage, epoch: int, run_id: str = "") -> Workspace:
+def fetched(storage: Storage, epoch: int, run_id: str = "run") -> Workspace:
     """The workspace of a run."""
     opened = workspace(storage.of(KEY))
     opened.fetch(epoch, run_id)

@@ -15,9 +15,6 @@ def on_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
     """Moves to the machine of that name, which has copies of its own."""
 
     def move(name: str) -> None:
-        temporary = tmp_path / f"{name}-tmp"
-        temporary.mkdir(exist_ok=True)
-        monkeypatch.setattr("tempfile.tempdir", str(temporary))
         monkeypatch.setenv("SEMIDAVIL_COPIES", str(tmp_path / name))
 
     move("first")

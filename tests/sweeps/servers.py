@@ -170,7 +170,7 @@ class ServedSweeps(Sweeps):
             f"sys.exit(sweeps.start.run({command!r}))"
         )
         path = os.pathsep.join([str(CHECKOUT), self.environment["PYTHONPATH"]])
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             cwd=self.folder,
             env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds), "PYTHONPATH": path},
@@ -180,6 +180,7 @@ class ServedSweeps(Sweeps):
             start_new_session=True,
             preexec_fn=hear_signals,
         )
+        return self.process
 
     def deliver(self) -> tuple[int, str]:
         process = self.start(command="deliver")

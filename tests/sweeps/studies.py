@@ -4,12 +4,16 @@ import sqlite3
 
 from fake_training import skill
 
-from semidavil.config import Config
+from semidavil.config import Config, preset
 from sweeps.run.study import OpenTrial, Study
 from sweeps.track.store import Store
 
+BASE = preset("toy", {"runtime.eval_every": "3"})
 
-def open_study(base: Config, store: Store, trials: int = 20, objective: str = "miou") -> Study:
+
+def open_study(
+    store: Store, trials: int = 20, objective: str = "miou", base: Config = BASE
+) -> Study:
     return Study(base, objective, trials, store)
 
 
@@ -19,10 +23,12 @@ def ask(study: Study) -> OpenTrial:
     return one
 
 
-def run(study: Study, count: int) -> None:
-    for _ in range(count):
-        one = ask(study)
-        study.tell(one.name, skill(one.config), 5.0, "run")
+def finish_next(study: Study, score: float | None = None, latency_ms: float = 5.0) -> OpenTrial:
+    """The next trial, with its settings' score unless one is given."""
+    one = ask(study)
+    score = skill(one.config) if score is None else score
+    study.tell(one.name, "run", score=score, latency_ms=latency_ms)
+    return one
 
 
 def die(study: Study) -> None:

@@ -28,6 +28,7 @@ class Sweeps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.folder = store.folder
+        self.process: subprocess.Popen[str] | None = None  # the last one that was started
         self.environment = os.environ | {
             "MLFLOW_TRACKING_URI": store.uri,
             "SEMIDAVIL_TRAIN": "fake_training:train",
@@ -39,7 +40,7 @@ class Sweeps:
         }
 
     def start(self, *arguments: str, step_seconds: float = 0.01) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, str(RUN), *arguments],
             cwd=self.folder,
             env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)},
@@ -49,6 +50,7 @@ class Sweeps:
             start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
             preexec_fn=hear_signals,
         )
+        return self.process
 
     def run(self, *arguments: str, step_seconds: float = 0.01) -> tuple[int, str]:
         process = self.start(*arguments, step_seconds=step_seconds)
@@ -71,5 +73,8 @@ class Sweeps:
     def wait_until(self, reached: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
+            if self.process is not None and self.process.poll() is not None and not reached():
+                assert self.process.stdout is not None
+                raise AssertionError(f"not reached before its end: {self.process.stdout.read()}")
             assert time.monotonic() < deadline, f"not reached; events: {self.events()}"
             time.sleep(0.1)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def test_a_signal_that_comes_while_ray_starts_is_honoured_then(
 
     def init(**options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # another thread may not have it blocked, and takes it
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has a handler of its own
         if interrupted:
             sys.exit(signal.SIGTERM)  # which does this

@@ -243,6 +243,20 @@ def test_a_cell_is_ended_early_once_its_worker_has_left_the_folder(
     sweep.until(sweep.driver.finished)
 
 
+def test_a_cell_that_is_another_sweeps_when_it_is_ended_early_keeps_its_folder(
+    sweep: Sweep, store: Store
+) -> None:
+    task = sweep.next()
+    folder = Path(task.workspace)
+    folder.mkdir(parents=True)
+    sweep.source.stops = True
+    assert sweep.driver.on_event(task, Progress(3, 10, score=1.0))
+    store.log(task.run_id, tags={"epoch": "7", "host": "another"})
+    sweep.driver.on_event(task, Halted(4))
+    assert sweep.status(task) == "RUNNING"
+    assert folder.exists()
+
+
 def test_open_runs_give_signs_of_life_although_they_log_nothing(
     sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,7 +311,7 @@ def test_a_sweep_whose_store_stays_away_ends_with_its_cells_undone(
     Outage(sweep, monkeypatch).error = lambda: StoreAway("away")
     assert sweep.driver.next_task() is None
     sweep.until(sweep.driver.finished)
-    assert sweep.driver.away is not None
+    assert isinstance(sweep.driver.problem, StoreAway)
     assert sweep.driver.outcome.failed == []
 
 
@@ -314,6 +328,26 @@ def test_a_cell_that_the_store_refuses_does_not_cost_the_others(
     assert sweep.next().name == "cell 1"
     (failed,) = sweep.driver.outcome.failed
     assert (failed.name, failed.reason) == ("cell 0", "the token has expired")
+
+
+def test_a_source_that_is_refused_ends_the_sweep_and_says_so(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep.source, "next", raising(lambda: StoreRefused("expired")))
+    assert sweep.driver.next_task() is None
+    sweep.until(sweep.driver.finished)
+    assert isinstance(sweep.driver.problem, StoreRefused)
+    assert sweep.driver.next_task() is None
+
+
+def test_a_dead_worker_whose_run_cannot_be_closed_gives_up_its_cell(
+    sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = sweep.next()
+    monkeypatch.setattr(sweep.driver.store, "close", raising(lambda: StoreRefused("forbidden")))
+    sweep.driver.on_event(task, Lost("killed", False))
+    sweep.until(sweep.driver.finished)
+    assert [one.name for one in sweep.driver.outcome.failed] == ["cell 0"]
 
 
 def test_results_that_the_store_does_not_have_are_named(sweep: Sweep) -> None:

@@ -15,7 +15,7 @@ from semidavil.config import preset
 from sweeps.track import lease, provenance
 from sweeps.track.lease import Claimed, Held, Leases, LeaseState, lease_state
 from sweeps.track.once import CLAIMS, WriteOnce
-from sweeps.track.retry import RunGone, StoreAway
+from sweeps.track.retry import RunGone, StoreAway, StoreRefused
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
@@ -276,7 +276,7 @@ def test_of_several_runs_that_an_older_version_has_left_the_furthest_goes_on(
             store.run(gone)
 
 
-def test_a_claim_on_an_idle_store_takes_four_calls(
+def test_a_claim_on_an_idle_store_takes_five_calls(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = store.experiment_id("attention")
@@ -297,11 +297,72 @@ def test_a_claim_on_an_idle_store_takes_four_calls(
             monkeypatch.setattr(store.client, name, counted(name, call))
     found = leases.claim(experiment, "cell", CONFIG, {})
     assert isinstance(found, Claimed)
-    assert calls == {"search_runs": 1, "log_param": 1, "create_run": 1, "log_batch": 1}
+    assert calls == {"search_runs": 2, "log_param": 1, "create_run": 1, "log_batch": 1}
     store.end(found.run_id, "KILLED")
     calls.clear()
     assert isinstance(leases.claim(experiment, "cell", CONFIG, {}), Claimed)
-    assert calls == {"search_runs": 1, "log_param": 1, "log_batch": 1, "update_run": 1}
+    assert calls == {"search_runs": 2, "log_param": 1, "log_batch": 1, "update_run": 1}
+
+
+def test_a_run_that_is_finished_while_its_cell_is_claimed_stays_finished(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `deliver.py`, or by a holder that wakes up."""
+    first = claimed(store)
+    store.close(first.run_id, "KILLED", "stopped")
+    leases = Leases(store)
+    put = leases._once.put
+
+    def delivered_first(name: str, value: str) -> str:
+        store.end(first.run_id, "FINISHED")
+        return put(name, value)
+
+    monkeypatch.setattr(leases._once, "put", delivered_first)
+    found = claim(store, leases)
+    assert isinstance(found, Held)
+    assert found.finished
+    assert the_run(store).status == "FINISHED"
+
+
+def test_a_claim_that_waited_for_the_store_is_not_taken_for_an_old_one(
+    store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leases = Leases(store.within(0))
+    with monkeypatch.context() as outage:
+        outage.setattr(store.client, "log_param", raising(away))
+        with pytest.raises(StoreAway):
+            claim(store, leases)
+    with monkeypatch.context() as later:
+        then = time.time() + 2 * lease.LEASE_SECONDS
+        later.setattr(time, "time", lambda: then)
+        later.setattr(leases.store, "create_run", raising(Died))
+        with pytest.raises(Died):
+            claim(store, leases)
+        machine.pretend(host="another")
+        assert claim(store) == Held()  # who may be about to open the run
+
+
+def test_silence_while_the_store_was_away_is_no_sign_of_death(
+    store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed(store)
+    then = time.time() + 2 * lease.LEASE_SECONDS
+    machine.pretend(host="another")
+    monkeypatch.setattr(time, "time", lambda: then)
+    assert lease_state(the_run(store), then) is LeaseState.EXPIRED
+    with monkeypatch.context() as outage:
+        outage.setattr(store.client, "get_run", raising(away))
+        with pytest.raises(StoreAway):
+            store.within(0).run("any")
+    assert isinstance(claim(store), Held)
+
+
+def test_a_run_that_cannot_be_created_is_not_asked_for_again_and_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "create_run", raising(lambda: RunGone("no such experiment")))
+    with pytest.raises(StoreRefused, match="no such experiment"):
+        claim(store)
 
 
 def test_a_run_that_is_gone_says_so(store: Store) -> None:

@@ -140,7 +140,7 @@ def test_training_goes_on_without_the_store_and_nothing_is_lost(
 ) -> None:
     outbox = outbox_of(store, lease)
     with outage.lasting(error):
-        outbox.tags["device"] = "a GPU"
+        outbox.tag({"device": "a GPU"})
         outbox.metrics(1, {"train/loss": 1.0})
         outbox.flush()
         outbox.metrics(2, {"train/loss": 2.0})

@@ -2,11 +2,9 @@
 
 import csv
 
-import pytest
 from mlflow.artifacts import load_text
 from tracked_runs import finish
 
-from semidavil.config import Config
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Selection, Spec
 from sweeps.show.overview import Overview, open_overview, write_overview
@@ -14,10 +12,6 @@ from sweeps.track.provenance import owner_tags
 from sweeps.track.store import PARENT, Store
 
 SPEC = Spec("attention", "toy", selections=(Selection(budgets=(100,)),))
-
-
-def configs(spec: Spec = SPEC) -> list[Config]:
-    return spec.cells()
 
 
 def opened(store: Store, spec: Spec = SPEC) -> Overview:
@@ -44,7 +38,7 @@ def test_a_grid_has_one_overview_that_follows_its_cells(store: Store) -> None:
     assert Spec.from_json(tags["spec"]) == SPEC
     assert {name: tags[name] for name in owner_tags()} == owner_tags()
 
-    cells = [finish(store, config, 30 + i) for i, config in enumerate(configs())]
+    cells = [finish(store, config, 30 + i) for i, config in enumerate(SPEC.cells())]
     assert write(store).run_id == overview.run_id
     run = store.client.get_run(overview.run_id)
     assert run.info.status == "FINISHED"
@@ -52,25 +46,18 @@ def test_a_grid_has_one_overview_that_follows_its_cells(store: Store) -> None:
     lines = list(csv.DictReader(artifact(store, overview, "plan.csv").splitlines()))
     assert [line["run_id"] for line in lines] == cells
     assert [float(line["score"]) for line in lines] == [30, 31, 32, 33]
-    assert [line["key"] for line in lines] == [config.key() for config in configs()]
+    assert [line["key"] for line in lines] == [config.key() for config in SPEC.cells()]
     assert {line["made_by"] for line in lines} == {"attention"}
     assert "33.00" in artifact(store, overview, "results.txt")
     assert len(store.runs()) == 4, "the overview is no cell's run"
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        Spec("attention", "toy", ("training.steps=20",), SPEC.selections),
-        Spec("attention", "toy-long", (), SPEC.selections),
-    ],
-)
-def test_other_settings_have_an_overview_of_their_own(store: Store, other: Spec) -> None:
-    for i, config in enumerate(configs()):
+def test_other_settings_have_an_overview_of_their_own(store: Store) -> None:
+    for i, config in enumerate(SPEC.cells()):
         finish(store, config, 30 + i)
     overview = write(store)
     results = artifact(store, overview, "results.txt")
-    variant = write(store, other)
+    variant = write(store, Spec("attention", "toy", ("training.steps=20",), SPEC.selections))
     assert variant.run_id != overview.run_id
     assert store.client.get_run(variant.run_id).data.metrics["cells/done"] == 0
     assert store.client.get_run(overview.run_id).info.status == "FINISHED"
@@ -78,13 +65,13 @@ def test_other_settings_have_an_overview_of_their_own(store: Store, other: Spec)
     assert "33.00" in results
 
 
-def test_fewer_cells_or_another_data_root_leave_the_results_as_they_are(store: Store) -> None:
-    whole = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (0, 100)),), "/data")
-    for config in configs(whole):
+def test_fewer_cells_leave_the_results_as_they_are(store: Store) -> None:
+    whole = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (0, 100)),))
+    for config in whole.cells():
         finish(store, config, 41.5)
     overview = write(store, whole)
     results = artifact(store, overview, "results.txt")
-    part = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (100,)),), "/elsewhere")
+    part = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (100,)),))
     assert write(store, part).run_id == overview.run_id
     assert artifact(store, overview, "results.txt") == results
     assert results.count("41.50") == 8
@@ -93,7 +80,7 @@ def test_fewer_cells_or_another_data_root_leave_the_results_as_they_are(store: S
 def test_another_seed_joins_the_results(store: Store) -> None:
     write(store)
     other = Spec("attention", "toy", (), (Selection(budgets=(100,), seeds=(1,)),))
-    for config in [*configs(), *configs(other)]:
+    for config in [*SPEC.cells(), *other.cells()]:
         finish(store, config, 35.0)
     overview = write(store, other)
     assert store.client.get_run(overview.run_id).data.metrics["cells/done"] == 8
@@ -102,7 +89,7 @@ def test_another_seed_joins_the_results(store: Store) -> None:
 
 def test_failed_cells_show_in_the_overview(store: Store) -> None:
     overview = opened(store)
-    config = configs()[0]
+    config = SPEC.cells()[0]
     run_id = store.create_run(
         store.experiment_id("attention"), "cell", config, {"key": config.key()}, overview.run_id
     )

@@ -82,14 +82,6 @@ def test_bars_show_the_phase_and_the_loss_of_each_running_cell() -> None:
     assert len(one.bars.tasks) == 1, "its bar is gone"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (math.nan, ""),
-        (30.0, ""),
-        (7200.0, ", until 00:30"),
-        (25 * 3600.0, ", until Fri 27 Nov 23:30"),
-    ],
-)
-def test_the_time_of_the_end(seconds: float, text: str) -> None:
-    assert clock_time(seconds, datetime(2026, 11, 26, 22, 30)) == text
+def test_the_time_of_the_end() -> None:
+    assert clock_time(25 * 3600.0, datetime(2026, 11, 26, 22, 30)) == ", until Fri 23:30"
+    assert clock_time(math.nan, datetime(2026, 11, 26)) == ""

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import free_port
+from mlflow.exceptions import MlflowException
+from servers import free_port, raising
 
 from semidavil.config import Config, preset
 from sweeps.track.provenance import owner_tags
-from sweeps.track.retry import StoreAway, TrackingError
+from sweeps.track.retry import StoreAway, StoreRefused, TrackingError
 from sweeps.track.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,24 @@ def test_more_settings_than_one_call_may_log_are_logged(store: Store) -> None:
     assert params.items() <= run.params.items()
     assert run.tags["t149"] == "x"
     assert len(store.client.get_metric_history(run_id, "loss")) == 2500
+
+
+def test_tags_that_say_how_far_metrics_have_got_come_after_them(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = create_run(store)
+    real, calls = store.client.log_batch, []
+
+    def second_fails(*arguments: object, **named: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MlflowException("413")
+        real(*arguments, **named)
+
+    monkeypatch.setattr(store.client, "log_batch", second_fails)
+    with pytest.raises(StoreRefused):
+        store.log(run_id, [("loss", i, 0, i) for i in range(1500)], tags={"progress": "all"})
+    assert "progress" not in store.run(run_id).tags
 
 
 def test_metrics_do_not_pass_through_mlflows_queue(
@@ -118,6 +137,18 @@ def test_a_run_joins_further_grids(store: Store) -> None:
     for grid in ("losses", "methods", "losses"):
         store.add_to_grid(store.runs()[0], grid)
     assert store.runs()[0].tags["grids"] == "losses methods"
+
+
+def test_a_driver_without_the_keys_of_the_artifacts_bucket_can_sweep(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = store.overview("attention", "settings", "name", "about", {})
+    monkeypatch.setattr(
+        store.client, "log_text", raising(lambda: PermissionError("no credentials"))
+    )
+    store.update_overview(run_id, "SCHEDULED", {"cells/done": 1}, {"plan.csv": "a,b"})
+    assert "tables are not kept in the store" in caplog.text
+    assert store.client.get_run(run_id).data.metrics["cells/done"] == 1
 
 
 def test_listing_creates_no_database(tmp_path: Path) -> None:

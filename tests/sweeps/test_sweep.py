@@ -1,0 +1,189 @@
+"""A sweep from its start to its end, with Ray's part played by the test."""
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from rich.console import Console
+from servers import raising
+
+from semidavil.config import Config
+from sweeps.plan.spec import Job, Selection, Spec
+from sweeps.run import sweep as module
+from sweeps.run.driver import Driver
+from sweeps.run.events import Done, Task
+from sweeps.run.resources import Resources
+from sweeps.run.sweep import Sweep, SweepOptions, tidy
+from sweeps.track.provenance import owner_tags
+from sweeps.track.retry import RunGone, StoreRefused
+from sweeps.track.store import Store
+
+DONE = Done(score=50.0, latency_ms=1.0, seconds=2.0, delivered=True, summary="mIoU 50.00")
+
+
+class DataError(RuntimeError):
+    """Of that name, by which a sweep knows it."""
+
+
+class Play:
+    """Runs what the driver hands out, and remembers it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.trained: list[str] = []
+        self.after: Callable[[Task], object] = lambda task: None
+
+    def __call__(
+        self, next_task: Callable[[], Task | None], driver: Driver, resources: Any
+    ) -> None:
+        deadline = time.monotonic() + 60
+        while not driver.finished():
+            assert time.monotonic() < deadline
+            driver.on_step()
+            if task := next_task():
+                driver.on_start(task)
+                self.trained.append(task.name)
+                self.store.end(task.run_id, "FINISHED")
+                driver.on_event(task, DONE)
+                self.after(task)
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def play(store: Store, monkeypatch: pytest.MonkeyPatch) -> Play:
+    play = Play(store)
+    monkeypatch.setattr(module, "run_tasks", play)
+    monkeypatch.setattr(module, "started_ray", lambda *_: nullcontext())
+    monkeypatch.setattr(module, "preparations", lambda configs, train: {})
+    monkeypatch.setattr(module, "preparation_of", lambda config: config.model.fusion)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    return play
+
+
+@pytest.fixture
+def job() -> Job:
+    spec = Spec("attention", "toy", selections=(Selection(budgets=(100,)),))
+    base = spec.base()
+    return Job(spec, spec.around(base), spec.cells(base))
+
+
+def sweep_of(store: Store, wait: bool = False) -> Sweep:
+    options = SweepOptions({"commit": "c0ffee"}, "fake:train", wait=wait)
+    console = Console(file=io.StringIO(), width=200)
+    return Sweep(store, Resources(concurrency=2, cpus=1, gpus=0), console, options)
+
+
+def text_of(sweep: Sweep) -> str:
+    assert isinstance(sweep.console.file, io.StringIO)
+    return sweep.console.file.getvalue()
+
+
+def open_run(store: Store, config: Config, **tags: str) -> str:
+    mine = {"key": config.key(), "epoch": "1", **owner_tags(), **tags}
+    return store.create_run(store.experiment_id("attention"), "cell", config, mine)
+
+
+def test_what_waits_is_run_once_and_then_nothing_starts(
+    store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = sweep_of(store).run_jobs([job])
+    assert len(play.trained) == 4
+    assert (result.failed, result.undelivered, result.elsewhere) == ([], 0, 0)
+    assert len(store.overviews()) == 1
+    monkeypatch.setattr(module, "started_ray", raising(AssertionError))
+    assert sweep_of(store).run_jobs([job]).plans["attention"].waiting == []
+
+
+def test_what_cannot_be_prepared_costs_its_own_cells(
+    store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set that was missing used to end the command, and all grids after it."""
+
+    class Kind(str):
+        def explains(self, error: Exception) -> bool:
+            return isinstance(error, DataError)
+
+    broken = raising(lambda: DataError("no images in /data"))
+    monkeypatch.setattr(module, "preparations", lambda *_: {Kind("vlga"): broken})
+    sweep = sweep_of(store)
+    result = sweep.run_jobs([job])
+    assert len(play.trained) == 3
+    assert [one.reason for one in result.failed] == ["no images in /data"]
+    assert "left out: no images in /data" in text_of(sweep)
+
+
+def test_what_others_are_at_is_waited_for_and_taken_over_if_asked(
+    store: Store, job: Job, play: Play
+) -> None:
+    theirs = open_run(store, job.configs[0], host="another", alive=str(int(time.time())))
+    assert sweep_of(store).run_jobs([job]).elsewhere == 1
+    assert len(play.trained) == 3
+    waiting = sweep_of(store, wait=True)
+    waiting._say_once = lambda text: store.end(theirs, "KILLED")  # type: ignore[method-assign]
+    assert waiting.run_jobs([job]).elsewhere == 0
+    assert len(play.trained) == 4
+
+
+def test_what_becomes_free_meanwhile_is_run_before_the_end(
+    store: Store, job: Job, play: Play
+) -> None:
+    theirs = open_run(store, job.configs[0], host="another", alive=str(int(time.time())))
+    play.after = lambda task: store.close(theirs, "KILLED", "interrupted")
+    assert sweep_of(store).run_jobs([job]).elsewhere == 0
+    assert len(play.trained) == 4
+
+
+def test_a_run_that_this_process_has_left_open_is_closed_and_its_cell_run(
+    store: Store, job: Job, play: Play
+) -> None:
+    """Of a claim that was refused half-way: it would look as if another sweep were at it."""
+    open_run(store, job.configs[0])
+    assert sweep_of(store).run_jobs([job]).elsewhere == 0
+    assert len(play.trained) == 4
+
+
+@pytest.mark.parametrize("error", [RunGone("deleted"), StoreRefused("forbidden")])
+@pytest.mark.parametrize("call", ["add_to_grid", "update_overview"])
+def test_bookkeeping_that_fails_costs_no_cell(
+    call: str, error: Exception, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_of(store).run_jobs([job])
+    monkeypatch.setattr(store, call, raising(lambda: error))
+    spec = Spec("losses", "toy", selections=(Selection(budgets=(100,)),))
+    base = spec.base()
+    other = Job(spec, spec.around(base), spec.cells(base))
+    sweep = sweep_of(store)
+    result = sweep.run_jobs([other, job])
+    assert result.failed == []
+    assert len(play.trained) == 4 + 5  # DyCE with DLG is there already
+    assert str(error) in text_of(sweep)
+
+
+def test_tidying_ends_what_is_dead_and_keeps_what_lives(store: Store, job: Job) -> None:
+    dead = open_run(store, job.configs[0], pid_started="long ago")
+    alive = open_run(store, job.configs[1])
+    early = open_run(store, job.configs[2], stopped_early="3")
+    store.end(early, "KILLED")
+    finished = open_run(store, job.configs[3])
+    store.end(finished, "FINISHED")
+    surplus = open_run(store, job.configs[3])
+    store.end(surplus, "KILLED")
+    folders = [store.storage.folder / config.key() for config in job.configs]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    tidy(store, Console(file=io.StringIO()))
+    assert {run.run_id: run.status for run in store.runs()} == {
+        dead: "KILLED", alive: "RUNNING", early: "KILLED", finished: "FINISHED"
+    }  # fmt: skip
+    assert [folder.exists() for folder in folders] == [True, True, False, False]
+
+
+def test_a_dead_run_that_may_not_be_closed_stops_no_sweep(
+    store: Store, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_run(store, job.configs[0], pid_started="long ago")
+    monkeypatch.setattr(store, "close", raising(lambda: StoreRefused("forbidden")))
+    tidy(store, Console(file=io.StringIO()))
