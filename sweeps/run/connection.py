@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -78,7 +79,7 @@ def local_ray(**options: Any) -> Iterator[None]:
     put_code_first()
     with stopping_signals() as signals, deaf_processes() as processes:
         try:
-            _init(address="local", **options)
+            _init(_source("sweeps").parent, address="local", **options)
         except (
             SystemExit
         ):  # Ray's handler of SIGTERM, by way of a thread that does not have it blocked
@@ -103,9 +104,10 @@ def joined_cluster(address: str, train: str) -> Iterator[None]:
     Raises:
         ClusterError: it does not let this process in.
     """
-    with stopping_signals() as signals:
+    # Nodes have no checkout: what they run is what they were sent.
+    with stopping_signals() as signals, tempfile.TemporaryDirectory() as nowhere:
         try:
-            _init(address=address, runtime_env=runtime_env(train))
+            _init(nowhere, address=address, runtime_env=runtime_env(train))
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise ClusterError(_why_not_joined(address, first_line(error))) from error
         signals.install()
@@ -134,7 +136,7 @@ def find_nodes(address: str) -> list[Node]:
 
     def join() -> None:
         try:
-            _init(address=address)
+            _init(_source("sweeps").parent, address=address)
         except BaseException as error:
             failed.append(error)
 
@@ -152,9 +154,9 @@ def find_nodes(address: str) -> list[Node]:
         ray.shutdown()
 
 
-def _init(**options: Any) -> None:
+def _init(folder: Path | str, **options: Any) -> None:
     # Workers look for code first in the folder in which Ray was started, which may be another checkout.
-    with chdir(_source("sweeps").parent), warnings.catch_warnings():
+    with chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
 

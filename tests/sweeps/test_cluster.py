@@ -30,7 +30,7 @@ from sweeps.run.connection import ClusterError
 from sweeps.track.provenance import package_versions
 from sweeps.track.store import Store
 
-STEP_SECONDS = 0.4  # a node is lost in the middle of its ten
+STEP_SECONDS = 0.8  # a node is lost in the middle of its ten
 # A lost node is noticed within two seconds instead of half a minute.
 QUICK = '{"health_check_period_ms": 500, "health_check_timeout_ms": 1000,' + (
     '"health_check_failure_threshold": 2, "health_check_initial_delay_ms": 1000}'

@@ -31,7 +31,7 @@ def test_a_signal_that_comes_while_ray_starts_is_honoured_then(
 ) -> None:
     happened: list[str] = []
 
-    def init(**options: object) -> None:
+    def init(folder: Path, **options: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)  # another thread may not have it blocked, and takes it
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has a handler of its own

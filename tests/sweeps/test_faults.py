@@ -45,8 +45,9 @@ def kill_worker(process: subprocess.Popen[str], sweeps: Sweeps, rng: random.Rand
     pids = [int(mark.name.rpartition("-")[2]) for mark in sorted(sweeps.folder.glob("at-work-*"))]
     # Marks of killed workers stay, and their numbers may be another's by now.
     workers = [pid for pid in pids if "ray" in command_of(pid)]
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(rng.choice(workers), signal.SIGKILL)
+    if workers:  # none is at work between two cells
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
 
 
 def command_of(pid: int) -> str:
