@@ -24,7 +24,7 @@ from semidavil.config import PRESETS, ConfigError
 from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
-from sweeps.start import Stopped, exit_code
+from sweeps.stopping import Stopped, exit_code
 from sweeps.track.credentials import redact
 
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.run.signals import deaf_processes, killed_when_asked, stopping_signals
-from sweeps.start import Stopped
+from sweeps.stopping import Stopped
 from sweeps.track.credentials import redact
 from sweeps.track.retry import PATIENCE
 

@@ -31,7 +31,7 @@ from sweeps.run.events import Event, Progress, Task, event_from_json, event_to_j
 from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals, stopping_signals
 from sweeps.run.worker import run_task
-from sweeps.start import Stopped
+from sweeps.stopping import Stopped
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers travels
 POLL_SECONDS = 0.1  # between two questions for a task while none runs

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sweeps.start import SIGNALS, Stopped
+from sweeps.stopping import SIGNALS, Stopped
 
 # In which a second signal is the same request: `timeout` and `srun` send a signal twice.
 ONCE_SECONDS = 0.5

@@ -12,7 +12,7 @@ import pytest
 from servers import free_port
 
 from sweeps.run.connection import ClusterError, Node, find_nodes, local_ray
-from sweeps.start import Stopped
+from sweeps.stopping import Stopped
 
 
 def test_a_temporary_folder_with_too_long_a_name_is_told_with_its_remedy(

@@ -22,7 +22,7 @@ from sweeps.run.engine import (
 from sweeps.run.events import Done, Event, Halted, Lost, Progress, Task
 from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals
-from sweeps.start import Stopped
+from sweeps.stopping import Stopped
 from sweeps.track.store import Store
 
 TWO = Resources(concurrency=2, cpus=1, gpus=0)
@@ -208,7 +208,7 @@ import sys
 sys.path[:0] = {folders!r}
 import test_engine
 from sweeps.run.engine import started_ray
-from sweeps.start import exit_code
+from sweeps.stopping import exit_code
 from sweeps.track.store import Store
 from pathlib import Path
 

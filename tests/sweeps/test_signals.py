@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from sweeps.run.signals import deaf_processes, killed_when_asked, stopping_signals
-from sweeps.start import Stopped
+from sweeps.stopping import Stopped
 
 
 def sleeping() -> subprocess.Popen[bytes]:
