@@ -145,13 +145,13 @@ class Driver:
         self.open: dict[str, tuple[Task, Cell]] = {}  # by run id
         self.ready: deque[Task] = deque()  # claimed, and not yet handed out
         self.again: deque[Cell] = deque()  # to be tried again
-        self.alone: deque[Cell] = deque()  # to be tried by themselves, after all others
+        self.exclusive_queue: deque[Cell] = deque()  # to be tried by themselves, after the others
         self.exclusive: set[str] = set()  # by name, as are the next two
         self.retried: Counter[str] = Counter()
         self.died: Counter[str] = Counter()
         self.claiming = False
         self.problem: TrackingError | None = None  # why cells that are left do not begin
-        self.asked: Cell | None = None  # taken from the source, and not yet claimed
+        self.to_claim: Cell | None = None  # taken from the source, and not yet claimed
         self.next_claim = self.next_sign = 0.0  # monotonic
         self.stopping: set[str] = set()  # run ids of trials that were told to end early
 
@@ -230,13 +230,13 @@ class Driver:
     # Claims
 
     def _is_exhausted(self) -> bool:
-        return not (self.asked or self.again or self.alone) and self.source.exhausted()
+        return not (self.to_claim or self.again or self.exclusive_queue) and self.source.exhausted()
 
     def _claim_next(self) -> Task | _Left | None:
         """In the store thread: a task, or a cell that is another sweep's; None without a cell."""
-        if self.asked is None:
-            self.asked = self._next_cell()
-        cell = self.asked
+        if self.to_claim is None:
+            self.to_claim = self._next_cell()
+        cell = self.to_claim
         if cell is None:
             return None
         context, config = self.context, self._placed(cell.config)
@@ -246,12 +246,12 @@ class Driver:
             "benchmark": config.data.benchmark,
             "grid": context.grid,
         }
-        held = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
-        self.asked = None
-        if isinstance(held, Held):
+        lease = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
+        self.to_claim = None
+        if isinstance(lease, Held):
             self.source.taken(cell)
-            return _Left(cell, held.reason)
-        task = self._task(cell, config, held)
+            return _Left(cell, lease.reason)
+        task = self._task(cell, config, lease)
         self.open[task.run_id] = task, cell
         return task
 
@@ -259,8 +259,8 @@ class Driver:
         if self.again:
             return self.again.popleft()
         cell = self.source.next()
-        if cell is None and self.alone and not self.open:
-            return self.alone.popleft()
+        if cell is None and self.exclusive_queue and not self.open:
+            return self.exclusive_queue.popleft()
         return cell
 
     def _placed(self, config: Config) -> Config:
@@ -298,7 +298,7 @@ class Driver:
             self.outcome.held.add(result.cell.config.key())
             self.progress.leave(result.cell.name, result.reason)
         elif isinstance(result, StoreRefused | RunGone):
-            cell, self.asked = self.asked, None
+            cell, self.to_claim = self.to_claim, None
             self.next_claim = time.monotonic() + REFUSED_SECONDS
             if cell is None:  # the source itself is refused
                 self.problem = result
@@ -327,8 +327,8 @@ class Driver:
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
         self._note_undelivered(task, failed.delivered)
         may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
-        if failed.failure is Failure.MEMORY and failed.delivered and self._may_run_alone(task):
-            self._try_alone(cell, failed.reason)
+        if failed.failure is Failure.MEMORY and failed.delivered and self._may_be_exclusive(task):
+            self._try_exclusively(cell, failed.reason)
         elif may_help and self.retried[cell.name] < self.context.retries:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
@@ -359,8 +359,8 @@ class Driver:
                 self._on_taken(task, cell, f"{lost.reason}; {what}", isinstance(ours, RunGone))
                 return
             self.died[cell.name] += 1
-            if (lost.out_of_memory or self.died[cell.name] > 1) and self._may_run_alone(task):
-                self._try_alone(cell, lost.reason)
+            if (lost.out_of_memory or self.died[cell.name] > 1) and self._may_be_exclusive(task):
+                self._try_exclusively(cell, lost.reason)
             elif self.died[cell.name] <= DEATHS:
                 self._try_again(cell, lost.reason)
             else:
@@ -369,12 +369,12 @@ class Driver:
         self.progress.pause(task.name)
         self.thread.submit(close, closed)
 
-    def _may_run_alone(self, task: Task) -> bool:
+    def _may_be_exclusive(self, task: Task) -> bool:
         return self.context.resources.packed() and not task.exclusive
 
-    def _try_alone(self, cell: Cell, reason: str) -> None:
+    def _try_exclusively(self, cell: Cell, reason: str) -> None:
         self.exclusive.add(cell.name)
-        self.alone.append(cell)
+        self.exclusive_queue.append(cell)
         self.progress.print(
             f"{escape(cell.name)}: {escape(reason)}; it is tried by itself, after the others"
         )
