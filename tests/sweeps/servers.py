@@ -184,7 +184,7 @@ class ServedSweeps(Sweeps):
 
     def deliver(self) -> tuple[int, str]:
         process = self.start(command="deliver")
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
 

@@ -54,7 +54,7 @@ class Sweeps:
 
     def run(self, *arguments: str, step_seconds: float = 0.01) -> tuple[int, str]:
         process = self.start(*arguments, step_seconds=step_seconds)
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def states(self) -> Counter[str]:

@@ -346,7 +346,7 @@ def test_a_stop_while_modules_are_imported_is_a_word_and_no_traceback(
         if line.split("|")[-1].strip() == module:
             break
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     assert "stopped" in output + errors
     assert "Traceback" not in output + errors
@@ -357,7 +357,7 @@ def test_the_code_beside_the_script_runs_whichever_is_installed(tmp_path: Path) 
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise SystemExit('the other checkout')")
     process = started(str(RUN), "--help", PYTHONPATH=str(tmp_path))
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "--grid NAME" in output
     code = (
@@ -365,7 +365,7 @@ def test_the_code_beside_the_script_runs_whichever_is_installed(tmp_path: Path) 
         "atexit.register(lambda: print(os.environ['PYTHONPATH'])); start.run('run')"
     )
     process = started("-c", code, PYTHONPATH=str(ROOT))  # what processes that it starts look into
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert output.splitlines()[-1] == f"{ROOT}{os.pathsep}{ROOT}", errors
 
 
@@ -383,7 +383,7 @@ def test_modules_of_this_package_are_no_top_level_ones(
 def test_characters_that_the_output_does_not_know_are_replaced() -> None:
     arguments = (*ATTENTION[1:], "--data-root", "/none/größer")
     process = started(str(RUN), *arguments, PYTHONIOENCODING="ascii")
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 1, errors
     assert "left out: the data root /none/gr??er does not exist" in output
 

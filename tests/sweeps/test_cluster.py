@@ -183,7 +183,7 @@ def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
     try:
         sweeps.wait_until(lambda: checkpoints_in(storage) == 2)
         nodes.kill(second)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, output

@@ -262,7 +262,7 @@ def test_a_signal_to_all_processes_of_a_job_costs_no_step_and_the_folder_it_runs
             time.sleep(0.1)
         for pid in family(process.pid):
             os.kill(pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 128 + signal.SIGTERM, output

@@ -82,7 +82,7 @@ def test_whatever_is_killed_every_cell_ends_with_one_run_and_the_right_numbers(
         fault(process, sweeps, rng)
         survived[fault.__name__] += 1
         if fault is not kill_worker:
-            process.communicate(timeout=180)
+            process.communicate(timeout=600)
     process.communicate(timeout=600)
     code, output = sweeps.run(*GRID)
     assert code == 0, output

@@ -35,7 +35,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_room(
     process = sweeps.start(*FOUR, step_seconds=0.4)
     sweeps.wait_until(lambda: steps_of(sweeps) >= 8)
     small_disk.fill()
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "disk is full" in output
     assert "Traceback" not in output

@@ -243,7 +243,7 @@ def test_a_search_survives_being_killed_again_and_again(sweeps: Sweeps) -> None:
         else:
             number = signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL
             os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=600)
         if how == "Ctrl-C":
             assert process.returncode == 130, output
             assert "the same command goes on" in output
@@ -260,7 +260,7 @@ def test_a_search_survives_being_killed_again_and_again(sweeps: Sweeps) -> None:
 def test_two_searches_of_one_study_share_its_trials(sweeps: Sweeps) -> None:
     command = (*SEARCH, "1", "--trials", "9", "--wait")
     both = [sweeps.start(*command, step_seconds=0.1) for _ in range(2)]
-    outputs = [process.communicate(timeout=180)[0] for process in both]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     assert_all_ended(sweeps, trials=9)
     assert len(sweeps.trainings()) == 9

@@ -90,7 +90,7 @@ def test_a_server_that_is_killed_and_comes_back_costs_nothing(
     served.wait_until(lambda: steps(served) >= before + 4)  # training goes on meanwhile
     time.sleep(4)  # until both wait at their ends, and the driver with its next cell
     server.start()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_undisturbed(served.store, 8)
     assert len(served.trainings()) == 8  # nothing was trained twice
@@ -107,10 +107,10 @@ def test_a_database_that_is_killed_behind_its_server_costs_nothing(
     sweeps.wait_until(lambda: steps(sweeps) >= before + 4)  # training goes on meanwhile
     time.sleep(8)  # until both wait at their ends, and the driver with its next cell
     assert deployed.answers()
-    with pytest.raises(StoreAway, match=r"answers 503 .*database"):
+    with pytest.raises(StoreAway, match=r"503.*database"):
         sweeps.store.client.search_experiments()
     database.start()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_undisturbed(sweeps.store, 4)
     assert len(sweeps.trainings()) == 4  # nothing was trained twice
@@ -120,25 +120,25 @@ def test_what_ends_while_the_server_is_away_is_delivered_later(
     server: MlflowServer, served: ServedSweeps
 ) -> None:
     served.environment["SEMIDAVIL_PATIENCE"] = "1"
-    process = served.start(*FOUR, "--concurrency", "4", step_seconds=0.5)
+    process = served.start(*FOUR, "--concurrency", "2", step_seconds=0.5)
     served.wait_until(lambda: len(served.trainings()) == 4)
     server.kill()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
-    assert re.search(r"4 ended runs wait in \S+checkpoints", output), output
+    assert re.search(r"2 ended runs wait in \S+checkpoints", output), output
     assert "sweeps/deliver.py" in output
 
     code, output = served.deliver()  # still away
     assert code == 1
     assert f"the tracking server {server.uri}" in output
-    assert "4 ended runs wait" in output
+    assert "2 ended runs wait" in output
 
     ended = time.time() * 1000
     server.start()
-    assert served.states() == {"RUNNING": 4}
+    assert served.states() == {"RUNNING": 2, "FINISHED": 2}
     code, output = served.deliver()
     assert code == 0, output
-    assert "delivered 4 runs" in output
+    assert "delivered 2 runs" in output
     assert_undisturbed(served.store, 4)
     assert all(run.ended is not None and run.ended < ended for run in served.store.runs())
     assert not list((served.folder / "checkpoints").iterdir())
@@ -156,9 +156,9 @@ def test_a_sweep_delivers_what_waits_and_goes_on_with_the_rest(
     process = served.start(*FOUR, "200", "--concurrency", "2", step_seconds=0.3)
     served.wait_until(lambda: len(served.trainings()) == 2)
     server.kill()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
-    assert "no cell begins before it does" in output
+    assert "no cell begins before it answers" in output
     assert "2 ended runs wait" in output
 
     server.start()

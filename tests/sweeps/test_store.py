@@ -270,7 +270,7 @@ def test_of_processes_that_start_at_once_on_a_new_store_one_creates_it(tmp_path:
         subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    ended = [(process.communicate(timeout=180)[1], process.returncode) for process in started]
+    ended = [(process.communicate(timeout=600)[1], process.returncode) for process in started]
     assert [code for _, code in ended] == [0, 0, 0], ended
     assert not Store(tmp_path).is_new()
 

@@ -124,7 +124,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_last_step_and_no_run_open(
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 128 + number, output
     assert "the same command goes on" in output
     assert "Traceback" not in output
@@ -144,7 +144,7 @@ def test_after_a_kill_of_the_driver_nothing_is_doubled_or_left_running(sweeps: S
     process = sweeps.start(*FOUR, step_seconds=0.3)
     sweeps.wait_until(lambda: len(sweeps.trainings()) >= 3)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert sweeps.states()["RUNNING"] >= 1
 
     code, output = sweeps.run(*FOUR)
@@ -158,7 +158,7 @@ def test_a_run_that_is_deleted_in_mlflows_page_costs_its_cell_and_no_other(sweep
     process = sweeps.start(*FOUR, step_seconds=1.0)
     sweeps.wait_until(lambda: len(sweeps.trainings()) >= 2)
     sweeps.store.delete(sweeps.store.runs()[0].run_id)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
     assert "deleted" in output
     assert "Traceback" not in output
@@ -179,7 +179,7 @@ def test_a_database_that_somebody_holds_locked_stops_no_training(sweeps: Sweeps)
     trained = len(sweeps.events())
     sweeps.wait_until(lambda: sum("trained" in e for e in sweeps.events()[trained:]) == 2)
     holder.close()
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_undisturbed(sweeps.store, 4)
 
@@ -190,7 +190,7 @@ def test_a_database_that_somebody_holds_locked_stops_no_training(sweeps: Sweeps)
 def test_two_sweeps_of_one_grid_share_its_cells(sweeps: Sweeps) -> None:
     grid = ("--grid", "attention", "--budgets", "0", "100", "--concurrency", "1", "--wait")
     both = [sweeps.start(*grid, step_seconds=0.15) for _ in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in both]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert_undisturbed(sweeps.store, 8)
     assert len(sweeps.trainings()) == 8
@@ -203,7 +203,7 @@ def of_another_machine(sweeps: Sweeps) -> str:
     process = sweeps.start(*FOUR, "--concurrency", "1", step_seconds=0.5)
     sweeps.wait_until(lambda: any(event.startswith("step-3") for event in sweeps.events()))
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     (run,) = sweeps.store.runs()
     sweeps.store.log(run.run_id, tags={"host": "another"})
     return run.run_id
@@ -221,7 +221,7 @@ def test_what_others_are_at_is_no_success_until_it_is_done(sweeps: Sweeps) -> No
     assert process.stdout is not None
     assert any("waiting for 1 cells that other sweeps train" in line for line in process.stdout)
     sweeps.store.end(run_id, "KILLED")
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_undisturbed(sweeps.store, 4)
 
@@ -232,7 +232,7 @@ def test_what_becomes_free_while_a_sweep_runs_is_taken_over_before_its_end(sweep
     process = sweeps.start(*FOUR, step_seconds=0.5)
     sweeps.wait_until(lambda: len(sweeps.trainings()) >= 3)
     sweeps.store.end(run_id, "KILLED")
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert_undisturbed(sweeps.store, 4)
 
