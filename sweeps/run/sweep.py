@@ -14,7 +14,14 @@ from sweeps.plan.cells import Cell, FailedCell, Plan, make_plan
 from sweeps.plan.pace import Kind, Pace, kind_of
 from sweeps.plan.spec import Job
 from sweeps.run.cluster import Common, require_common, run_on_cluster
-from sweeps.run.driver import CellSource, Driver, Outcome, QueueSource, SweepContext
+from sweeps.run.driver import (
+    CLOSING_SECONDS,
+    CellSource,
+    Driver,
+    Outcome,
+    QueueSource,
+    SweepContext,
+)
 from sweeps.run.engine import run_tasks, started_ray
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
@@ -27,13 +34,11 @@ from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
-CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
 ROUNDS_IN_VAIN = 3  # in which others had all cells that looked free
 LOOK_SECONDS = 10.0  # between two looks at cells that others train, with --wait
 
-Work = Sequence[
-    tuple[Kind, float]
-]  # of each cell that waits: what runs are like it, the share that is left
+# Of each cell that waits: what runs are like it, and the share of its training that is left.
+Work = Sequence[tuple[Kind, float]]
 
 
 @dataclass(frozen=True)
