@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import paper
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from semidavil.config import Config, Section
+from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from sweeps.track.credentials import redact, without_credentials
 
@@ -180,21 +180,8 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that changes its result, by dotted name, with its default.
-
-    Read from the declared fields: building a Config would import torch.
-    """
-    return dict(_defaults(Config))
-
-
-def _defaults(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, declared in section.model_fields.items():
-        kind = declared.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            if name != "runtime":
-                yield from _defaults(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _plain(declared.get_default(call_default_factory=True))
+    """Every setting of a run that changes its result, by dotted name, with its default."""
+    return {name: _plain(value) for name, value in Config().settings()}
 
 
 def _plain(value: Any) -> Any:

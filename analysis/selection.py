@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import style
 from analysis.runs import AnalysisError, Tracked, command, default_settings
 from analysis.stats import bootstrap_mean, over_seeds
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.grids import GRIDS
 
 # Every grid varies these.

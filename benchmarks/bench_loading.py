@@ -14,7 +14,8 @@ import cv2
 import torch
 
 from semidavil.config import preset
-from semidavil.data.loading import PADDING, TrainBatches, image_paths
+from semidavil.data.loading import PADDING, TrainBatches
+from semidavil.data.streams import image_paths
 from semidavil.data.transforms import cutmix_box, strong_view, weak_view
 
 

@@ -16,8 +16,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from semidavil.benchmarks import CITYSCAPES_19
 from semidavil.config import Config, preset
-from semidavil.data.benchmarks import CITYSCAPES_19
 from sweeps.plan.cells import State, make_plan
 from sweeps.plan.grids import GRIDS
 from sweeps.track.outbox import Outbox

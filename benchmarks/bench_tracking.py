@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from semidavil.benchmarks import CITYSCAPES_19
 from semidavil.config import preset
-from semidavil.data.benchmarks import CITYSCAPES_19
 from sweeps.track.lease import Claimed, Leases
 from sweeps.track.outbox import Outbox
 from sweeps.track.store import Store

@@ -6,7 +6,6 @@ reports that step later, and a run that goes on from a checkpoint begins with bo
 """
 
 import errno
-import json
 import os
 import warnings
 import zipfile
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import nn
 
 from semidavil.config import Config
-from semidavil.disk import on_disk
-from semidavil.runtime import Meter
+from semidavil.full_disk import on_disk
+from semidavil.meter import Meter
 
 CHECKPOINT, PREVIOUS = "last.pt", "previous.pt"
 BROKEN = ".broken"  # follows the name of a checkpoint that cannot be read
@@ -94,13 +92,6 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
-    """A trained network as safetensors, with the Config, its key and the network's name inside."""
-    about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
-    # Not `save_file`: some of MONAI's networks register their modules twice.
-    save_model(network, str(path), metadata=about)
 
 
 def resume(

@@ -13,11 +13,14 @@ are. Changing a default, or what the code computes for the same Config, must rai
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.names import CAPTION_ABLATIONS, CAPTIONERS, FUSIONS, LOSSES, METHODS, ORACLE
 
 RESULTS_VERSION = 2
 
@@ -35,9 +38,9 @@ class ConfigError(ValueError):
     """A field that does not exist or a value that is not allowed; the message lists what is."""
 
 
-def _one_of(value: str, table: Mapping[str, object], what: str) -> str:
-    if value not in table:
-        raise ValueError(f"unknown {what} {value!r}: choose from {', '.join(table)}")
+def _one_of(value: str, names: Collection[str], what: str) -> str:
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}: choose from {', '.join(names)}")
     return value
 
 
@@ -60,8 +63,6 @@ class Data(Section):
     @field_validator("benchmark")
     @classmethod
     def _known_benchmark(cls, value: str) -> str:
-        from semidavil.data.benchmarks import BENCHMARKS
-
         return _one_of(value, BENCHMARKS, "benchmark")
 
 
@@ -73,22 +74,18 @@ class Model(Section):
     vision_init: Literal["vlm", "random"] = "vlm"  # what the vision encoder starts from
     fusion: str = "dlg"
     fusion_dim: Count = 256  # c in eq. 2-3
-    decoder_dim: Count = 256
+    decoder_dim: Annotated[int, Field(ge=8)] = 256  # its finest features have a quarter of it
     captions: str = "positions"
 
     @field_validator("captions")
     @classmethod
     def _known_captioner(cls, value: str) -> str:
-        from semidavil.captioners import ABLATIONS, CAPTIONERS
-
-        _one_of(value.partition(":")[0], {**CAPTIONERS, **dict.fromkeys(ABLATIONS)}, "captioner")
+        _one_of(value.partition(":")[0], CAPTIONERS + CAPTION_ABLATIONS, "captioner")
         return value
 
     @field_validator("fusion")
     @classmethod
     def _known_fusion(cls, value: str) -> str:
-        from semidavil.fusion import FUSIONS
-
         return _one_of(value, FUSIONS, "fusion")
 
 
@@ -109,8 +106,6 @@ class Loss(Section):
     @field_validator("name")
     @classmethod
     def _known_loss(cls, value: str) -> str:
-        from semidavil.losses import LOSSES
-
         return _one_of(value, LOSSES, "loss")
 
 
@@ -137,8 +132,6 @@ class Training(Section):
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
-        from semidavil.methods import METHODS
-
         return _one_of(value, METHODS, "method")
 
 
@@ -210,9 +203,6 @@ class Config(Section):
                     f"data.crop {self.data.crop} does not fit into data.{name} {size}: "
                     "make the crop smaller or the images larger"
                 )
-        from semidavil.data.benchmarks import BENCHMARKS
-        from semidavil.methods import METHODS
-
         method, benchmark = METHODS[self.training.method], BENCHMARKS[self.data.benchmark]
         if method.kind != benchmark.kind:
             fitting = ", ".join(name for name, m in METHODS.items() if m.kind == benchmark.kind)
@@ -250,7 +240,7 @@ class Config(Section):
     def key(self) -> str:
         """The run's identity: 16 hexadecimal digits, the same on every machine."""
         defaults = _defaults()
-        content = {path: value for path, value in self._results() if value != defaults[path]}
+        content = {path: value for path, value in self.settings() if value != defaults[path]}
         content["version"] = RESULTS_VERSION
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -277,12 +267,12 @@ class Config(Section):
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
         """Fields in which two Configs differ, runtime left out: `{path: (self's, other's)}`."""
-        theirs = dict(other._results())
+        theirs = dict(other.settings())
         return {
-            path: (mine, theirs[path]) for path, mine in self._results() if mine != theirs[path]
+            path: (mine, theirs[path]) for path, mine in self.settings() if mine != theirs[path]
         }
 
-    def _results(self) -> Iterator[tuple[str, Any]]:
+    def settings(self) -> Iterator[tuple[str, Any]]:
         """Path and value of every field that changes a run's result."""
         return _leaves(self.model_dump(mode="json", exclude={"runtime"}))
 
@@ -312,7 +302,7 @@ class Config(Section):
 @cache
 def _defaults() -> dict[str, Any]:
     """What a Config that changes nothing holds, by path."""
-    return dict(Config()._results())
+    return dict(Config().settings())
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -429,3 +419,32 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
 
 
 PresetName = Literal["toy", "toy-long", "small", "paper"]
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """`["training.lr=3e-4"]` to `{"training.lr": "3e-4"}`.
+
+    Raises:
+        ConfigError: an entry without `=`.
+    """
+    pairs = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting!r} cannot be read: write NAME=VALUE")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def refuse_oracle(config: Config) -> None:
+    """Raises ConfigError for a Config that would look at labels it must not see."""
+    if config.model.captions == ORACLE:
+        raise ConfigError(
+            "model.captions=oracle describes the ground truth, of validation images too: it is an "
+            "upper bound for the ablation `--grid captions` and refused everywhere else"
+        )
+
+
+def default_preset(data_root: str) -> str:
+    """`toy` where no data set is configured, `small` where one is."""
+    return "small" if data_root else "toy"

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.benchmarks import IGNORE_INDEX
 from semidavil.config import Loss
-
-IGNORE_INDEX = 255
 
 
 class PixelLoss(nn.Module):

@@ -1,6 +1,6 @@
 """Trains one Config, from its data to its score.
 
-    python -m semidavil.train --benchmark gta5-cityscapes --budget 100
+    python -m semidavil train --benchmark gta5-cityscapes --budget 100
 
     from semidavil.config import preset
     from semidavil.train import prepare, train
@@ -17,38 +17,36 @@ What is trained on, by what and how it is scored is an `Experiment`: of street i
 
 import math
 import os
+import runpy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.checkpoint import StopTraining, TrainingError, resume, save_checkpoint
 from semidavil.config import Config, Training
-from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.disk import on_disk
-from semidavil.parallel import (
+from semidavil.device import make_deterministic, to_device, use_bfloat16
+from semidavil.distributed import (
     from_first,
     joined,
-    launch,
     own_device,
     rank,
     require_same_start,
     sum_gradients,
 )
-from semidavil.runtime import (
-    Meter,
-    make_deterministic,
-    reset_peak_memory,
-    to_device,
-    use_bfloat16,
-)
+from semidavil.experiments.base import Experiment
+from semidavil.full_disk import on_disk
+from semidavil.launch import launch
+from semidavil.memory import reset_peak_memory
+from semidavil.meter import Meter
 
 
 class NonFiniteLossError(TrainingError):
@@ -89,67 +87,27 @@ class Result:
 Reporter = Callable[[Report], None]
 
 
-class Experiment(Protocol):
-    """Everything that differs between kinds of data.
-
-    Attributes:
-        data: a fingerprint of the files that are trained on and scored on.
-        method: a `methods.base.Method` or a `methods.volumes.VolumeMethod`.
-        batches: `batches[t]` is the batch of step t.
-        optimizer: its groups carry `scale`, the share of the learning rate that is theirs.
-        lr: the learning rate before the schedule.
-        grad_clip: the largest gradient norm; 0 switches clipping off.
-    """
-
-    data: str
-    method: Any
-    batches: Dataset
-    optimizer: torch.optim.Optimizer
-    lr: float
-    grad_clip: float
-
-    def evaluate(self, networks: Any) -> dict[str, Any]:
-        """The evaluation of each of the named networks."""
-        ...
-
-    def latency(self, name: str) -> float:
-        """Milliseconds that a network takes for one validation image, or one patch of a volume."""
-        ...
-
-    def summary(self, evaluation: Any) -> dict[str, float]:
-        """Scores by name, the benchmark's own among them."""
-        ...
-
-    def absent(self, evaluation: Any) -> list[str]:
-        """Classes that no score speaks of."""
-        ...
-
-    def save(self, name: str, evaluation: Any, folder: Path) -> dict[str, Path]:
-        """Writes weights, scores and pictures of the reported network into an existing folder."""
-        ...
-
-
 def prepare(config: Config, progress: bool = True) -> None:
     """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little."""
     if BENCHMARKS[config.data.benchmark].kind == "volumes":
-        from semidavil.volumes import experiment as volumes
+        from semidavil.experiments.volumes import prepare_volumes  # MONAI: seconds to import
 
-        volumes.prepare(config, progress)
+        prepare_volumes(config, progress)
     else:
-        from semidavil import scenes
+        from semidavil.experiments.street import prepare_street
 
-        scenes.prepare(config, progress)
+        prepare_street(config, progress)
 
 
 def open_experiment(config: Config, device: torch.device) -> Experiment:
     """The Experiment of the Config's benchmark, ready to train."""
     if BENCHMARKS[config.data.benchmark].kind == "volumes":
-        from semidavil.volumes.experiment import VolumeExperiment
+        from semidavil.experiments.volumes import VolumeExperiment
 
         return VolumeExperiment(config, device)
-    from semidavil.scenes import SceneExperiment
+    from semidavil.experiments.street import StreetExperiment
 
-    return SceneExperiment(config, device)
+    return StreetExperiment(config, device)
 
 
 def train(
@@ -173,7 +131,7 @@ def train(
     """
     report = report or (lambda _: None)
     if config.runtime.world_size > 1 and "WORLD_SIZE" not in os.environ:
-        return launch(config, report, checkpoint_dir)
+        return launch(train, config, report, checkpoint_dir)
     with joined(config):
         return _train(config, report, checkpoint_dir)
 
@@ -324,7 +282,6 @@ def evaluation_metrics(
     return metrics
 
 
-if __name__ == "__main__":
-    from semidavil.commandline import main
-
-    typer.run(main)
+if __name__ == "__main__":  # `python -m semidavil.train`, the name that the command had once
+    sys.argv.insert(1, "train")
+    runpy.run_module("semidavil", run_name="__main__")

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
-from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
 from sweeps.stopping import Stopped, exit_code

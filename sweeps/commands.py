@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.commandline import parse_settings
-from semidavil.config import Config, ConfigError
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import Config, ConfigError, parse_settings
 from sweeps import request as asked
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH

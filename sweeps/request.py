@@ -9,8 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import sweeps
-from semidavil.commandline import default_preset, parse_settings, refuse_oracle
-from semidavil.config import PRESETS, Config, ConfigError, preset
+from semidavil.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    default_preset,
+    parse_settings,
+    preset,
+    refuse_oracle,
+)
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, union
 from sweeps.plan.spec import Job, Selection, Spec

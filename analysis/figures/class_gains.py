@@ -13,7 +13,7 @@ from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import Selected, by_seed, select
 from analysis.stats import ALPHA, holm, paired, rank_correlation
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 PALE = "#9ec5e3"  # a difference that may be chance
 GRID, WANTED = "losses", 500  # label budget of the paper's figure

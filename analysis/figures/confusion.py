@@ -8,7 +8,7 @@ from analysis import style
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
 from analysis.selection import select
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 GRID, OURS = "methods", "semidavil"
 RIVALS = ("semivl", "unimatch", "sdepth", "supervised", "target_only")  # the first that was run

@@ -8,7 +8,7 @@ from analysis import style
 from analysis.drawn import Drawn
 from analysis.figures.over_time import evaluated_on_the_way
 from analysis.runs import Tracked
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 OURS = "semidavil"
 METRICS = {"coverage": "confident pixels (%)", "accuracy": "of these right (%)"}

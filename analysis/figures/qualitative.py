@@ -15,7 +15,7 @@ from analysis import style
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
 from analysis.selection import Selected, select
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.metrics import iou
 
 GRID, OURS = "methods", "semidavil"

@@ -9,7 +9,7 @@ from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import Selected
 from analysis.stats import pareto_front
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.grids import OBJECTIVES, SEARCH
 
 GRID, FOLDER = SEARCH, "studies"

@@ -10,7 +10,7 @@ from analysis.paper import SYNAPSE_WORDS
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.selection import by_seed, seeds_of, select
 from analysis.stats import paired
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 GRID, BENCHMARK = "synapse", "synapse"
 METHODS = ("uamt", "urpc")

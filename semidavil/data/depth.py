@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from semidavil.caption_store import hash_files
-from semidavil.data.benchmarks import WITH_DISPARITY
-from semidavil.data.readers import DataError, Sample, read_rgb, read_unchanged
+from semidavil.benchmarks import WITH_DISPARITY
+from semidavil.data.files import DataError, hash_files
+from semidavil.data.readers import Sample, read_rgb, read_unchanged
 
 Disparities = Callable[[Sample], np.ndarray]
 FEATURE_SIZE = (8, 16)  # of the pooled maps that images are told apart by

@@ -5,209 +5,25 @@ workers, on what was drawn before, or on the model. A run goes on exactly by sta
 two runs that differ in their attention or loss see the same images.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from semidavil.captions import flip_caption
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN
-from semidavil.data.depth import Disparities, disparity_source
-from semidavil.data.readers import READERS, DataError, Reader, Sample
-from semidavil.data.splits import split_target
-from semidavil.data.toy import ensure_toy_data
-from semidavil.data.toy_abdomen import ensure_toy_abdomen
-from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
-from semidavil.runtime import seed_of
+from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared_memory
+from semidavil.data.layout import open_reader
+from semidavil.data.readers import Sample
+from semidavil.data.streams import STREAMS, disparities, train_samples
+from semidavil.data.transforms import Weak, cutmix_box, flip_caption, strong_view, weak_view
+from semidavil.seeds import seed_of
 
-STREAMS = ("source", "labelled", "unlabelled")
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
-CACHE_BYTES = 2 * 2**30  # decoded images that a process keeps of what it trains on
-EVAL_CACHE_BYTES = 2**28  # and, each, of images and labels that it is scored on
-
-
-def cache_dir(config: Config) -> Path:
-    """Where toy data and captions are kept."""
-    return Path(config.runtime.cache_dir or "data").absolute()
-
-
-def data_root(config: Config) -> Path:
-    """The folder that holds a folder per data set; toy data is generated on first use.
-
-    Raises:
-        DataError: no folder is configured, or it does not exist.
-    """
-    if config.data.toy:
-        benchmark = BENCHMARKS[config.data.benchmark]
-        if benchmark.kind == "volumes":
-            return ensure_toy_abdomen(cache_dir(config) / "toy")
-        return ensure_toy_data(cache_dir(config) / "toy", benchmark.datasets)
-    if not config.runtime.data_root:
-        raise DataError(
-            f"{config.data.benchmark} needs its data sets: pass --data-root with the folder that "
-            "holds one folder per data set, or use the toy preset, which generates its own"
-        )
-    root = Path(config.runtime.data_root).expanduser().absolute()
-    if not root.is_dir():
-        raise DataError(f"the data root {root} does not exist (--data-root)")
-    return root
-
-
-def open_reader(config: Config, dataset: str) -> Reader:
-    if dataset not in READERS:
-        raise DataError(f"unknown data set {dataset!r}: choose from {', '.join(READERS)}")
-    return READERS[dataset](data_root(config) / dataset)
-
-
-def train_samples(config: Config) -> dict[str, list[Sample]]:
-    """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
-    from semidavil.data.checks import usable_samples
-
-    benchmark = BENCHMARKS[config.data.benchmark]
-    target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
-    near = disparities(config, target) if config.data.selection == "depth" else None
-    labelled, unlabelled = split_target(target, config.data.budget, config.seed, near)
-    streams = {"labelled": labelled, "unlabelled": unlabelled}
-    if benchmark.source:
-        source = open_reader(config, benchmark.source)
-        streams["source"] = usable_samples(source, "train", cache_dir(config))
-    return {name: samples for name, samples in streams.items() if samples}
-
-
-def disparities(config: Config, samples: Sequence[Sample], progress: bool = False) -> Disparities:
-    """The disparities of target images, from where `data.depth` says."""
-    target = BENCHMARKS[config.data.benchmark].target
-    return disparity_source(config.data.depth, target, samples, cache_dir(config), progress)
-
-
-def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
-    """Every sample that a run of `config`'s benchmark may look at, by data set and split."""
-    from semidavil.data.checks import usable_samples
-
-    benchmark, found = BENCHMARKS[config.data.benchmark], {}
-    for dataset in benchmark.datasets:
-        reader = open_reader(config, dataset)
-        found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
-    found[benchmark.target, "val"] = open_reader(config, benchmark.target).samples("val")
-    return found
-
-
-def image_paths(config: Config) -> list[Path]:
-    """The images of `all_samples`."""
-    return [sample.image for samples in all_samples(config).values() for sample in samples]
-
-
-class Memory:
-    """Tensors made of files, up to `limit` bytes; a file that has changed is read anew."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-        self.kept: dict[tuple[Path, int, int], Tensor] = {}
-
-    def recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
-        if not self.limit:
-            return make()
-        try:
-            status = path.stat()
-        except OSError:  # the reader will say which file is missing
-            return make()
-        key = path, status.st_mtime_ns, status.st_size
-        if key in self.kept:
-            return self.kept[key]
-        made = make()
-        if self.bytes + made.nbytes <= self.limit:
-            self.bytes += made.nbytes
-            self.kept[key] = made
-        return made
-
-
-_memories: dict[Hashable, Memory] = {}
-
-
-def shared_memory(limit: int, *about: Hashable) -> Memory:
-    """What this process remembers of `about`; runs of one worker read the same images again.
-
-    Those of other data sets are let go before all of them would take more than they may.
-    """
-    key = (limit, *about)
-    if key not in _memories:
-        if sum(memory.limit for memory in _memories.values()) + limit > (
-            CACHE_BYTES + 2 * EVAL_CACHE_BYTES
-        ):
-            _memories.clear()  # who uses one at the moment has it still
-        _memories[key] = Memory(limit)
-    return _memories[key]
-
-
-class Images:
-    """Decodes, resizes and maps labels; keeps what it has decoded, up to `limit` bytes."""
-
-    def __init__(
-        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int
-    ) -> None:
-        self.reader, self.lookup, self.size = reader, lookup, size
-        about = reader.name, reader.root, lookup.tobytes(), size
-        self.memory = shared_memory(limit, *about)
-        # Stands for the label of an unlabelled image.
-        self.blank = torch.zeros(size, dtype=torch.uint8)
-        self.near: Disparities | None = None
-
-    def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
-        return self.image(sample), self.memory.recall(
-            sample.label, lambda: self._resized_label(sample)
-        )
-
-    def image(self, sample: Sample) -> Tensor:
-        """The image (3, H, W) uint8 alone; its label is not read."""
-        return self.memory.recall(sample.image, lambda: self._resized_image(sample))
-
-    def disparity(self, sample: Sample) -> Tensor:
-        """The disparity (H, W) float32 at the working size, in the stored map's unit."""
-        assert self.near is not None
-        near, (height, width) = self.near(sample), self.size
-        # The nearest value: an average would invent surfaces between near and far, and known ones
-        # where nothing is known.
-        near = cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return torch.from_numpy(near)
-
-    def _resized_image(self, sample: Sample) -> Tensor:
-        image = resize_image(self.reader.read_image(sample), self.size)
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
-
-    def _resized_label(self, sample: Sample) -> Tensor:
-        label = self.label(sample)
-        if label.shape != self.size:
-            height, width = self.size
-            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return torch.from_numpy(label)
-
-    def label(self, sample: Sample) -> np.ndarray:
-        """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
-        raw = self.reader.read_label(sample)
-        label = self.lookup[raw]
-        if (label == UNKNOWN).any():
-            unknown = sorted(int(i) for i in np.unique(raw[label == UNKNOWN]))
-            raise DataError(
-                f"{self.reader.name}: the label {sample.label} holds the unknown ids {unknown}"
-            )
-        return label
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to another (height, width), averaging where it shrinks."""
-    height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=how)
 
 
 class TrainBatches(Dataset):

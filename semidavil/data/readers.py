@@ -17,11 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from semidavil.data.files import DataError
+
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
-
-
-class DataError(ValueError):
-    """Data that is missing or broken; the message names the file and what was expected."""
 
 
 @dataclass(frozen=True)

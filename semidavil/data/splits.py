@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from semidavil.data.depth import Disparities, select_diverse
-from semidavil.data.readers import DataError, Sample
+from semidavil.data.files import DataError
+from semidavil.data.readers import Sample
 
 
 def split_target(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from semidavil.data.benchmarks import SYNAPSE_13
-from semidavil.data.readers import DataError
+from semidavil.benchmarks import SYNAPSE_13
+from semidavil.data.files import DataError
 
 WINDOW = (-125.0, 275.0)  # Hounsfield units that become 0 and 1
 SHARES = {"train": 20 / 30, "val": 4 / 30, "test": 6 / 30}

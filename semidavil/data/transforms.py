@@ -6,6 +6,7 @@ augmentation of its own). All draw from torch's global generator, which the call
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -106,3 +107,14 @@ def cutmix_box(size: tuple[int, int], probability: float) -> Tensor:
 
 def _uniform(low: float, high: float) -> float:
     return float(torch.empty((), dtype=torch.float64).uniform_(low, high))
+
+
+def flip_caption(caption: str) -> str:
+    """The caption of the mirrored image: the words left and right change places."""
+    return re.sub(r"\b(left|right)\b", _other_side, caption, flags=re.IGNORECASE)
+
+
+def _other_side(match: re.Match[str]) -> str:
+    word = match[0]
+    other = "right" if word.lower() == "left" else "left"
+    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other

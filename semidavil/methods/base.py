@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
-from semidavil.encoders import VLM, Language
-from semidavil.parallel import gather, share, shares_of, world_size
-from semidavil.segmenter import Features, Segmenter
+from semidavil.distributed import gather, share, shares_of, world_size
+from semidavil.models.segmenter import Features, Segmenter
+from semidavil.models.text import Language
+from semidavil.models.vlm import VLM
 
 Batch = dict[str, dict[str, Any]]
 Losses = dict[str, Tensor]  # "loss" is minimised; the others are logged under their names
@@ -32,18 +33,14 @@ class Part:
 class Method(nn.Module):
     """One student, trained by gradient on the labelled streams; subclasses add what they need.
 
+    Which streams a method draws from, and what else the harness must know of it, is in `names.METHODS`.
+
     Args:
         student: the network to train.
         encode: captions to token features; the frozen text tower, memoised.
         supervised_loss: (logits, targets) -> scalar.
         config: the run.
     """
-
-    kind: ClassVar[str] = "images"  # what it trains on: "images" or "volumes"
-    streams: ClassVar[frozenset[str]] = frozenset()  # of "source", "labelled", "unlabelled"
-    strong_views: ClassVar[int] = 0  # strong views of each unlabelled image
-    data_parallel: ClassVar[bool] = False  # whether several processes can share its batches
-    disparity: ClassVar[bool] = False  # whether target images come with their disparity
 
     def __init__(
         self,

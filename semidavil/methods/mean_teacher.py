@@ -7,10 +7,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from semidavil.distributed import gather, share
 from semidavil.losses import pseudo_label
 from semidavil.methods.base import Method
-from semidavil.parallel import gather, share
-from semidavil.segmenter import Segmenter, ema_update
+from semidavil.methods.ema import ema_update
+from semidavil.models.segmenter import Segmenter
 
 
 class MeanTeacher(Method):

@@ -1,7 +1,5 @@
 """S-Depth (Hoyer et al., IJCV 2023): self-supervised depth as a helper of segmentation."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,10 +23,6 @@ class SDepth(MeanTeacher):
     L = L_sup + lambda q L_U + `rivals.sdepth_weight` L_D. Disparity comes from `data.depth` instead
     of a network trained on video, which no benchmark here has (our reading).
     """
-
-    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
-    strong_views: ClassVar[int] = 1
-    disparity: ClassVar[bool] = True
 
     def extend(self) -> None:
         super().extend()

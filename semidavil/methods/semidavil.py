@@ -1,7 +1,5 @@
 """SemiDAViL (Basak and Yin, CVPR 2025): supervised loss plus confident teacher labels."""
 
-from typing import ClassVar
-
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, confident_share, paste
 from semidavil.methods.mean_teacher import MeanTeacher
@@ -15,10 +13,6 @@ class SemiDAViL(MeanTeacher):
     augmentations) pastes a box of the batch's next image into the strong view together with its
     pseudo-labels. The teacher is reported.
     """
-
-    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
-    strong_views: ClassVar[int] = 1
-    data_parallel: ClassVar[bool] = True
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semidavil.captioners import class_embeddings
-from semidavil.data.concepts import concepts_of
-from semidavil.encoders import VLM, Language
+from semidavil.language.concepts import concepts_of
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.unimatch import UniMatch
-from semidavil.segmenter import pad_to_patches
+from semidavil.models.segmenter import pad_to_patches
+from semidavil.models.text import Language
+from semidavil.models.vlm import VLM, class_embeddings
 
 
 class SemiVL(UniMatch):

@@ -1,15 +1,10 @@
 """Methods without unlabelled images: the reference points of every comparison."""
 
-from typing import ClassVar
-
 from semidavil.methods.base import Batch, Losses, Method
 
 
 class Supervised(Method):
     """Labelled source and labelled target images; no teacher, no unlabelled image."""
-
-    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled"})
-    data_parallel: ClassVar[bool] = True
 
     def losses(self, batch: Batch, step: int) -> Losses:
         loss, _ = self.supervised(batch)
@@ -19,10 +14,6 @@ class Supervised(Method):
 class SourceOnly(Supervised):
     """Labelled source images alone: what the domain gap costs."""
 
-    streams: ClassVar[frozenset[str]] = frozenset({"source"})
-
 
 class TargetOnly(Supervised):
     """The labelled target images alone: what the labels give by themselves."""
-
-    streams: ClassVar[frozenset[str]] = frozenset({"labelled"})

@@ -1,13 +1,11 @@
 """UniMatch (Yang et al., CVPR 2023), the "DusPerb" of SemiDAViL's comparison."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from semidavil.losses import consistency_loss, pseudo_label
 from semidavil.methods.base import Batch, Losses, Method, Part, confident_share, paste
-from semidavil.runtime import seed_of
+from semidavil.seeds import seed_of
 
 IMAGE_WEIGHT, FEATURE_WEIGHT = 0.25, 0.5  # of each strong view's loss, and of the features'
 
@@ -23,9 +21,6 @@ class UniMatch(Method):
     features of which whole channels are dropped (`rivals.unimatch_dropout`); what the decoder reads
     from the image itself is perturbed with them. L_x on source and labelled target.
     """
-
-    streams: ClassVar[frozenset[str]] = frozenset({"source", "labelled", "unlabelled"})
-    strong_views: ClassVar[int] = 2
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from semidavil.disk import on_disk
+from semidavil.full_disk import on_disk
 from sweeps.keep.objects import Objects, joined
 from sweeps.keep.workspace import (
     ARTIFACTS,

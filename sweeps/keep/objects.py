@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from semidavil.disk import on_disk
+from semidavil.full_disk import on_disk
 from sweeps.keep.workspace import StorageError
 from sweeps.track.credentials import redact
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from semidavil.disk import on_disk
+from semidavil.full_disk import on_disk
 
 # The files of a run's folder.
 CHECKPOINT = "last.pt"  # semidavil.checkpoint's

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS, Benchmark
-from semidavil.data.readers import READERS, DataError
+from semidavil.data.files import DataError
+from semidavil.data.readers import READERS
 from semidavil.data.synapse import SHARES, Synapse
-from semidavil.data.toy import COUNTS, DATASETS
-from semidavil.data.toy_abdomen import COUNT
+from semidavil.toy.abdomen import COUNT
+from semidavil.toy.write import COUNTS, DATASETS
 
 
 @dataclass(frozen=True)

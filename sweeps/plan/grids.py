@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
-from semidavil.data.benchmarks import BENCHMARKS
 
 CellFunction = Callable[[Config, Sequence[str], Sequence[int] | None, Sequence[int]], list[Config]]
 

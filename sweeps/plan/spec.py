@@ -9,8 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 
-from semidavil.commandline import parse_settings
-from semidavil.config import Config, ConfigError, preset
+from semidavil.config import Config, ConfigError, parse_settings, preset
 from sweeps.plan.grids import GRIDS, Grid, union
 
 

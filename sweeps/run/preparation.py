@@ -32,7 +32,7 @@ class Preparation:
 
 def preparation_of(config: Config) -> Preparation:
     """The Preparation that a cell needs."""
-    from semidavil.methods import METHODS  # imports PyTorch: by those alone who train
+    from semidavil.methods.table import METHODS
 
     model = config.model
     return Preparation(

@@ -4,6 +4,7 @@ import socket
 from dataclasses import dataclass
 
 from semidavil.config import ConfigError
+from semidavil.machine import available_cpus, count_gpus
 from sweeps.run.connection import ClusterError, Node, find_nodes, trials_per_gpu
 from sweeps.run.events import Task
 
@@ -117,8 +118,4 @@ def choose_resources(
 
 
 def _this_machine() -> Node:
-    import torch  # its import takes seconds
-
-    from semidavil.runtime import available_cpus
-
-    return Node(socket.gethostname(), available_cpus(), torch.cuda.device_count())
+    return Node(socket.gethostname(), available_cpus(), count_gpus())

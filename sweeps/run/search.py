@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.plan.cells import Cell, Plan, State, state_of
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from semidavil.config import Config
-from semidavil.fusion import FUSIONS
+from semidavil.models.fusion import FUSIONS
 
 
 def space_of(base: Config, objective: str) -> Mapping[str, BaseDistribution]:

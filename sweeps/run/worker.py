@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.disk import DiskFull, on_disk
+from semidavil.full_disk import DiskFull, on_disk
 from sweeps.keep.storage import workspace as open_workspace
 from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
 from sweeps.run.events import (
@@ -177,7 +177,7 @@ class _Attempt:
         except SystemExit:
             self.halting, self.tell = True, _tell_nobody
         if self.halting:
-            from semidavil.checkpoint import StopTraining  # imports PyTorch
+            from semidavil.checkpoint import StopTraining
 
             raise StopTraining(f"stopped at step {progress.step}")
 
@@ -278,7 +278,7 @@ def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:
 def _prepare_process() -> None:
     """Once in a worker's process, when the training's code has been imported and no training has begun."""
     if "torch" in sys.modules:
-        from semidavil.runtime import bound_memory
+        from semidavil.memory import bound_memory
 
         bound_memory()
     # Looking at all that was imported after each run takes a third of a second.
@@ -292,6 +292,6 @@ def _free_memory() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    from semidavil.runtime import trim_memory
+    from semidavil.memory import trim_memory
 
     trim_memory()

@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.run.worker import load_training
 from sweeps.track.credentials import redact
 from sweeps.track.provenance import code_tags, device_name

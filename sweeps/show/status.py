@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError
-from semidavil.data.benchmarks import BENCHMARKS
 from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import Cell, State, make_plan, state_of
 from sweeps.plan.grids import SEARCH

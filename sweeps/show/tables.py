@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.cells import Cell, FailedCell, Plan, State, made_by
 
 COLOURS = {

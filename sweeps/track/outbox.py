@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from semidavil.disk import DiskFull, on_disk
+from semidavil.full_disk import DiskFull, on_disk
 from sweeps.keep.workspace import ENDING, JOURNAL
 from sweeps.track.credentials import redact
 from sweeps.track.lease import LeaseState, lease_state

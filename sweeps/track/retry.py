@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from semidavil.disk import is_full
+from semidavil.full_disk import is_full
 from sweeps.track.credentials import redact
 
 PATIENCE = "SEMIDAVIL_PATIENCE"  # seconds that a process waits for a store that is away

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mlflow.entities import LifecycleStage, Run
 
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 PREFIX = "semidavil."  # of all our tags
 FINAL = "final/"  # of the metrics that a run ends with; the many on the way are not kept here

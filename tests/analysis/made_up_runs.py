@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from analysis.runs import KEY, OVERVIEW
-from semidavil.data.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS
 
 BENCHMARKS_2 = ("gta5-cityscapes", "synthia-cityscapes")
 TOY = {"data.toy": "true", "training.steps": "150", "training.ema": "0.97"}

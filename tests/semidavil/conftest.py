@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from png_files import write_png
 
-from semidavil.data.toy import ensure_toy_data
+from semidavil.toy.write import ensure_toy_data
 
 Size = tuple[int, int]
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from semidavil.config import preset
-from semidavil.runtime import bound_memory, trim_memory
+from semidavil.memory import bound_memory, trim_memory
 from semidavil.train import train
 
 ARENAS = 16  # that MALLOC_ARENA_MAX allows the process that runs this

@@ -5,10 +5,10 @@ import torch.distributed as dist
 from small_method import make_batch, make_method
 from torch import Tensor
 
-from semidavil.encoders import Language
+from semidavil.distributed import sum_gradients
 from semidavil.losses import LOSSES
-from semidavil.methods import METHODS
-from semidavil.parallel import sum_gradients
+from semidavil.models.text import Language
+from semidavil.names import METHODS
 
 METHOD_NAMES = [name for name, method in METHODS.items() if method.data_parallel]
 CASES = [("semidavil", loss) for loss in LOSSES] + [(name, "dyce") for name in METHOD_NAMES]

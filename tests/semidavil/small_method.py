@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
-from semidavil.encoders import Language
-from semidavil.fusion import FUSIONS
 from semidavil.losses import build_loss
-from semidavil.methods import METHODS
 from semidavil.methods.base import Method
-from semidavil.segmenter import Decoder, Segmenter
+from semidavil.methods.table import METHODS
+from semidavil.models.fusion import FUSIONS
+from semidavil.models.segmenter import Decoder, Segmenter
+from semidavil.models.text import Language
 
 CLASSES, STRIDE, MAX_TOKENS = 4, 8, 6
 

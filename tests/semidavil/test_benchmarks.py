@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semidavil.data.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, UNKNOWN, Benchmark
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, UNKNOWN, Benchmark
 
 REAL = os.environ.get("SEMIDAVIL_REAL_DATA", "")
 IMAGES = [b for b in BENCHMARKS.values() if b.kind == "images"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from png_files import write_png
 
-from semidavil.caption_ablation import inner_captioner, oracle_captions, shuffle_captions
 from semidavil.config import Config, ConfigError, preset
-from semidavil.data.loading import all_samples
-from semidavil.scenes import load_captions
-from semidavil.vlm import load_vlm
+from semidavil.data.streams import all_samples
+from semidavil.experiments.street import load_captions
+from semidavil.language.ablations import inner_captioner, oracle_captions, shuffle_captions
+from semidavil.models.vlm import load_vlm
 
 
 def test_shuffling_gives_every_image_another_ones_caption_of_its_group() -> None:
@@ -65,7 +65,7 @@ def test_training_takes_the_ablations_captions(tiny_toy: dict[str, str]) -> None
 
 
 def test_the_oracle_is_refused_outside_its_grid() -> None:
-    from semidavil.commandline import refuse_oracle
+    from semidavil.config import refuse_oracle
 
     with pytest.raises(ConfigError, match="--grid captions"):
         refuse_oracle(Config().replace({"model.captions": "oracle"}))

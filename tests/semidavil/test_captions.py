@@ -16,11 +16,15 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from semidavil import captioners, captions
-from semidavil.caption_store import append_rows, hash_files, read_rows
-from semidavil.captioners import CAPTIONERS, Positions, Pretrained
-from semidavil.captions import CaptionError, caption_images, flip_caption
-from semidavil.encoders import VLM, TextEncoder, VisionEncoder
+from semidavil.data.files import DataError, append_rows, hash_files, read_rows
+from semidavil.data.transforms import flip_caption
+from semidavil.language.captioners import CAPTIONERS, CaptionError
+from semidavil.language.captions import caption_images
+from semidavil.language.positions import Positions
+from semidavil.language.pretrained import Pretrained
+from semidavil.models.text import TextEncoder
+from semidavil.models.vision import VisionEncoder
+from semidavil.models.vlm import VLM
 
 CLASSES = ("road", "sky", "car", "building")
 
@@ -250,12 +254,12 @@ def test_hashing_a_data_set_is_fast_and_remembered(
     hashes = hash_files(paths, tmp_path / "memo.jsonl")
     assert time.perf_counter() - started < 2
     assert len(set(hashes.values())) == 2000
-    monkeypatch.setattr("semidavil.caption_store._hash_file", None)  # nothing left to read
+    monkeypatch.setattr("semidavil.data.files._hash_file", None)  # nothing left to read
     assert hash_files(paths, tmp_path / "memo.jsonl") == hashes
 
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CaptionError, match=r"gone\.png cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"gone\.png cannot be read \(No such file"):
         caption_images([tmp_path / "gone.png"], "positions", tiny_vlm(), CLASSES, tmp_path)
 
 
@@ -480,4 +484,3 @@ def test_the_tables_name_what_exists() -> None:
     assert set(Pretrained.MODELS) < set(CAPTIONERS)
     for name in Pretrained.MODELS.values():
         assert hasattr(transformers, name)
-    assert captions.CAPTIONERS is captioners.CAPTIONERS

@@ -18,7 +18,7 @@ from semidavil.checkpoint import (
     save_checkpoint,
 )
 from semidavil.config import preset
-from semidavil.runtime import Meter
+from semidavil.meter import Meter
 
 CONFIG = preset("toy")
 CPU = torch.device("cpu")

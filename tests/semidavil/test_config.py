@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, Config, ConfigError, preset
-from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.fusion import FUSIONS
 from semidavil.losses import LOSSES
+from semidavil.models.fusion import FUSIONS
 
 configs = st.fixed_dictionaries(
     {},

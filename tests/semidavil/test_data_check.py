@@ -13,12 +13,15 @@ import cv2
 import numpy as np
 import pytest
 
+from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config, preset
-from semidavil.data.benchmarks import BENCHMARKS, LABEL_IDS
-from semidavil.data.checks import check_data, class_pixels, fingerprint, scan
-from semidavil.data.loading import open_reader, train_samples
-from semidavil.data.readers import READERS, DataError
-from semidavil.methods import METHODS
+from semidavil.data.checks import check_data, class_pixels, fingerprint
+from semidavil.data.files import DataError
+from semidavil.data.layout import open_reader
+from semidavil.data.readers import READERS
+from semidavil.data.scans import scan
+from semidavil.data.streams import train_samples
+from semidavil.names import METHODS
 
 Write = Callable[..., Path]
 

@@ -17,8 +17,10 @@ from semidavil.data.depth import (
     read_disparity,
     select_diverse,
 )
-from semidavil.data.loading import TrainBatches, all_samples, image_paths, train_samples
-from semidavil.data.readers import READERS, DataError, Sample
+from semidavil.data.files import DataError
+from semidavil.data.loading import TrainBatches
+from semidavil.data.readers import READERS, Sample
+from semidavil.data.streams import all_samples, image_paths, train_samples
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from semidavil.encoders import Language
-from semidavil.evaluate import _starts, evaluate, sliding_window
+from semidavil.evaluation.street import _starts, evaluate, sliding_window
+from semidavil.models.text import Language
 
 
 class Pixels(nn.Module):

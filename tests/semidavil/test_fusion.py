@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semidavil.fusion import (
+from semidavil.models.fusion import (
     DLG,
     FUSIONS,
     VLGA,

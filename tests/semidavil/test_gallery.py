@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semidavil.gallery import LONGEST, Prediction, save_examples, save_gallery
+from semidavil.evaluation.pictures import LONGEST, Prediction, save_examples, save_gallery
 
 
 def _prediction(name: str, size: tuple[int, int]) -> Prediction:

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from semidavil.benchmarks import IGNORE_INDEX
 from semidavil.config import Config, preset
-from semidavil.data import loading
-from semidavil.data.benchmarks import IGNORE_INDEX
-from semidavil.data.loading import EvalSet, TrainBatches, image_paths, train_samples
-from semidavil.data.readers import DataError, Sample
+from semidavil.data import decoded
+from semidavil.data.files import DataError
+from semidavil.data.loading import EvalSet, TrainBatches
+from semidavil.data.readers import Sample
 from semidavil.data.splits import split_target
+from semidavil.data.streams import image_paths, train_samples
 from semidavil.data.transforms import cutmix_box, strong_view, weak_view
 
 ALL = ("source", "labelled", "unlabelled")
@@ -140,7 +142,7 @@ def test_memory_for_decoded_images_is_bounded(
 ) -> None:
     expected = make_batches(config)[3]
     limit = 4 * 64 * 128 * 4  # four images of three colours with their labels
-    monkeypatch.setattr(loading, "CACHE_BYTES", limit)
+    monkeypatch.setattr("semidavil.data.loading.CACHE_BYTES", limit)
     batches = make_batches(config)
     for step in range(4):
         last = batches[step]
@@ -153,7 +155,7 @@ def test_memory_for_decoded_images_is_bounded(
 def test_runs_of_one_process_share_what_they_have_decoded(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_memories", {})
+    monkeypatch.setattr(decoded, "_memories", {})
     first, again = make_batches(config), make_batches(config.replace({"training.lr": 0.5}))
     expected = first[0]
     for images in again.images.values():
@@ -167,7 +169,7 @@ def test_runs_of_one_process_share_what_they_have_decoded(
 
 
 def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
-    memory, file = loading.Memory(100), tmp_path / "image.png"
+    memory, file = decoded.Memory(100), tmp_path / "image.png"
     made = iter(torch.arange(9))
 
     def recall() -> int:
@@ -183,21 +185,21 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_memories_of_other_data_sets_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_memories", {})
-    half = loading.CACHE_BYTES // 2
-    gta5, target = (loading.shared_memory(half, name) for name in ("gta5", "target"))
-    scored = loading.shared_memory(loading.EVAL_CACHE_BYTES, "target")
-    assert loading.shared_memory(half, "target") is target
+    monkeypatch.setattr(decoded, "_memories", {})
+    half = decoded.CACHE_BYTES // 2
+    gta5, target = (decoded.shared_memory(half, name) for name in ("gta5", "target"))
+    scored = decoded.shared_memory(decoded.EVAL_CACHE_BYTES, "target")
+    assert decoded.shared_memory(half, "target") is target
     assert scored is not target
-    loading.shared_memory(half, "synthia")
-    assert loading.shared_memory(half, "gta5") is not gta5
+    decoded.shared_memory(half, "synthia")
+    assert decoded.shared_memory(half, "gta5") is not gta5
 
 
 def test_labels_of_unlabelled_images_are_never_read(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = make_batches(config)[1]["unlabelled"]
-    monkeypatch.setattr(loading, "_memories", {})
+    monkeypatch.setattr(decoded, "_memories", {})
     batches = make_batches(config)
     read, unlabelled = [], {s.label for s in batches.samples["unlabelled"]}
     for reader in {images.reader for images in batches.images.values()}:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from semidavil.benchmarks import IGNORE_INDEX
 from semidavil.config import Loss
-from semidavil.losses import IGNORE_INDEX, LOSSES, DyCE, build_loss, consistency_loss, pseudo_label
+from semidavil.losses import LOSSES, DyCE, build_loss, consistency_loss, pseudo_label
 
 CLASSES = 5
 

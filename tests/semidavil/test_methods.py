@@ -15,10 +15,11 @@ from small_method import (
 )
 from torch import nn
 
-from semidavil.methods import METHODS
+from semidavil.experiments.street import parameter_groups
 from semidavil.methods.base import paste
+from semidavil.methods.ema import ema_update
 from semidavil.methods.semidavil import SemiDAViL
-from semidavil.segmenter import ema_update, parameter_groups
+from semidavil.names import METHODS
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.kind == "images"])

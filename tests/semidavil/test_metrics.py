@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from semidavil.evaluate import Evaluator
+from semidavil.evaluation.street import Evaluator
 from semidavil.metrics import Evaluation, absent_classes, iou, summarise
 
 CLASSES = ("road", "car", "person", "train")

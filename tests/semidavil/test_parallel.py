@@ -14,7 +14,7 @@ from test_train import SHORT, collect, losses
 
 from semidavil.checkpoint import CHECKPOINT, StopTraining
 from semidavil.config import Config, ConfigError, preset
-from semidavil.parallel import ParallelError, require_same_start, shares_of
+from semidavil.distributed import ParallelError, require_same_start, shares_of
 from semidavil.train import NonFiniteLossError, Report, Result, train
 
 # Six steps in float32. AdamW's first ones move every weight by some 3e-3 whatever its gradient's
@@ -150,8 +150,8 @@ def test_what_happens_in_a_process_reaches_the_caller(config: Config, tmp_path: 
 
 def test_rows_of_a_process_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares_of([2, 4]) == [0, 1, 2, 3, 4, 5]
-    monkeypatch.setattr("semidavil.parallel.world_size", lambda: 2)
-    monkeypatch.setattr("semidavil.parallel.rank", lambda: 1)
+    monkeypatch.setattr("semidavil.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("semidavil.distributed.rank", lambda: 1)
     assert shares_of([2, 4]) == [1, 4, 5]
 
 
@@ -160,9 +160,9 @@ def test_what_would_not_be_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         preset("paper", {"training.method": "unimatch", **PAIR})
     with pytest.raises(ConfigError, match="3 processes cannot share batches of 4"):
         preset("paper", {"runtime.world_size": 3})
-    monkeypatch.setattr("semidavil.parallel.world_size", lambda: 2)
+    monkeypatch.setattr("semidavil.distributed.world_size", lambda: 2)
     with pytest.raises(ParallelError, match="batch normalisation"):
         require_same_start(0, torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
-    monkeypatch.setattr("semidavil.parallel.from_first", lambda step: 4)
+    monkeypatch.setattr("semidavil.distributed.from_first", lambda step: 4)
     with pytest.raises(ParallelError, match="checkpoint must lie"):
         require_same_start(0, torch.nn.Linear(2, 2))

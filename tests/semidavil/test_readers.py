@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semidavil.data.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, UNKNOWN
-from semidavil.data.readers import READERS, DataError
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, UNKNOWN
+from semidavil.data.files import DataError
+from semidavil.data.readers import READERS
 
 REAL = os.environ.get("SEMIDAVIL_REAL_DATA", "")
 needs_real_data = pytest.mark.skipif(

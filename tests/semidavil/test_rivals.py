@@ -10,13 +10,13 @@ from stopped_run import train_until
 from torch import Tensor, nn
 
 from semidavil.config import Config, preset
-from semidavil.data.concepts import concepts_of
+from semidavil.experiments.street import build_method
+from semidavil.language.concepts import concepts_of
 from semidavil.methods.sdepth import berhu, mean_known, mix, nearer
 from semidavil.methods.semivl import SemiVL
-from semidavil.scenes import build_method
-from semidavil.segmenter import Features
+from semidavil.models.segmenter import Features
+from semidavil.models.vlm import VLM, load_vlm
 from semidavil.train import train
-from semidavil.vlm import VLM, load_vlm
 
 TH = 0.4
 

@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 
-from semidavil.toy_clip import pretrain
+from semidavil.toy.clip import pretrain
 
 FOLDER = Path(pretrain.__file__).parent
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semidavil.data.benchmarks import BENCHMARKS, CITYSCAPES_19
+from semidavil.benchmarks import BENCHMARKS, CITYSCAPES_19
 from semidavil.data.readers import READERS
-from semidavil.data.toy import COUNTS, ensure_toy_data
-from semidavil.data.toy_scenes import LOOKS, render_scene
+from semidavil.toy.scenes import render_scene
+from semidavil.toy.styles import LOOKS
+from semidavil.toy.write import COUNTS, ensure_toy_data
 
 SMALL = {"train": 5, "val": 3, "gta5": 4, "synthia": 4}
 

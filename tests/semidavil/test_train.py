@@ -12,12 +12,12 @@ from small_disk import SmallDisk
 
 from semidavil.checkpoint import CHECKPOINT, PREVIOUS, StopTraining, TrainingError
 from semidavil.config import Config, preset
-from semidavil.disk import DiskFull
-from semidavil.runtime import peak_memory_mb
-from semidavil.scenes import SceneExperiment
-from semidavil.segmenter import Segmenter
+from semidavil.experiments.street import StreetExperiment
+from semidavil.full_disk import DiskFull
+from semidavil.memory import peak_memory_mb
+from semidavil.models.segmenter import Segmenter
+from semidavil.models.vlm import load_vlm
 from semidavil.train import NonFiniteLossError, Report, schedule, train
-from semidavil.vlm import load_vlm
 
 SHORT = {
     "data.budget": 4,
@@ -148,10 +148,10 @@ def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report
     config = config.replace({"runtime.eval_every": every, "runtime.checkpoint_every": 3})
     whole, reports = collect(config)
 
-    def die(self: SceneExperiment, networks: object) -> None:
+    def die(self: StreetExperiment, networks: object) -> None:
         raise DiedError
 
-    monkeypatch.setattr(SceneExperiment, "evaluate", die)
+    monkeypatch.setattr(StreetExperiment, "evaluate", die)
     _, before = collect(config, tmp_path)
     assert before[-1].step == every - 1
     monkeypatch.undo()
@@ -260,7 +260,7 @@ def test_schedule_warms_up_and_decays_polynomially() -> None:
 
 
 def test_the_teacher_never_enters_the_optimiser(config: Config) -> None:
-    experiment = SceneExperiment(config, torch.device("cpu"))
+    experiment = StreetExperiment(config, torch.device("cpu"))
     groups, method = experiment.optimizer.param_groups, experiment.method
     optimised = {id(p) for group in groups for p in group["params"]}
     assert {id(p) for p in method.student.decoder.parameters()} < optimised

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from semidavil.encoders import Language, resize_positions
-from semidavil.vlm import VLM, VLMError, load_vlm
+from semidavil.models.text import Language
+from semidavil.models.vision import resize_positions
+from semidavil.models.vlm import VLM, VLMError, load_vlm
 
 SENTENCE = "a street scene with road car sky at the top bottom on left and right in centre , ."
 WORDS = SENTENCE.split()
@@ -357,7 +358,7 @@ def test_each_caption_is_encoded_once(vlm: VLM, monkeypatch: pytest.MonkeyPatch)
 def test_runs_of_one_process_share_what_the_same_tower_has_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("semidavil.encoders._memories", {})
+    monkeypatch.setattr("semidavil.models.text._memories", {})
     first = load_vlm("toy", "bundled").text
     tokens = first(["a road"]).tokens
     second = load_vlm("toy", "bundled").text

@@ -13,17 +13,19 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from stopped_run import train_until
 from torch import Tensor, nn
 
+from semidavil.benchmarks import SYNAPSE_13
 from semidavil.config import Config, ConfigError, preset
-from semidavil.data.benchmarks import SYNAPSE_13
-from semidavil.data.readers import DataError
+from semidavil.data.files import DataError
 from semidavil.data.synapse import Case, Scan, Synapse
-from semidavil.data.toy_abdomen import render_case, write_case
+from semidavil.data.volumes import VolumeBatches, check_volumes, split_cases
+from semidavil.evaluation.volumes import VolumeEvaluation, score
 from semidavil.losses import build_loss
-from semidavil.methods.volumes import UAMT, URPC, entropy, rectified_consistency
+from semidavil.methods.uamt import UAMT, entropy
+from semidavil.methods.urpc import URPC, rectified_consistency
+from semidavil.methods.volume_method import ramp_up
+from semidavil.models.unet3d import PyramidUNet
+from semidavil.toy.abdomen import render_case, write_case
 from semidavil.train import train
-from semidavil.volumes.data import VolumeBatches, check_volumes, split_cases
-from semidavil.volumes.evaluation import VolumeEvaluation, score
-from semidavil.volumes.network import PyramidUNet, ramp_up
 
 CLASSES = 14
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import sweeps
 from semidavil.config import Config
-from semidavil.disk import on_disk
+from semidavil.full_disk import on_disk
 
 STEPS = 10
 CHECKPOINT_EVERY = 2

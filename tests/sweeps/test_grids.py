@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError, preset
-from semidavil.data.benchmarks import BENCHMARKS
-from semidavil.fusion import FUSIONS
+from semidavil.models.fusion import FUSIONS
 from sweeps.plan.grids import GRIDS, SENSITIVITY, product, union
 
 TOY = preset("toy")

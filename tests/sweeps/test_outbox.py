@@ -15,7 +15,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from servers import away, raising
 
 from semidavil.config import preset
-from semidavil.disk import DiskFull
+from semidavil.full_disk import DiskFull
 from sweeps.keep.workspace import ENDING, JOURNAL
 from sweeps.track import outbox as outbox_module
 from sweeps.track.deliver import deliver_all, undelivered

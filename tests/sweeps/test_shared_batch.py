@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from semidavil.config import ConfigError, preset
-from semidavil.data.toy import ensure_toy_data
+from semidavil.toy.write import ensure_toy_data
 from semidavil.train import prepare, train
 from sweeps.cli import parser
 from sweeps.request import Options, requested

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from semidavil.config import preset
-from semidavil.data.toy import ensure_toy_data
+from semidavil.toy.write import ensure_toy_data
 from sweeps.run.events import Task
 from sweeps.run.worker import run_task
 from sweeps.track.store import Store

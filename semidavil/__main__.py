@@ -1,0 +1,22 @@
+"""The commands of the package.
+
+python -m semidavil train --benchmark gta5-cityscapes --budget 100   # one run
+python -m semidavil data --data-root DIR                             # checks data sets
+"""
+
+import typer
+
+from semidavil.commands.data import data_command
+from semidavil.commands.train import train_command
+
+app = typer.Typer(
+    help="SemiDAViL: one run, and its data. Grids of runs: `python sweeps/run.py --help`.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command("train")(train_command)
+app.command("data")(data_command)
+
+if __name__ == "__main__":
+    app(prog_name="python -m semidavil")

@@ -1,0 +1,103 @@
+"""Checks data sets and prints what is in them.
+
+python -m semidavil data --data-root DIR [--benchmark NAME]
+python -m semidavil data --toy
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, Benchmark
+from semidavil.data.files import DataError
+from semidavil.data.readers import READERS
+from semidavil.data.scans import Scan, describe
+from semidavil.toy.write import ensure_toy_data
+
+console = Console()
+
+
+def data_command(
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar="SEMIDAVIL_DATA_ROOT", help="Folder that holds a folder per data set."),
+    ] = None,
+    toy: Annotated[bool, typer.Option("--toy", help="The generated toy data.")] = False,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help=f"Of {', '.join(READERS)}. [default: all there]")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help=f"Its data sets, by its classes. Of {', '.join(BENCHMARKS)}."),
+    ] = None,
+    cache_dir: Annotated[Path, typer.Option(help="Where outcomes are kept.")] = Path("data"),
+) -> None:
+    """Reads every image and label once: counts, sizes, class frequencies, and what is wrong."""
+    try:
+        if benchmark is not None and benchmark not in BENCHMARKS:
+            known = ", ".join(BENCHMARKS)
+            raise DataError(f"unknown benchmark {benchmark!r}: choose from {known}")
+        chosen = BENCHMARKS[benchmark] if benchmark else None
+        root = ensure_toy_data(cache_dir / "toy") if toy else data_root
+        if root is None:
+            raise DataError("pass --data-root with a folder that holds one per data set, or --toy")
+        unknown = [name for name in dataset or () if name not in READERS]
+        if unknown:
+            raise DataError(f"unknown data set {unknown[0]!r}: choose from {', '.join(READERS)}")
+        wanted = dataset or (list(chosen.datasets) if chosen else [])
+        names = wanted or [name for name in READERS if (root / name).is_dir()]
+        if not names:
+            raise DataError(f"no data set in {root}: expected folders named {', '.join(READERS)}")
+        broken = False
+        for name in names:
+            for split, found in describe(name, (root / name).absolute(), cache_dir).items():
+                _print(name, split, found, chosen)
+                broken |= bool(found.errors)
+                broken |= bool(found.mismatched) and not READERS[name].drop_size_mismatch
+    except DataError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+    if broken:
+        raise typer.Exit(1)
+
+
+def _print(name: str, split: str, found: Scan, benchmark: Benchmark | None) -> None:
+    sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{size} ({count})" for size, count in sizes[:4])
+    more = f" and {len(sizes) - 4} more" if len(sizes) > 4 else ""
+    console.print(f"[bold]{name}, {split}[/]: {found.count} images; height x width {shown}{more}")
+    # A row per id: images that hold one of several ids cannot be counted from the counts of each.
+    table = Table("label id", "class")
+    for column in ("% of pixels", "images", "% of images"):
+        table.add_column(column, justify="right")
+    total = sum(found.pixels.values()) or 1
+    for raw in sorted(found.pixels):
+        share, images = 100 * found.pixels[raw] / total, found.images[raw]
+        of_images = f"{100 * images / found.count:.1f}"
+        what = _class(name, raw, benchmark)
+        table.add_row(str(raw), what, f"{share:.3f}", str(images), of_images)
+    console.print(table)
+    if found.mismatched:
+        fate = "left out of training" if READERS[name].drop_size_mismatch else "an error"
+        console.print(
+            f"[yellow]{len(found.mismatched)} labels differ from their image in size[/] ({fate}), "
+            f"first: {found.mismatched[0]}",
+            soft_wrap=True,
+        )
+    for error in found.errors[:5]:
+        console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
+    if len(found.errors) > 5:
+        console.print(f"[red]and {len(found.errors) - 5} more[/]")
+
+
+def _class(dataset: str, raw: int, benchmark: Benchmark | None) -> str:
+    """What a label id means: to the data set, or to the benchmark where one is chosen."""
+    if raw not in LABEL_IDS[dataset]:
+        return "unknown"
+    if benchmark is None or dataset not in benchmark.datasets:
+        return LABEL_IDS[dataset][raw] or "(ignored)"
+    index = int(benchmark.lookup(dataset)[raw])
+    return "(ignored)" if index == IGNORE_INDEX else benchmark.classes[index]

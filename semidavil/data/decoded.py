@@ -1,0 +1,124 @@
+"""Decoded images at the working size, kept in memory."""
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from semidavil.benchmarks import UNKNOWN
+from semidavil.data.depth import Disparities
+from semidavil.data.files import DataError
+from semidavil.data.readers import Reader, Sample
+
+CACHE_BYTES = 2 * 2**30  # decoded images that a process keeps of what it trains on
+EVAL_CACHE_BYTES = 2**28  # and, each, of images and labels that it is scored on
+
+
+class Memory:
+    """Tensors made of files, up to `limit` bytes; a file that has changed is read anew."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self.kept: dict[tuple[Path, int, int], Tensor] = {}
+
+    def recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
+        if not self.limit:
+            return make()
+        try:
+            status = path.stat()
+        except OSError:  # the reader will say which file is missing
+            return make()
+        key = path, status.st_mtime_ns, status.st_size
+        if key in self.kept:
+            return self.kept[key]
+        made = make()
+        if self.bytes + made.nbytes <= self.limit:
+            self.bytes += made.nbytes
+            self.kept[key] = made
+        return made
+
+
+_memories: dict[Hashable, Memory] = {}
+
+
+def shared_memory(limit: int, *about: Hashable) -> Memory:
+    """What this process remembers of `about`; runs of one worker read the same images again.
+
+    Those of other data sets are let go before all of them would take more than they may.
+    """
+    key = (limit, *about)
+    if key not in _memories:
+        if sum(memory.limit for memory in _memories.values()) + limit > (
+            CACHE_BYTES + 2 * EVAL_CACHE_BYTES
+        ):
+            _memories.clear()  # who uses one at the moment has it still
+        _memories[key] = Memory(limit)
+    return _memories[key]
+
+
+class Images:
+    """Decodes, resizes and maps labels; keeps what it has decoded, up to `limit` bytes."""
+
+    def __init__(
+        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int
+    ) -> None:
+        self.reader, self.lookup, self.size = reader, lookup, size
+        about = reader.name, reader.root, lookup.tobytes(), size
+        self.memory = shared_memory(limit, *about)
+        # Stands for the label of an unlabelled image.
+        self.blank = torch.zeros(size, dtype=torch.uint8)
+        self.near: Disparities | None = None
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
+        return self.image(sample), self.memory.recall(
+            sample.label, lambda: self._resized_label(sample)
+        )
+
+    def image(self, sample: Sample) -> Tensor:
+        """The image (3, H, W) uint8 alone; its label is not read."""
+        return self.memory.recall(sample.image, lambda: self._resized_image(sample))
+
+    def disparity(self, sample: Sample) -> Tensor:
+        """The disparity (H, W) float32 at the working size, in the stored map's unit."""
+        assert self.near is not None
+        near, (height, width) = self.near(sample), self.size
+        # The nearest value: an average would invent surfaces between near and far, and known ones
+        # where nothing is known.
+        near = cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(near)
+
+    def _resized_image(self, sample: Sample) -> Tensor:
+        image = resize_image(self.reader.read_image(sample), self.size)
+        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+
+    def _resized_label(self, sample: Sample) -> Tensor:
+        label = self.label(sample)
+        if label.shape != self.size:
+            height, width = self.size
+            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(label)
+
+    def label(self, sample: Sample) -> np.ndarray:
+        """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
+        raw = self.reader.read_label(sample)
+        label = self.lookup[raw]
+        if (label == UNKNOWN).any():
+            unknown = sorted(int(i) for i in np.unique(raw[label == UNKNOWN]))
+            raise DataError(
+                f"{self.reader.name}: the label {sample.label} holds the unknown ids {unknown}"
+            )
+        return label
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to another (height, width), averaging where it shrinks."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how)

@@ -1,0 +1,85 @@
+"""Files of data: hashes of their contents, append-only tables of rows, and the error that names one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+
+class DataError(ValueError):
+    """Data that is missing or broken; the message names the file and what was expected."""
+
+
+def hash_files(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
+    """Hashes of the files' contents, remembered in `memo` by path, size and time of change.
+
+    Without the memo, large data sets and models would take minutes at every start.
+
+    Raises:
+        DataError: a file that cannot be read, by name.
+    """
+    known = {(row["path"], row["size"], row["time"]): row["hash"] for row in read_rows(memo)}
+    keys = {}
+    for path in dict.fromkeys(paths):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}): restore it") from error
+        keys[path] = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    missing = [path for path, key in keys.items() if key not in known]
+    for start in range(0, len(missing), 512):
+        batch = missing[start : start + 512]
+        with ThreadPoolExecutor(4) as pool:
+            found = dict(zip(batch, pool.map(_hash_file, batch), strict=True))
+        known |= {keys[path]: value for path, value in found.items()}
+        names = ("path", "size", "time")
+        append_rows(
+            memo,
+            [
+                {**dict(zip(names, keys[path], strict=True)), "hash": value}
+                for path, value in found.items()
+            ],
+        )
+    return {path: known[key] for path, key in keys.items()}
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): restore it") from error
+    return digest.hexdigest()
+
+
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of an append-only JSON Lines file; a line cut short by a crash is passed over."""
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+def append_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Appends rows in one write, which another process' write cannot split.
+
+    The leading newline ends a line that a crash may have cut short.
+    """
+    text = "\n" + "".join(json.dumps(row) + "\n" for row in rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)

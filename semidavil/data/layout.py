@@ -1,0 +1,43 @@
+"""Where data sets, toy data and captions lie."""
+
+from pathlib import Path
+
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import Config
+from semidavil.data.files import DataError
+from semidavil.data.readers import READERS, Reader
+from semidavil.toy.abdomen import ensure_toy_abdomen
+from semidavil.toy.write import ensure_toy_data
+
+
+def cache_dir(config: Config) -> Path:
+    """Where toy data and captions are kept."""
+    return Path(config.runtime.cache_dir or "data").absolute()
+
+
+def data_root(config: Config) -> Path:
+    """The folder that holds a folder per data set; toy data is generated on first use.
+
+    Raises:
+        DataError: no folder is configured, or it does not exist.
+    """
+    if config.data.toy:
+        benchmark = BENCHMARKS[config.data.benchmark]
+        if benchmark.kind == "volumes":
+            return ensure_toy_abdomen(cache_dir(config) / "toy")
+        return ensure_toy_data(cache_dir(config) / "toy", benchmark.datasets)
+    if not config.runtime.data_root:
+        raise DataError(
+            f"{config.data.benchmark} needs its data sets: pass --data-root with the folder that "
+            "holds one folder per data set, or use the toy preset, which generates its own"
+        )
+    root = Path(config.runtime.data_root).expanduser().absolute()
+    if not root.is_dir():
+        raise DataError(f"the data root {root} does not exist (--data-root)")
+    return root
+
+
+def open_reader(config: Config, dataset: str) -> Reader:
+    if dataset not in READERS:
+        raise DataError(f"unknown data set {dataset!r}: choose from {', '.join(READERS)}")
+    return READERS[dataset](data_root(config) / dataset)

@@ -1,0 +1,48 @@
+"""Which images a run draws: the samples of each stream, and of every split."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import Config
+from semidavil.data.depth import Disparities, disparity_source
+from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.readers import Sample
+from semidavil.data.scans import usable_samples
+from semidavil.data.splits import split_target
+
+STREAMS = ("source", "labelled", "unlabelled")
+
+
+def train_samples(config: Config) -> dict[str, list[Sample]]:
+    """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
+    benchmark = BENCHMARKS[config.data.benchmark]
+    target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
+    near = disparities(config, target) if config.data.selection == "depth" else None
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed, near)
+    streams = {"labelled": labelled, "unlabelled": unlabelled}
+    if benchmark.source:
+        source = open_reader(config, benchmark.source)
+        streams["source"] = usable_samples(source, "train", cache_dir(config))
+    return {name: samples for name, samples in streams.items() if samples}
+
+
+def disparities(config: Config, samples: Sequence[Sample], progress: bool = False) -> Disparities:
+    """The disparities of target images, from where `data.depth` says."""
+    target = BENCHMARKS[config.data.benchmark].target
+    return disparity_source(config.data.depth, target, samples, cache_dir(config), progress)
+
+
+def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
+    """Every sample that a run of `config`'s benchmark may look at, by data set and split."""
+    benchmark, found = BENCHMARKS[config.data.benchmark], {}
+    for dataset in benchmark.datasets:
+        reader = open_reader(config, dataset)
+        found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
+    found[benchmark.target, "val"] = open_reader(config, benchmark.target).samples("val")
+    return found
+
+
+def image_paths(config: Config) -> list[Path]:
+    """The images of `all_samples`."""
+    return [sample.image for samples in all_samples(config).values() for sample in samples]

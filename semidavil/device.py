@@ -1,0 +1,57 @@
+"""Where a run computes: its device, determinism and mixed precision."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semidavil.machine import available_cpus
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: the device named does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} was asked for, but PyTorch sees {torch.cuda.device_count()} GPUs: "
+            "use --set runtime.device=auto"
+        )
+    return device
+
+
+def make_deterministic(seed: int, threads: int) -> None:
+    """Sets every global that a run's numbers depend on, whatever ran in this process before."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(threads or available_cpus())
+
+
+def use_bfloat16(wanted: bool, device: torch.device) -> bool:
+    """Mixed precision where the device computes bfloat16 natively: recent GPUs."""
+    return wanted and device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def to_device(batch: dict[str, dict[str, Any]], device: torch.device) -> dict[str, dict[str, Any]]:
+    return {
+        stream: {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in part.items()
+        }
+        for stream, part in batch.items()
+    }

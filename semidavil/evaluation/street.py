@@ -1,0 +1,141 @@
+"""Evaluation on the target validation set."""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from semidavil.data.loading import EvalSet
+from semidavil.losses import pseudo_label
+from semidavil.metrics import Evaluation
+from semidavil.models.segmenter import Segmenter
+from semidavil.models.text import Language
+
+Encode = Callable[[Sequence[str]], Language]
+
+
+class Evaluator:
+    """Collects an Evaluation batch by batch, on the device."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        threshold: float,
+        kept: Collection[str] = (),
+        temperature: float = 1.0,
+    ) -> None:
+        self.num_classes, self.threshold, self.kept = num_classes, threshold, kept
+        self.temperature = temperature
+        self._labels: dict[str, np.ndarray] = {}
+        self._names: list[str] = []
+        self._counts: list[Tensor] = []
+        self._confident: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
+        """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
+        confidence, predictions = pseudo_label(logits, self.temperature)
+        # One count over all images at once: the image's number is the leading digit.
+        offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
+        valid = targets < self.num_classes
+        pairs = offsets[:, None, None] + targets * self.num_classes + predictions
+        shape = (len(targets), self.num_classes, self.num_classes)
+        for mask, kept in (
+            (valid, self._counts),
+            (valid & (confidence >= self.threshold), self._confident),
+        ):
+            kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
+        for name, labels in zip(names, predictions, strict=True):
+            if name in self.kept:
+                self._labels[name] = labels.byte().cpu().numpy()
+        self._names += names
+
+    def result(self) -> Evaluation:
+        confident = torch.cat(self._confident).sum(0).cpu().numpy()
+        counts = torch.cat(self._counts).cpu().numpy()
+        return Evaluation(self._names, counts, confident, self._labels)
+
+
+@torch.inference_mode()
+def evaluate(
+    networks: Mapping[str, Segmenter],
+    data: EvalSet,
+    encode: Encode,
+    num_classes: int,
+    window: tuple[int, int],
+    device: torch.device,
+    batch_size: int,
+    num_workers: int = 0,
+    threshold: float = 0.95,
+    kept: Collection[str] = (),
+    temperature: float = 1.0,
+) -> dict[str, Evaluation]:
+    """Evaluates each network on the whole set, at the labels' own size.
+
+    Args:
+        window: (height, width) of `sliding_window`.
+        threshold, temperature: the confidence from which a prediction would be a pseudo-label, and what
+            it is read at.
+        kept: names of the images whose predictions the evaluations keep.
+    """
+    found = {name: Evaluator(num_classes, threshold, kept, temperature) for name in networks}
+    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
+    for items in loader:
+        images = torch.stack([item["image"] for item in items]).to(device)
+        language = encode([item["caption"] for item in items])
+        labels = [item["label"].to(device) for item in items]
+        names = [item["name"] for item in items]
+        same_size = len({label.shape for label in labels}) == 1
+        for name, network in networks.items():
+            logits = sliding_window(network.eval(), images, language, window)
+            if same_size:
+                found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
+            else:
+                for one, label, image in zip(logits, labels, names, strict=True):
+                    found[name].add(_at_size(one[None], label.shape), label[None], [image])
+    return {name: evaluator.result() for name, evaluator in found.items()}
+
+
+def sliding_window(
+    network: Segmenter, images: Tensor, language: Language, window: tuple[int, int]
+) -> Tensor:
+    """Logits (B, C, H, W) from overlapping windows of the training crops' size.
+
+    A vision transformer's position embeddings are trained at the crop's size; whole images would
+    stretch them. Windows overlap by about a third, and their logits are averaged where they do.
+    """
+    tops, lefts = (
+        _starts(size, part) for size, part in zip(images.shape[-2:], window, strict=True)
+    )
+    if len(tops) == len(lefts) == 1:
+        return network(images, language)
+    total: Tensor | None = None
+    counts = images.new_zeros(images.shape[-2:])
+    for top in tops:
+        for left in lefts:
+            part = np.s_[..., top : top + window[0], left : left + window[1]]
+            logits = network(images[part], language).float()
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
+            total[part] += logits
+            counts[part] += 1
+    assert total is not None
+    return total / counts
+
+
+def _starts(size: int, window: int) -> list[int]:
+    """Where windows begin along one axis: evenly spaced, at most two thirds of a window apart."""
+    if window >= size:
+        return [0]
+    count = 1 + -(-(size - window) // max(1, window * 2 // 3))
+    return [round(i * (size - window) / (count - 1)) for i in range(count)]
+
+
+def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (B, C, h, w) at another (height, width)."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)

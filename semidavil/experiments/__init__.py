@@ -1,0 +1,1 @@
+"""What is trained on, by what, and how it is scored: street images, CT volumes."""

@@ -1,0 +1,21 @@
+"""What every captioner offers."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from PIL import Image
+
+Size = tuple[int, int]
+
+
+class CaptionError(ValueError):
+    """A captioner or an image that cannot be used; the message names it and the remedy."""
+
+
+class Captioner(Protocol):
+    """Images to captions. Captioners of equal identity give an image the same caption."""
+
+    identity: str
+    size: Size | None  # (height, width) that images are resized to; None: as they are
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]: ...

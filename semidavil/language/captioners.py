@@ -1,0 +1,63 @@
+"""What describes images: CLIP's own patches, fixed texts, or captioning models of Hugging Face."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from semidavil.language.base import Captioner, CaptionError, Size
+from semidavil.language.positions import Positions
+from semidavil.language.pretrained import Pretrained
+from semidavil.models.vlm import VLM
+
+
+class Constant:
+    """The same text for every image."""
+
+    size: Size | None = None
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.identity = f"constant {text}"
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        return [self.text] * len(images)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a captioner may draw on."""
+
+    vlm: VLM | None
+    classes: Sequence[str]
+    size: Size | None  # (height, width) that `positions` works at; None: the VLM's own
+    device: torch.device  # of the captioners that are not the VLM
+    memo: Path  # remembers the hashes of model files
+
+
+CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
+    "positions": lambda _, setting: Positions(setting.vlm, setting.classes, setting.size),
+    "class_names": lambda _, setting: Constant(", ".join(setting.classes)),
+    "none": lambda _, setting: Constant(""),
+    "blip": lambda name, setting: Pretrained("blip", name, setting.device, setting.memo),
+    "blip2": lambda name, setting: Pretrained("blip2", name, setting.device, setting.memo),
+    "hf": lambda name, setting: Pretrained("hf", name, setting.device, setting.memo),
+}
+
+
+def build_captioner(name: str, setting: Setting) -> Captioner:
+    """The captioner called `name`, such as "positions" or "blip2:Salesforce/blip2-opt-2.7b".
+
+    Raises:
+        CaptionError: an unknown name, or a model that is not here.
+    """
+    kind, _, argument = name.partition(":")
+    if kind not in CAPTIONERS or bool(argument) != (kind in Pretrained.MODELS):
+        known = [f"{each}:NAME" if each in Pretrained.MODELS else each for each in CAPTIONERS]
+        raise CaptionError(
+            f"unknown captioner {name!r}: choose from {', '.join(known)}, NAME being a Hugging "
+            "Face model or its folder"
+        )
+    return CAPTIONERS[kind](argument, setting)

@@ -1,0 +1,125 @@
+"""Captioning models of Hugging Face transformers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from semidavil.data.files import hash_files
+from semidavil.language.base import CaptionError, Size
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+class Pretrained:
+    """A captioning model of Hugging Face transformers, decoded greedily, without a prompt.
+
+    Loaded at the first image, so that captions which are on disk need no model.
+
+    Args:
+        kind: key of `MODELS`.
+        name: a folder, or a model of the hub: taken from the local cache, else downloaded.
+        device: where it runs; bfloat16 on a GPU.
+        memo: remembers the hashes of the model's files.
+    """
+
+    MODELS = {  # noqa: RUF012
+        "blip": "BlipForConditionalGeneration",
+        "blip2": "Blip2ForConditionalGeneration",
+        "hf": "AutoModelForImageTextToText",  # also BLIP, GIT, vision-encoder-decoder, ...
+    }
+    MAX_NEW_TOKENS = 40
+    size: Size | None = None
+
+    def __init__(self, kind: str, name: str, device: torch.device, memo: Path) -> None:
+        self.kind, self.name, self.device = kind, name, device
+        self.folder = _find_model(kind, name)
+        files = sorted(p for p in self.folder.iterdir() if p.suffix in (*WEIGHT_SUFFIXES, ".json"))
+        marks = "".join(hash_files(files, memo).values())
+        digest = hashlib.blake2b(marks.encode(), digest_size=16).hexdigest()
+        self.identity = f"{kind} {digest} {self.MAX_NEW_TOKENS}"
+        self.model: Any = None
+
+    def _load(self) -> None:
+        import transformers
+
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        try:
+            model_class = getattr(transformers, self.MODELS[self.kind])
+            self.model = (
+                model_class.from_pretrained(self.folder, dtype=dtype).to(self.device).eval()
+            )
+            if (self.folder / "tokenizer_config.json").exists() and not _is_processor(self.folder):
+                # Vision-encoder-decoder models ship both halves of a processor, but none.
+                self.images = transformers.AutoImageProcessor.from_pretrained(self.folder)
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+            else:
+                processor = transformers.AutoProcessor.from_pretrained(self.folder)
+                self.images, self.tokenizer = processor.image_processor, processor.tokenizer
+        except Exception as error:
+            raise CaptionError(
+                f"{self.kind}:{self.name} cannot be loaded from {self.folder} ({error}): it must "
+                f"hold a model that transformers opens as {self.MODELS[self.kind]}, with its "
+                "image processor and tokenizer"
+            ) from error
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        if self.model is None:
+            self._load()
+        pixels = self.images(images=list(images), return_tensors="pt")["pixel_values"]
+        ids = self.model.generate(
+            pixel_values=pixels.to(self.device, self.model.dtype),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.MAX_NEW_TOKENS,
+        )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+
+def _is_processor(folder: Path) -> bool:
+    """Whether the folder names a processor class, which holds image processor and tokenizer."""
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        file = folder / name
+        if file.exists() and "processor_class" in json.loads(file.read_text(encoding="utf-8")):
+            return True
+    return False
+
+
+def _find_model(kind: str, name: str) -> Path:
+    """A model's folder: the one given, the hub's cache, or a download."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if _is_complete(folder):
+            return folder
+        raise CaptionError(f"{folder} holds no model: config.json and weights are missing there")
+    if not name or name.count("/") > 1 or folder.is_absolute():
+        raise CaptionError(f"{kind}:{name} names neither a folder nor a model of the hub")
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+        if _is_complete(folder):
+            return folder
+    except Exception:  # not in the cache
+        pass
+    try:
+        unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*"]
+        return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CaptionError(
+            f"the captioner {kind}:{name} is not here and cannot be downloaded ({reason}). On a "
+            f"machine with network access: `hf download {name} --local-dir DIR`; copy DIR here and "
+            f"pass --set model.captions={kind}:DIR"
+        ) from error
+
+
+def _is_complete(folder: Path) -> bool:
+    weights = any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir())
+    return weights and (folder / "config.json").is_file()

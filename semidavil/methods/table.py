@@ -1,0 +1,23 @@
+"""Every method by its name; what the harness must know of one without loading it is in `names.METHODS`."""
+
+from typing import Any
+
+from semidavil.methods.sdepth import SDepth
+from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.semivl import SemiVL
+from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
+from semidavil.methods.uamt import UAMT
+from semidavil.methods.unimatch import UniMatch
+from semidavil.methods.urpc import URPC
+
+METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
+    "source_only": SourceOnly,
+    "target_only": TargetOnly,
+    "supervised": Supervised,
+    "semidavil": SemiDAViL,
+    "unimatch": UniMatch,
+    "semivl": SemiVL,
+    "sdepth": SDepth,
+    "uamt": UAMT,
+    "urpc": URPC,
+}

@@ -1,0 +1,1 @@
+"""Networks: CLIP's two towers, the fusions, the segmenter of images, the U-Net of volumes."""

@@ -1,0 +1,136 @@
+"""The segmentation network: CLIP vision encoder, language fusion, decoder."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semidavil.config import Model
+from semidavil.models.fusion import FUSIONS
+from semidavil.models.text import Language
+from semidavil.models.vision import VisionEncoder
+from semidavil.models.vlm import VLM
+
+
+class Decoder(nn.Module):
+    """Fused features and fine detail of the image to logits at half its resolution.
+
+    The paper fixes no decoder; all fusions and methods share this one. A plain ViT has one scale, of
+    8 to 16 pixels, so thin things would be lost: two convolutions on the image bring edges and
+    colours back, as in ViTMatte (Yao et al., Information Fusion 2024).
+    """
+
+    def __init__(self, in_dim: int, dim: int, num_classes: int) -> None:
+        super().__init__()
+        half, quarter = dim // 2, dim // 4
+        self.detail2 = _block(3, quarter, stride=2)
+        self.detail4 = _block(quarter, half, stride=2)
+        self.block = _block(in_dim, dim)
+        self.merge4 = _block(dim + half, half)
+        self.merge2 = _block(half + quarter, half)
+        self.classify = nn.Conv2d(half, num_classes, 1)
+
+    def details(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features at half and at a quarter of the resolution of images (B, 3, H, W)."""
+        fine = self.detail2(images - 0.5)
+        return fine, self.detail4(fine)
+
+    def forward(self, features: Tensor, details: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, c_v, h, w) features and the images' `details` -> (B, C, H/2, W/2) logits."""
+        fine, medium = details
+        merged = self.merge4(torch.cat([_resize(self.block(features), medium), medium], 1))
+        return self.classify(self.merge2(torch.cat([_resize(merged, fine), fine], 1)))
+
+
+def _resize(features: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _block(in_dim: int, out_dim: int, stride: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(_groups(out_dim), out_dim),
+        nn.GELU(),
+    )
+
+
+def _groups(dim: int) -> int:
+    return next(groups for groups in (32, 16, 8, 4, 2, 1) if dim % groups == 0 and dim > groups)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder sees in images: input of `Segmenter.decode`.
+
+    Attributes:
+        vision: the vision encoder's output (B, c_v, h, w).
+        details: the decoder's, at half and a quarter of the padded images.
+        size: (height, width) of the images.
+    """
+
+    vision: Tensor
+    details: tuple[Tensor, Tensor]
+    size: tuple[int, int]
+
+    def __getitem__(self, images: slice) -> "Features":
+        fine, medium = self.details
+        return Features(self.vision[images], (fine[images], medium[images]), self.size)
+
+    def drop_channels(self, share: float, generator: torch.Generator) -> "Features":
+        """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up.
+
+        Args:
+            generator: on the CPU, so that the same channels are dropped on every device.
+        """
+
+        def drop(part: Tensor) -> Tensor:
+            kept = torch.rand(part.shape[:2], generator=generator) >= share
+            return part * (kept[..., None, None].to(part) / (1 - share))
+
+        fine, medium = (drop(part) for part in self.details)
+        return Features(drop(self.vision), (fine, medium), self.size)
+
+
+class Segmenter(nn.Module):
+    """Images and captions to per-pixel class logits."""
+
+    def __init__(self, vision: VisionEncoder, fusion: nn.Module, decoder: Decoder) -> None:
+        super().__init__()
+        self.vision, self.fusion, self.decoder = vision, fusion, decoder
+
+    def forward(self, images: Tensor, language: Language) -> Tensor:
+        """Logits (B, C, H, W) for images (B, 3, H, W) in [0, 1] and their captions' tokens."""
+        return self.decode(self.encode(images), language)
+
+    def encode(self, images: Tensor) -> Features:
+        """Features of images (B, 3, H, W) in [0, 1] of any size, padded to whole patches."""
+        height, width = images.shape[-2:]
+        images = pad_to_patches(images, self.vision.stride)
+        return Features(self.vision(images), self.decoder.details(images), (height, width))
+
+    def decode(self, features: Features, language: Language) -> Tensor:
+        """Logits (B, C, H, W) at the images' size, from their features and captions' tokens."""
+        fused = self.fusion(features.vision, language.tokens, language.mask)
+        logits = self.decoder(fused, features.details)
+        padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        return logits[..., : features.size[0], : features.size[1]]
+
+
+def pad_to_patches(images: Tensor, stride: int) -> Tensor:
+    """Images (B, 3, H, W), their last row and column repeated until both sides are whole patches."""
+    height, width = images.shape[-2:]
+    pad_h, pad_w = -height % stride, -width % stride
+    return F.pad(images, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else images
+
+
+def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
+    """A Segmenter that starts from the VLM's vision encoder; the rest is initialised at random."""
+    vision = vlm.vision
+    # The decoder comes first: with one seed it then starts the same under every fusion.
+    decoder = Decoder(vision.dim, config.decoder_dim, num_classes)
+    fusion = FUSIONS[config.fusion](
+        vision.dim, vlm.text.dim, config.fusion_dim, vlm.text.max_tokens
+    )
+    return Segmenter(vision, fusion, decoder)

@@ -1,0 +1,32 @@
+"""Weights: their hash, and a trained network as a file."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from semidavil.config import Config
+
+if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
+    pass
+
+
+def hash_weights(*towers: nn.Module, about: str = "") -> str:
+    """Of the weights as they are now, the same on every device."""
+    digest = hashlib.blake2b(about.encode(), digest_size=16)
+    for tower in towers:
+        for name, value in sorted(tower.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
+    """A trained network as safetensors, with the Config, its key and the network's name inside."""
+    about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
+    # Not `save_file`: some of MONAI's networks register their modules twice.
+    save_model(network, str(path), metadata=about)

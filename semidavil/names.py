@@ -1,0 +1,49 @@
+"""What can be chosen by name, and what each method draws from; imports nothing of the package.
+
+What a name stands for is in a table of the same names beside the code: `models.fusion.FUSIONS`,
+`losses.LOSSES`, `language.captioners.CAPTIONERS`, `methods.table.METHODS`. A test compares them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none")
+LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
+CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
+# Not captioners: they take captions from other images or from labels (`language.ablations`).
+CAPTION_ABLATIONS = SHUFFLED, ORACLE = "shuffled", "oracle"
+STREAMS = ("source", "labelled", "unlabelled")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the harness must know of a method without loading it.
+
+    Attributes:
+        kind: what it trains on.
+        streams: the data streams that it draws from.
+        strong_views: strong views of each unlabelled image.
+        data_parallel: whether several processes can share its batches.
+        disparity: whether its target images come with their disparity.
+    """
+
+    kind: Literal["images", "volumes"]
+    streams: frozenset[str]
+    strong_views: int = 0
+    data_parallel: bool = False
+    disparity: bool = False
+
+
+_ALL = frozenset(STREAMS)
+_VOLUMES = Traits("volumes", frozenset({"labelled", "unlabelled"}))
+METHODS = {
+    "source_only": Traits("images", frozenset({"source"}), data_parallel=True),
+    "target_only": Traits("images", frozenset({"labelled"}), data_parallel=True),
+    "supervised": Traits("images", frozenset({"source", "labelled"}), data_parallel=True),
+    "semidavil": Traits("images", _ALL, strong_views=1, data_parallel=True),
+    "unimatch": Traits("images", _ALL, strong_views=2),
+    "semivl": Traits("images", _ALL, strong_views=2),
+    "sdepth": Traits("images", _ALL, strong_views=1, disparity=True),
+    "uamt": _VOLUMES,
+    "urpc": _VOLUMES,
+}
