@@ -1,7 +1,9 @@
 """What imports what: each file stands on floors below it, and nothing that only names things loads torch."""
 
 import ast
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -43,45 +45,35 @@ NEVER = {  # what no file of a package imports, at any level
 }
 
 
-def modules(root: Path) -> dict[str, Path]:
-    """The files of the three packages by the name that they are imported under."""
+@pytest.fixture(scope="module")
+def sources() -> dict[str, str]:
+    """Every file of the three packages by the name that it is imported under."""
     found = {}
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            name = ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             # `sweeps/run.py` is a command, which nothing can import: `sweeps.run` is the folder.
             command = path.with_suffix("").is_dir()
-            found[f"{name}.py" if command else name.removesuffix(".__init__")] = path
+            name = f"{name}.py" if command else name.removesuffix(".__init__")
+            found[name] = path.read_text(encoding="utf-8")
     return found
 
 
-def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+def imported(source: str, known: dict[str, str]) -> set[str]:
     """Every module that a file imports anywhere in it, with the packages that this loads first."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    names = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{path} imports by a relative name"
-            names = [node.module]
-            names += [
-                f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in known
-            ]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
-
-
-def house(root: Path) -> dict[str, set[str]]:
-    """What each file of the three packages imports of them; its own packages are not counted."""
-    known = modules(root)
-    arrows = {}
-    for name, path in known.items():
-        own = {name.rpartition(".")[0]} | {name}
-        own |= {name[:i] for i, letter in enumerate(name) if letter == "."}
-        arrows[name] = {other for other in imports(path, known) if other in known} - own
-    return arrows
+            assert node.module, "a relative import"
+            names |= {node.module}
+            names |= {f"{node.module}.{a.name}" for a in node.names} & known.keys()
+    return {
+        ".".join(parts[: i + 1])
+        for parts in (n.split(".") for n in names)
+        for i in range(len(parts))
+    }
 
 
 def floor(module: str) -> int:
@@ -92,46 +84,93 @@ def floor(module: str) -> int:
     return places[module]
 
 
-def faults(root: Path) -> list[str]:
-    arrows, known = house(root), modules(root)
-    found = []
+def faults(sources: dict[str, str]) -> list[str]:
+    found, arrows = [], {}
+    for name, source in sources.items():
+        package, everything = name.partition(".")[0], imported(source, sources)
+        # What a file's own packages hold has been loaded before it.
+        arrows[name] = {
+            m for m in everything & sources.keys() if not f"{name}.".startswith(f"{m}.")
+        }
+        wrong = NEVER[package] & {other.partition(".")[0] for other in everything}
+        found += [f"{name} imports {other}" for other in sorted(wrong)]
+        if package == "semidavil":
+            below = [other for other in arrows[name] if other.startswith("semidavil.")]
+            up = [other for other in below if floor(other) > floor(name)]
+            found += [f"{name} imports {other}, which stands above it" for other in sorted(up)]
     try:
         tuple(TopologicalSorter(arrows).static_order())
     except CycleError as error:
         found.append("a circle: " + " <- ".join(error.args[1]))
-    for name, path in known.items():
-        package = name.partition(".")[0]
-        if package == "semidavil":
-            up = [o for o in arrows[name] if o.startswith("semidavil") and floor(o) > floor(name)]
-            found += [f"{name} imports {other}, which stands above it" for other in sorted(up)]
-        wrong = NEVER[package] & {other.partition(".")[0] for other in imports(path, known)}
-        found += [f"{name} imports {other}" for other in sorted(wrong)]
     return found
 
 
-def test_every_file_imports_only_from_floors_below() -> None:
-    assert faults(ROOT) == []
+def test_every_file_imports_only_from_floors_below(sources: dict[str, str]) -> None:
+    assert faults(sources) == []
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "fault"),
+    ("module", "line", "fault"),
     [
-        ("names.py", "import semidavil.config", "semidavil.names imports semidavil.config, which"),
         (
-            "models/fusion.py",
+            "names",
+            "import semidavil.config",
+            "semidavil.names imports semidavil.config, which stands",
+        ),
+        (
+            "models.fusion",
             "def f():\n    from semidavil.methods.table import METHODS",
             "which stands",
         ),
-        ("data/files.py", "from semidavil.data import readers", "a circle: "),
-        ("losses.py", "import mlflow.tracking", "semidavil.losses imports mlflow"),
+        ("data.files", "from semidavil.data import readers", "a circle: "),
+        ("losses", "import mlflow.tracking", "semidavil.losses imports mlflow"),
+        ("train", "from sweeps.plan import cells", "semidavil.train imports sweeps"),
     ],
 )
-def test_an_arrow_that_goes_up_is_found(tmp_path: Path, file: str, line: str, fault: str) -> None:
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            copy = tmp_path / path.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    with (tmp_path / "semidavil" / file).open("a") as target:
-        target.write(f"\n{line}\n")
-    assert any(fault in found for found in faults(tmp_path))
+def test_an_arrow_that_goes_up_is_found(
+    sources: dict[str, str], module: str, line: str, fault: str
+) -> None:
+    name = f"semidavil.{module}"
+    changed = sources | {name: f"{sources[name]}\n{line}\n"}
+    assert any(fault in found for found in faults(changed))
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process in which nothing can import torch."""
+    blocker = tmp_path / "torch" / "__init__.py"
+    blocker.parent.mkdir()
+    blocker.write_text("raise ImportError('torch was imported')\n")
+    return os.environ | {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "CUDA_VISIBLE_DEVICES": "",  # GPUs are counted by torch, where there is a driver
+    }
+
+
+CELLS_OF_EVERY_GRID = """
+from semidavil.config import preset
+from sweeps.plan.grids import GRIDS
+assert all(grid.cells(preset(name)) for grid in GRIDS.values() for name in ("toy", "paper"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "output"),
+    [
+        (["-c", CELLS_OF_EVERY_GRID], 0, ""),
+        (["sweeps/run.py", "--help"], 0, "--grid"),
+        (["sweeps/run.py", "--grid", "all", "--list"], 0, " to run"),
+        (["sweeps/status.py"], 1, "no sweep of any grid"),
+        (["-m", "semidavil", "--help"], 0, "train"),
+        (["-m", "semidavil", "data", "--help"], 0, "--data-root"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_only_names_things_needs_no_torch(
+    without_torch: dict[str, str], command: list[str], code: int, output: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *command], env=without_torch, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, output in done.stdout + done.stderr) == (code, True), done

@@ -16,12 +16,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 from rich.progress import track
 
 from semidavil.benchmarks import WITH_DISPARITY
 from semidavil.data.files import DataError, hash_files
+from semidavil.data.hub import find_model
 from semidavil.data.readers import Sample, read_rgb, read_unchanged
 
 Disparities = Callable[[Sample], np.ndarray]
@@ -91,26 +91,27 @@ class _Estimated:
     def _file(self, sample: Sample) -> Path:
         return self.folder / f"{self.hashes[sample.image]}.png"
 
-    @torch.inference_mode()
     def _estimate(self, name: str, samples: Sequence[Sample], progress: bool) -> None:
+        # Seconds to import, and planning reads this module.
+        import torch
         import transformers
 
+        folder = find_model(name, f"the depth estimator {name}", "data.depth=hf:DIR")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            processor: Any = transformers.AutoImageProcessor.from_pretrained(name)
-            model: Any = transformers.AutoModelForDepthEstimation.from_pretrained(name)
+            processor: Any = transformers.AutoImageProcessor.from_pretrained(folder)
+            model: Any = transformers.AutoModelForDepthEstimation.from_pretrained(folder)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(
-                f"the depth estimator {name} cannot be loaded ({reason}). On a machine with "
-                f"network access: `hf download {name} --local-dir DIR`; copy DIR here and set "
-                "data.depth=hf:DIR"
+                f"{name} cannot be loaded from {folder} ({error}): data.depth=hf:NAME takes a depth "
+                "estimator that transformers opens, with its image processor"
             ) from error
         model.to(device).eval()
         for sample in track(samples, "depth", transient=True, disable=not progress):
             image = read_rgb(sample.image)
             inputs = processor(images=Image.fromarray(image), return_tensors="pt").to(device)
-            found = model(**inputs).predicted_depth[0].float().cpu().numpy()
+            with torch.inference_mode():
+                found = model(**inputs).predicted_depth[0].float().cpu().numpy()
             found = cv2.resize(found, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             # Relative inverse depth has no unit: its largest value in an image becomes 255.
             scaled = np.clip(found, 0, None) / max(float(found.max()), 1e-6) * 255 * 256

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from semidavil.data.files import hash_files
+from semidavil.data.files import DataError, hash_files
+from semidavil.data.hub import WEIGHT_SUFFIXES, find_model
 from semidavil.language.base import CaptionError, Size
-
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
 
 class Pretrained:
@@ -37,7 +36,12 @@ class Pretrained:
 
     def __init__(self, kind: str, name: str, device: torch.device, memo: Path) -> None:
         self.kind, self.name, self.device = kind, name, device
-        self.folder = _find_model(kind, name)
+        try:
+            self.folder = find_model(
+                name, f"the captioner {kind}:{name}", f"model.captions={kind}:DIR"
+            )
+        except DataError as error:
+            raise CaptionError(str(error)) from error
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (*WEIGHT_SUFFIXES, ".json"))
         marks = "".join(hash_files(files, memo).values())
         digest = hashlib.blake2b(marks.encode(), digest_size=16).hexdigest()
@@ -89,37 +93,3 @@ def _is_processor(folder: Path) -> bool:
         if file.exists() and "processor_class" in json.loads(file.read_text(encoding="utf-8")):
             return True
     return False
-
-
-def _find_model(kind: str, name: str) -> Path:
-    """A model's folder: the one given, the hub's cache, or a download."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if _is_complete(folder):
-            return folder
-        raise CaptionError(f"{folder} holds no model: config.json and weights are missing there")
-    if not name or name.count("/") > 1 or folder.is_absolute():
-        raise CaptionError(f"{kind}:{name} names neither a folder nor a model of the hub")
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-        if _is_complete(folder):
-            return folder
-    except Exception:  # not in the cache
-        pass
-    try:
-        unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*"]
-        return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CaptionError(
-            f"the captioner {kind}:{name} is not here and cannot be downloaded ({reason}). On a "
-            f"machine with network access: `hf download {name} --local-dir DIR`; copy DIR here and "
-            f"pass --set model.captions={kind}:DIR"
-        ) from error
-
-
-def _is_complete(folder: Path) -> bool:
-    weights = any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir())
-    return weights and (folder / "config.json").is_file()

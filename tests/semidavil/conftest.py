@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from png_files import write_png
 
+from semidavil.toy.abdomen import write_case
 from semidavil.toy.write import ensure_toy_data
 
 Size = tuple[int, int]
@@ -28,6 +29,15 @@ def tiny_toy(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "runtime.data_root": str(tiny_root),
         "runtime.cache_dir": str(tmp_path_factory.mktemp("cache")),
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_abdomens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine generated scans: six for training, one and two for the rest."""
+    folder = tmp_path_factory.mktemp("abdomens")
+    for index in range(9):
+        write_case(folder / "synapse" / f"case{index:04d}.h5", index)
+    return folder
 
 
 @pytest.fixture

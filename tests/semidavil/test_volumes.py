@@ -24,19 +24,15 @@ from semidavil.methods.uamt import UAMT, entropy
 from semidavil.methods.urpc import URPC, rectified_consistency
 from semidavil.methods.volume_method import ramp_up
 from semidavil.models.unet3d import PyramidUNet
-from semidavil.toy.abdomen import render_case, write_case
+from semidavil.toy.abdomen import render_case
 from semidavil.train import train
 
 CLASSES = 14
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine toy scans: six for training, one and two for the rest."""
-    folder = tmp_path_factory.mktemp("abdomen")
-    for index in range(9):
-        write_case(folder / "synapse" / f"case{index:04d}.h5", index)
-    return folder
+@pytest.fixture
+def root(tiny_abdomens: Path) -> Path:
+    return tiny_abdomens
 
 
 def config_of(root: Path, **changes: object) -> Config:

@@ -1,0 +1,51 @@
+"""Models of Hugging Face, by name: in a folder, in the hub's cache, or downloaded."""
+
+from pathlib import Path
+
+from semidavil.data.files import DataError
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+def find_model(name: str, what: str, setting: str) -> Path:
+    """The folder of a model that is here, or that can be downloaded.
+
+    Args:
+        name: a folder, or a model of the hub.
+        what: what it is, for messages ("the captioner blip2:...").
+        setting: the option that names a folder DIR instead, for messages ("model.captions=blip2:DIR").
+
+    Raises:
+        DataError: a folder without a model, a name that cannot be one, or a model that is not here and
+            that nothing can be downloaded of.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if is_complete(folder):
+            return folder
+        raise DataError(f"{folder} holds no model: config.json and weights are missing there")
+    if not name or name.count("/") > 1 or folder.is_absolute():
+        raise DataError(f"{what} names neither a folder nor a model of the hub")
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+        if is_complete(folder):
+            return folder
+    except Exception:  # not in the cache
+        pass
+    try:
+        unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*"]
+        return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise DataError(
+            f"{what} is not here and cannot be downloaded ({reason}). On a machine with network access: "
+            f"`hf download {name} --local-dir DIR`; copy DIR here and pass --set {setting}"
+        ) from error
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether weights and configuration are there."""
+    weights = any(path.suffix in WEIGHT_SUFFIXES for path in folder.iterdir())
+    return weights and (folder / "config.json").is_file()
