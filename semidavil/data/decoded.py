@@ -70,7 +70,7 @@ class Images:
         self.memory = shared_memory(limit, *about)
         # Stands for the label of an unlabelled image.
         self.blank = torch.zeros(size, dtype=torch.uint8)
-        self.near: Disparities | None = None
+        self.disparities: Disparities | None = None
 
     def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
         """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
@@ -84,12 +84,12 @@ class Images:
 
     def disparity(self, sample: Sample) -> Tensor:
         """The disparity (H, W) float32 at the working size, in the stored map's unit."""
-        assert self.near is not None
-        near, (height, width) = self.near(sample), self.size
+        assert self.disparities is not None
+        disparity, (height, width) = self.disparities(sample), self.size
         # The nearest value: an average would invent surfaces between near and far, and known ones
         # where nothing is known.
-        near = cv2.resize(near, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return torch.from_numpy(near)
+        disparity = cv2.resize(disparity, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(disparity)
 
     def _resized_image(self, sample: Sample) -> Tensor:
         image = resize_image(self.reader.read_image(sample), self.size)

@@ -1,7 +1,7 @@
 """How near things are in target images: disparity maps on disk, or a depth estimator's.
 
-    near = disparity_source("disparity", "cityscapes", samples, cache_dir)
-    near(samples[0])                                # (H, W) float32, 0 where unknown
+    disparities = disparity_source("disparity", "cityscapes", samples, cache_dir)
+    disparities(samples[0])                            # (H, W) float32, 0 where unknown
 
 `data.depth=disparity` reads Cityscapes' own `disparity/` folder (the toy data has one too);
 `data.depth=hf:NAME` runs a depth estimator of transformers on every image once and keeps the result.
@@ -122,7 +122,7 @@ class _Estimated:
 
 
 def select_diverse(
-    samples: Sequence[Sample], budget: int, near: Disparities, seed: int
+    samples: Sequence[Sample], budget: int, disparities: Disparities, seed: int
 ) -> list[int]:
     """Indices of the images to label: each is the one least like those already chosen.
 
@@ -131,7 +131,7 @@ def select_diverse(
     map itself, pooled to 8x16 and divided by its mean, as no depth network is trained before the
     labels are chosen; the paper's second criterion, a student's depth error, is left out.
     """
-    features = np.stack([depth_feature(near(sample)) for sample in samples])
+    features = np.stack([depth_feature(disparities(sample)) for sample in samples])
     first = int(np.random.default_rng([seed, 0xDE97]).integers(len(samples)))
     chosen, distance = [first], np.linalg.norm(features - features[first], axis=1)
     while len(chosen) < budget:

@@ -62,7 +62,7 @@ class TrainBatches(Dataset):
             share,
         )
         if disparity:
-            target.near = disparities(config, self.samples["unlabelled"])
+            target.disparities = disparities(config, self.samples["unlabelled"])
         self.images = {"labelled": target, "unlabelled": target}
         if benchmark.source:
             self.images["source"] = Images(
@@ -105,8 +105,9 @@ class TrainBatches(Dataset):
             pair = (
                 (source.image(sample), source.blank) if stream == "unlabelled" else source(sample)
             )
-            near = source.disparity(sample) if stream == "unlabelled" and source.near else None
-            view = weak_view(*pair, self.config.data.crop, PADDING, near)
+            wanted = stream == "unlabelled" and source.disparities
+            disparity = source.disparity(sample) if wanted else None
+            view = weak_view(*pair, self.config.data.crop, PADDING, disparity)
             views.append(view)
             caption = self.captions[sample.image]
             captions.append(flip_caption(caption) if view.flipped else caption)
@@ -135,8 +136,8 @@ class TrainBatches(Dataset):
             "cutmix": torch.stack(boxes),
             "caption": captions,
         }
-        near = [view.disparity for view in views if view.disparity is not None]
-        return {**batch, "disparity": torch.stack(near)} if near else batch
+        maps = [view.disparity for view in views if view.disparity is not None]
+        return {**batch, "disparity": torch.stack(maps)} if maps else batch
 
 
 class EvalSet(Dataset):

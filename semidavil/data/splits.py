@@ -10,7 +10,7 @@ from semidavil.data.readers import Sample
 
 
 def split_target(
-    samples: Sequence[Sample], budget: int, seed: int, near: Disparities | None = None
+    samples: Sequence[Sample], budget: int, seed: int, disparities: Disparities | None = None
 ) -> tuple[list[Sample], list[Sample]]:
     """Labelled and unlabelled target images.
 
@@ -18,7 +18,7 @@ def split_target(
     all images are labelled, all of them serve as unlabelled too.
 
     Args:
-        near: chooses the labelled images by the diversity of their disparities; None: at random.
+        disparities: chooses the labelled images by the diversity of these; None: at random.
 
     Raises:
         DataError: the budget is larger than the set.
@@ -28,10 +28,10 @@ def split_target(
             f"a budget of {budget} labelled images is larger than the target's training set of "
             f"{len(samples)}: choose at most {len(samples)} (--budgets)"
         )
-    if near is None or not budget:
+    if disparities is None or not budget:
         labelled, unlabelled = split_at_random(len(samples), budget, seed)
     else:
-        chosen = select_diverse(samples, budget, near, seed)
+        chosen = select_diverse(samples, budget, disparities, seed)
         labelled, unlabelled = _split(len(samples), chosen)
     return [samples[i] for i in labelled], [samples[i] for i in unlabelled]
 

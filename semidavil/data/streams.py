@@ -18,8 +18,8 @@ def train_samples(config: Config) -> dict[str, list[Sample]]:
     """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
     benchmark = BENCHMARKS[config.data.benchmark]
     target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
-    near = disparities(config, target) if config.data.selection == "depth" else None
-    labelled, unlabelled = split_target(target, config.data.budget, config.seed, near)
+    maps = disparities(config, target) if config.data.selection == "depth" else None
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed, maps)
     streams = {"labelled": labelled, "unlabelled": unlabelled}
     if benchmark.source:
         source = open_reader(config, benchmark.source)

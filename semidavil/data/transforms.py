@@ -66,8 +66,8 @@ def weak_view(
     ]  # fmt: skip
     if flipped:
         parts = [TF.horizontal_flip(part) for part in parts]
-    image, label, *near = (part.as_subclass(Tensor) for part in parts)
-    return Weak(image, label, flipped, near[0] if near else None)
+    image, label, *maps = (part.as_subclass(Tensor) for part in parts)
+    return Weak(image, label, flipped, maps[0] if maps else None)
 
 
 _jitter = v2.ColorJitter(0.5, 0.5, 0.5, 0.25)

@@ -33,10 +33,12 @@ class SDepth(MeanTeacher):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, rivals, unlabelled = self.config.training, self.config.rivals, batch["unlabelled"]
-        near, captions = unlabelled["disparity"], unlabelled["caption"]
+        disparity, captions = unlabelled["disparity"], unlabelled["caption"]
         confidence, labels = self.pseudo_labels(unlabelled["image"], captions)
         valid = unlabelled["valid"]
-        mask = nearer(near, near.roll(-1, dims=0), rivals.sdepth_margin * mean_known(near))
+        mask = nearer(
+            disparity, disparity.roll(-1, dims=0), rivals.sdepth_margin * mean_known(disparity)
+        )
         mixed = mix(unlabelled["strong"][0], mask)
         groups = [(mixed, captions), (unlabelled["image"], captions)]
         supervised, (student, weak) = self.supervised(batch, extra=groups)
@@ -47,7 +49,7 @@ class SDepth(MeanTeacher):
         sure = (confidence > rivals.sdepth_confidence) & unlabelled["valid"]
         quality = sure.sum() / unlabelled["valid"].sum().clamp(min=1)
 
-        depth = self._depth_loss(weak, near)
+        depth = self._depth_loss(weak, disparity)
         return {
             "loss": supervised
             + training.consistency_weight * quality * unsupervised

@@ -26,7 +26,16 @@ def masked_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
 
 
 def pad_tokens(maps: Tensor, mask: Tensor, max_tokens: int) -> Tensor:
-    """Maps per token (..., N) to (..., max_tokens), with zeros where there is no real token."""
+    """Maps per token (..., N) to (..., max_tokens), with zeros where there is no real token.
+
+    Raises:
+        ValueError: more tokens than channels to put them into.
+    """
+    if maps.shape[-1] > max_tokens:
+        raise ValueError(
+            f"{maps.shape[-1]} tokens do not fit into the {max_tokens} channels of the fusion, which are "
+            "the text encoder's context length: choose fewer classes, or model.fusion=cross_attention"
+        )
     return F.pad(maps * mask.unsqueeze(1), (0, max_tokens - maps.shape[-1]))
 
 

@@ -1,11 +1,39 @@
 """Tracking stores with made-up runs."""
 
+import shutil
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
-from made_up_runs import Writer, write_everything
+from made_up_runs import CELLS, Writer, settings, write_everything
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from analysis.runs import Tracked, load_runs
+
+
+@event.listens_for(Engine, "connect")
+def _no_waiting_for_the_disk(connection: Any, _: object) -> None:
+    """Stores of made-up runs need not survive a power cut."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_let_go() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("empty")
+    Writer(folder).client.search_experiments()
+    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +43,22 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Writer:
+def store(tmp_path: Path, empty_store: Path) -> Writer:
+    shutil.copyfile(empty_store, tmp_path / empty_store.name)
     return Writer(tmp_path)
 
 
 @pytest.fixture
 def tracked(everything: str) -> Tracked:
     return load_runs(everything)
+
+
+@pytest.fixture
+def attention(store: Writer) -> Tracked:
+    """Finished runs of `CELLS`, and a failed one."""
+    for fusion, budget, seed, miou in CELLS:
+        cell = settings("gta5-cityscapes", budget, seed, model__fusion=fusion)
+        store.run("attention", cell, {"miou": miou, "iou/road": 80.0})
+    failed = settings("gta5-cityscapes", 0, 0, model__fusion="vlga")
+    store.run("attention", failed, {"miou": 99.0}, status="FAILED")
+    return load_runs(store.uri)

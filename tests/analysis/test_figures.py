@@ -1,21 +1,15 @@
 """Figures, tables and report from a tracking store with runs whose numbers are known."""
 
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
-import requests
-from made_up_runs import Writer, add_search, evaluation_of, gallery_of, settings
+from made_up_runs import CELLS, Writer, add_search, gallery_of, settings
 
 from analysis import paper
 from analysis.comparisons import COMPARISONS
@@ -30,20 +24,6 @@ from analysis.tables import TABLES
 from analysis.tables.write import latex, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-CELLS = [
-    ("dlg", 0, 0, 20.0), ("dlg", 0, 1, 24.0), ("dlg", 100, 0, 31.0), ("dlg", 100, 1, 35.0),
-    ("wpct", 0, 0, 18.0), ("wpct", 0, 1, 20.0), ("wpct", 100, 0, 33.0),
-]  # fmt: skip
-
-
-@pytest.fixture
-def attention(store: Writer) -> Tracked:
-    for fusion, budget, seed, miou in CELLS:
-        cell = settings("gta5-cityscapes", budget, seed, model__fusion=fusion)
-        store.run("attention", cell, {"miou": miou, "iou/road": 80.0})
-    failed = settings("gta5-cityscapes", 0, 0, model__fusion="vlga")
-    store.run("attention", failed, {"miou": 99.0}, status="FAILED")
-    return load_runs(store.uri)
 
 
 def test_finished_runs_become_one_tidy_table(attention: Tracked) -> None:
@@ -429,116 +409,3 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, {"a.csv": b"new"})
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.csv", b"old")]
-
-
-def run(*options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "analysis" / "make_figures.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-
-
-def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        done = run("--tracking-uri", attention.uri, "--out", str(tmp_path / folder))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "not run yet: 20 cells" in done.stdout
-        assert "baselines is left out" in done.stdout
-    names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert {"attention.pdf", "attention_table.tex", "report.html"} <= set(names)
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    assert b"/FontFile2" in (tmp_path / "a" / "attention.pdf").read_bytes()  # embedded
-
-
-def test_one_figure_in_one_format(attention: Tracked, tmp_path: Path) -> None:
-    run("--tracking-uri", attention.uri, "--only", "attention", "--format", "pdf",
-        "--out", str(tmp_path / "out"))  # fmt: skip
-    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".pdf", ".csv", ".md", ".tex"}
-
-
-def test_watch_draws_again_when_a_run_is_added(store: Writer, tmp_path: Path) -> None:
-    store.run("attention", settings("gta5-cityscapes", 0, 0), {"miou": 5.0})
-    command = [sys.executable, str(ROOT / "analysis" / "make_figures.py"), "--watch", "1", "--only",
-               "attention", "--tracking-uri", store.uri, "--out", str(tmp_path / "out")]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        numbers = tmp_path / "out" / "attention.csv"
-        assert _soon(lambda: numbers.exists() and "5," in numbers.read_text())
-        store.run("attention", settings("gta5-cityscapes", 0, 1), {"miou": 7.0})
-        assert _soon(lambda: ",6," in numbers.read_text())
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _soon(condition, seconds: float = 60) -> bool:  # type: ignore[no-untyped-def]
-    end = time.time() + seconds
-    while time.time() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
-
-
-def test_without_runs_it_says_what_to_run(tmp_path: Path) -> None:
-    nothing = run("--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}")
-    assert nothing.returncode == 1
-    assert "python sweeps/run.py --grid attention" in nothing.stdout
-
-
-def test_unknown_names_are_refused(attention: Tracked) -> None:
-    assert "choose from attention" in run("--only", "magic", "--tracking-uri", attention.uri).stdout
-
-
-def test_evaluations_are_read(store: Writer) -> None:
-    made = evaluation_of("gta5-cityscapes", 0.7, 0)
-    with_it = store.run(
-        "methods", settings("gta5-cityscapes", 100, 0), {"miou": 1.0}, evaluation=made
-    )
-    without = store.run("methods", settings("gta5-cityscapes", 100, 1), {"miou": 1.0})
-    tracked = load_runs(store.uri)
-    found = tracked.evaluation(with_it)
-    assert found is not None
-    assert (found.confusion == made["per_image"].sum(0)).all()
-    assert tracked.evaluation(without) is None
-
-
-def test_a_server_that_is_away_is_named_with_a_remedy_and_no_password(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    done = run("--tracking-uri", f"http://ann:s3cret@{address}", "--out", str(tmp_path))
-    assert done.returncode == 1
-    assert f"the tracking server http://{address} (MLFLOW_TRACKING_URI) cannot be" in done.stdout
-    assert "s3cret" not in done.stdout + done.stderr
-
-
-def test_a_server_that_goes_away_while_runs_are_read_is_an_error(
-    attention: Tracked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tracked = load_runs(attention.uri)
-    lost = requests.exceptions.ConnectionError("[Errno 111] Connection refused")
-    monkeypatch.setattr("analysis.runs.PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(tracked.client._client, "get_metric_history", Mock(side_effect=lost))
-    with pytest.raises(AnalysisError, match=r"does not answer: .*refused; draw again"):
-        tracked.history(tracked.table["run_id"][0], "train/loss")
-
-
-def test_figures_and_report_need_no_torch(everything: str, tmp_path: Path) -> None:
-    blocker = tmp_path / "blocker" / "torch" / "__init__.py"
-    blocker.parent.mkdir(parents=True)
-    blocker.write_text("raise ImportError('torch was imported')\n")
-    environment = os.environ | {"PYTHONPATH": f"{blocker.parents[1]}{os.pathsep}{ROOT}"}
-    options = [
-        "--only",
-        "methods",
-        "--only",
-        "losses",
-        "--format",
-        "png",
-        "--no-keep",
-        "--tracking-uri",
-        everything,
-    ]
-    done = run(*options, "--out", str(tmp_path / "out"), env=environment)
-    assert done.returncode == 0, done
-    assert (tmp_path / "out" / "report.html").exists()

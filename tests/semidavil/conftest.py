@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from png_files import write_png
+from small_clip import WORDS, save_clip
 
+from semidavil.models.vlm import VLM, load_vlm
 from semidavil.toy.abdomen import write_case
 from semidavil.toy.write import ensure_toy_data
 
@@ -88,3 +92,26 @@ def write_dataset(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A CLIP in a `folder`, as open_clip has it (`reference`), and as ours (`vlm`)."""
+    folder = tmp_path_factory.mktemp("clip")
+    reference = save_clip(folder)
+    return SimpleNamespace(folder=folder, reference=reference, vlm=load_vlm(str(folder), "bundled"))
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> VLM:
+    """A CLIP with a word-level Hugging Face tokenizer and average pooling, as the toy CLIP is."""
+    folder = tmp_path_factory.mktemp("words")
+    save_clip(
+        folder,
+        v_pool_type="avg",
+        t_hf_tokenizer_name="words",
+        t_vocab_size=len(WORDS) + 4,
+        t_pool_type="eos",
+        t_eos_id=len(WORDS) + 3,
+    )
+    return load_vlm(str(folder), "bundled")

@@ -110,6 +110,7 @@ def test_presets_are_valid_and_distinct(name: str) -> None:
         ({"training.method": "target_only", "data.budget": 0}, "nothing to learn from"),
         ({"data.benchmark": "cityscapes-cityscapes", "data.budget": 0}, "nothing to learn from"),
         ({"seed": 2**31}, "seed"),
+        ({"model.decoder_dim": 4}, "model.decoder_dim: Input should be greater than or equal to 8"),
     ],
 )
 def test_bad_values_are_refused_with_what_is_allowed(changes: dict, message: str) -> None:

@@ -130,7 +130,7 @@ def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
     batches = TrainBatches(config, captions, {"unlabelled"}, disparity=True)
     target = batches.images["unlabelled"]
     # Red as disparity: then both must show the same at every pixel where nothing is averaged.
-    target.near = lambda sample: target.reader.read_image(sample)[..., 0].astype(np.float32)
+    target.disparities = lambda sample: target.reader.read_image(sample)[..., 0].astype(np.float32)
     batch = batches[2]["unlabelled"]
     assert torch.equal(batch["image"], plain["image"])  # drawing disparities changes no view
     assert batch["disparity"].shape == (3, 64, 64)

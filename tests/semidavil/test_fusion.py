@@ -236,6 +236,14 @@ def test_shape_is_kept_and_images_do_not_mix(name: str) -> None:
     torch.testing.assert_close(together[1:], alone)
 
 
+@pytest.mark.parametrize("name", ["dlg", "vlga", "wpct"])
+def test_more_tokens_than_channels_are_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"8 tokens do not fit into the 7 channels .*fewer classes"
+    ):
+        make(name)(*make_inputs(num_tokens=MAX_TOKENS + 1))
+
+
 def test_none_is_the_vision_features() -> None:
     vision, tokens, mask = make_inputs()
     assert torch.equal(make("none")(vision, tokens, mask), vision)
