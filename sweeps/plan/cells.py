@@ -12,7 +12,7 @@ from enum import StrEnum
 from semidavil.config import Config
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
-from sweeps.track.lease import lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun
 
 
@@ -82,7 +82,7 @@ class Plan:
             for cell in self.cells
             if cell.state is State.DONE
             and cell.run is not None
-            and made_by(cell.run) != self.grid_name
+            and cell.run.made_by != self.grid_name
             and self.grid_name not in cell.run.tags.get("grids", "").split()
         ]
 
@@ -93,11 +93,6 @@ class Plan:
     def gpu_hours(self, gpus: float) -> float:
         """What the cells that wait take of GPUs, with so many each; NaN as `seconds_left`."""
         return self.seconds_left(1) * gpus / 3600
-
-
-def made_by(run: TrackedRun) -> str:
-    """The grid that made a run; its experiment may have been renamed since."""
-    return run.tags.get("grid") or run.experiment
 
 
 def make_plan(
@@ -134,7 +129,7 @@ def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun 
         if run.status == "FINISHED":
             return State.DONE, run
     for run in reversed(runs):
-        if lease_state(run, now) == "held":
+        if is_held(run, now):
             return State.ELSEWHERE, run
     if not runs:
         return State.TODO, None

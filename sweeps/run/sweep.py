@@ -28,7 +28,7 @@ from sweeps.run.resources import Resources
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.track.deliver import advice, deliver_all
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
@@ -326,7 +326,7 @@ def tidy(store: Store, console: Console) -> None:
         show(str(error))
     runs, now, closed = store.runs(), time.time(), 0
     for run in runs:
-        if lease_state(run, now) is LeaseState.EXPIRED:
+        if run.is_open and not is_held(run, now):
             with suppress(RunGone, StoreRefused):
                 closed += store.close(
                     run.run_id, "KILLED", "its process ended without a word", run.epoch
@@ -335,7 +335,7 @@ def tidy(store: Store, console: Console) -> None:
         console.print(f"closed {closed} runs that a stopped sweep had left open")
     done = {run.key for run in runs if run.status == "FINISHED"}
     ended = done | {run.key for run in runs if run.stopped_early}
-    held = {run.key for run in runs if lease_state(run, now) is LeaseState.HELD}
+    held = {run.key for run in runs if is_held(run, now)}
     for key in (ended - held) & store.storage.keys():
         # Another sweep may have begun meanwhile to go on with what was stopped early.
         if key in done or not any(run.is_open for run in store.runs(key)):

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
-from sweeps.plan.cells import Cell, FailedCell, Plan, State, made_by
+from sweeps.plan.cells import Cell, FailedCell, Plan, State
 
 COLOURS = {
     State.DONE: "green",
@@ -55,9 +55,8 @@ def _detail(plan: Plan, cell: Cell) -> str:
     if run is None:
         return ""
     if cell.state is State.DONE:
-        by = made_by(run)
         score = BENCHMARKS[cell.config.data.benchmark].score
-        other = "" if by == plan.grid_name else f", by {by}"
+        other = "" if run.made_by == plan.grid_name else f", by {run.made_by}"
         return f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
@@ -145,7 +144,7 @@ def plan_csv(plan: Plan) -> str:
             seconds = run.metrics.get("final/seconds", math.nan)
             done = cell.state is State.DONE
             row += [f"{run.score:.4f}", f"{seconds:.1f}"] if done else ["", ""]
-            row += [run.run_id, made_by(run), run.tags.get("reason", "")]
+            row += [run.run_id, run.made_by, run.tags.get("reason", "")]
         rows.append(row)
     header = "cell differs_by key state score seconds run_id made_by reason"
     return csv_text(header.split(), rows)

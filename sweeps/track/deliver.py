@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sweeps.keep.storage import StorageError, file_of, workspace
 from sweeps.keep.workspace import ENDING, Workspace
 from sweeps.track.credentials import redact
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.outbox import Ending, LeaseLost, Outbox
 from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
@@ -107,7 +107,7 @@ def _forget(here: Workspace, run: TrackedRun) -> None:
     """The ending of an attempt after which there was another; while that trains, all stays as it is."""
     if run.status == "FINISHED":
         here.remove()
-    elif lease_state(run, time.time()) is not LeaseState.HELD:
+    elif not is_held(run, time.time()):
         (here.folder / ENDING).unlink(missing_ok=True)
         with suppress(StorageError):  # another machine is at it
             here.push()

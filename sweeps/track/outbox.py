@@ -21,9 +21,8 @@ from filelock import FileLock, Timeout
 from semidavil.full_disk import DiskFull, on_disk
 from sweeps.keep.workspace import ENDING, JOURNAL
 from sweeps.track.credentials import redact
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
-from sweeps.track.runs import TrackedRun
 from sweeps.track.store import REASON_CHARACTERS, Measurement, Store
 
 SEND_SECONDS = 5.0  # between two calls, of which each costs some 20 ms on SQLite
@@ -246,7 +245,7 @@ class Outbox:
         run = store.run(self.run_id)
         ours = run.epoch == self.epoch
         if ends == "FINISHED":
-            ours = ours or _is_free(run, now)
+            ours = ours or (run.status != "FINISHED" and not is_held(run, now))
         elif not ends:
             ours = ours and run.is_open
         if not ours:
@@ -391,11 +390,6 @@ class Outbox:
             self._waiting.append(final)
         self._send(self.store, ending.seconds)
         self.store.end(ending.run_id, ending.status, ending.time)
-
-
-def _is_free(run: TrackedRun, now: float) -> bool:
-    """Nobody has finished the run, and nobody is at work on it."""
-    return run.status != "FINISHED" and lease_state(run, now) is not LeaseState.HELD
 
 
 @dataclass(frozen=True)

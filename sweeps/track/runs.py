@@ -70,6 +70,11 @@ class TrackedRun:
         return int(self.tags.get("epoch", "0"))
 
     @property
+    def made_by(self) -> str:
+        """The grid that made it; its experiment may have been renamed since."""
+        return self.tags.get("grid") or self.experiment
+
+    @property
     def is_open(self) -> bool:
         return self.status in OPEN
 

@@ -234,13 +234,12 @@ class Store:
         self.log(run_id, params=config.to_params())
         return run_id
 
-    def continue_run(self, run: TrackedRun, config: Config, tags: Mapping[str, str]) -> str:
-        """Opens an unfinished run of the same Config again; returns its id."""
+    def continue_run(self, run: TrackedRun, config: Config, tags: Mapping[str, str]) -> None:
+        """Opens an unfinished run of the same Config again."""
         # The tags last: a run that had a new epoch and were not RUNNING would look free.
         self.call(lambda client: client.update_run(run.run_id, status="RUNNING"))
         # A run without params belongs to a process that was killed while it created the run.
         self.log(run.run_id, params={} if run.params else config.to_params(), tags=tags)
-        return run.run_id
 
     def log(
         self,
