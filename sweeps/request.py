@@ -19,8 +19,8 @@ from semidavil.config import (
     refuse_oracle,
 )
 from sweeps.plan.checks import Problem, find_problems, runnable
-from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, union
-from sweeps.plan.spec import Job, Selection, Spec
+from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, Selection, union
+from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 
 ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs

@@ -10,16 +10,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from semidavil.config import Config, ConfigError, parse_settings, preset
-from sweeps.plan.grids import GRIDS, Grid, union
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a grid's cells."""
-
-    benchmarks: tuple[str, ...] = ()  # empty: the grid's own
-    budgets: tuple[int, ...] = ()  # numbers of labelled target images; empty: each benchmark's own
-    seeds: tuple[int, ...] = (0,)
+from sweeps.plan.grids import GRIDS, Grid, Selection, union
 
 
 @dataclass(frozen=True)
@@ -57,9 +48,7 @@ class Spec:
             ConfigError: the grid has no cell on these benchmarks with these budgets.
         """
         base, grid = base or self.base(), GRIDS[self.grid]
-        return union(
-            *(grid.cells(base, s.benchmarks, s.budgets or None, s.seeds) for s in self.selections)
-        )
+        return union(*(grid.cells(base, s.benchmarks, s.budgets, s.seeds) for s in self.selections))
 
     def around(self, base: Config) -> Grid:
         """The grid with the baseline's open values taken from the settings."""
