@@ -94,43 +94,43 @@ class QueueSource:
 
 
 @dataclass(frozen=True)
-class SweepContext:
-    """What all cells of a sweep have in common.
+class SweepOptions:
+    """How a command wants its cells run.
 
     Attributes:
-        grid: the experiment's name.
-        parent: the run that theirs are shown below; empty if there is none.
-        tags: of their runs: commit, versions, preset.
+        tags: of all runs: commit, versions, preset.
         train: the training function as `module:function`.
         retries: how often a cell that fails is tried again, unless it would fail in the same way.
+        retry_diverged: cells whose loss became infinite are run again.
+        wait: stay until cells that other sweeps train are done, and take over what these leave.
     """
+
+    tags: Mapping[str, str]
+    train: str
+    retries: int = 1
+    retry_diverged: bool = False
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """What all cells of a sweep have in common."""
 
     store: Store
     resources: Resources
-    grid: str
+    options: SweepOptions
+    grid: str  # the experiment's name
     experiment_id: str
-    parent: str
-    tags: Mapping[str, str]
-    train: str
-    retries: int
+    parent: str  # the run that theirs are shown below; empty if there is none
 
 
 @dataclass
 class Outcome:
     """What became of the cells that ran."""
 
-    finished: int = 0
     failed: list[FailedCell] = field(default_factory=list)
-    held: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
+    taken: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
     undelivered: list[Task] = field(default_factory=list)  # ended, and the store does not have them
-
-
-@dataclass(frozen=True)
-class _Left:
-    """A cell that another sweep has."""
-
-    cell: Cell
-    reason: str
 
 
 class Driver:
@@ -232,8 +232,8 @@ class Driver:
     def _is_exhausted(self) -> bool:
         return not (self.to_claim or self.again or self.exclusive_queue) and self.source.exhausted()
 
-    def _claim_next(self) -> Task | _Left | None:
-        """In the store thread: a task, or a cell that is another sweep's; None without a cell."""
+    def _claim_next(self) -> Task | tuple[Cell, Held] | None:
+        """In the store thread: a task, or a cell that another sweep has; None without a cell."""
         if self.to_claim is None:
             self.to_claim = self._next_cell()
         cell = self.to_claim
@@ -241,7 +241,7 @@ class Driver:
             return None
         context, config = self.context, self._placed(cell.config)
         tags = {
-            **context.tags,
+            **context.options.tags,
             **self.source.tags(cell),
             "benchmark": config.data.benchmark,
             "grid": context.grid,
@@ -250,7 +250,7 @@ class Driver:
         self.to_claim = None
         if isinstance(lease, Held):
             self.source.taken(cell)
-            return _Left(cell, lease.reason)
+            return cell, lease
         task = self._task(cell, config, lease)
         self.open[task.run_id] = task, cell
         return task
@@ -283,20 +283,21 @@ class Driver:
             workspace=self.store.storage.of(config.key()),
             logged_step=claimed.logged_step,
             seconds=claimed.seconds,
-            train=self.context.train,
+            train=self.context.options.train,
             exclusive=cell.name in self.exclusive,
             gpus=self.context.resources.gpus,
         )
 
-    def _on_claimed(self, result: Task | _Left | Exception | None) -> None:
+    def _on_claimed(self, result: Task | tuple[Cell, Held] | Exception | None) -> None:
         self.claiming = False
         if isinstance(result, Task):
             self.ready.append(result)
         elif result is None:
             self.next_claim = time.monotonic() + NEXT_LOOK_SECONDS
-        elif isinstance(result, _Left):
-            self.outcome.held.add(result.cell.config.key())
-            self.progress.leave(result.cell.name, result.reason)
+        elif isinstance(result, tuple):
+            taken, held = result
+            self.outcome.taken.add(taken.config.key())
+            self.progress.taken(taken.name, held.reason)
         elif isinstance(result, StoreRefused | RunGone):
             cell, self.to_claim = self.to_claim, None
             self.next_claim = time.monotonic() + REFUSED_SECONDS
@@ -311,7 +312,6 @@ class Driver:
     # Ends
 
     def _on_done(self, task: Task, cell: Cell, done: Done) -> None:
-        self.outcome.finished += 1
         self.progress.end(task.name, summary=done.summary, seconds=done.seconds)
         self._note_undelivered(task, done.delivered)
         self.thread.submit(lambda: self.source.finished(cell, done, task.run_id))
@@ -329,7 +329,7 @@ class Driver:
         may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
         if failed.failure is Failure.MEMORY and failed.delivered and self._may_be_exclusive(task):
             self._try_exclusively(cell, failed.reason)
-        elif may_help and self.retried[cell.name] < self.context.retries:
+        elif may_help and self.retried[cell.name] < self.context.options.retries:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
         else:
@@ -337,8 +337,8 @@ class Driver:
 
     def _on_taken(self, task: Task, cell: Cell, reason: str, gone: bool = False) -> None:
         if not gone:
-            self.outcome.held.add(cell.config.key())
-        self.progress.leave(task.name, reason)
+            self.outcome.taken.add(cell.config.key())
+        self.progress.taken(task.name, reason)
         self.thread.submit(lambda: self.source.taken(cell))
 
     def _on_lost(self, task: Task, cell: Cell, lost: Lost) -> None:
@@ -402,7 +402,6 @@ class Driver:
             self.source.stopped(cell, task.run_id)
 
         self.thread.submit(stop)
-        self.outcome.finished += 1
         self.progress.end(task.name, summary=f"stopped early at step {step}")
 
     # The end of the sweep

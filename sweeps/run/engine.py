@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,9 @@ TASK, BOARD, RESOURCES, EVENT = "task", "board", "resources", "event"
 
 class Listener(Protocol):
     """What a sweep does about its tasks. No method may wait, for a store least of all: Tune waits for it."""
+
+    def next_task(self) -> Task | None:
+        """A task; None when there is none now."""
 
     def on_start(self, task: Task) -> None:
         """A worker has begun the task."""
@@ -89,16 +92,11 @@ def started_ray(resources: Resources, train: str) -> Iterator[None]:
         yield
 
 
-def run_tasks(
-    next_task: Callable[[], Task | None], listener: Listener, resources: Resources
-) -> None:
+def run_tasks(listener: Listener, resources: Resources) -> None:
     """Runs tasks until the listener has finished. Ray must be up.
 
     After a signal no task begins, and each one that runs is told to stop. Those that have not answered
     after `GRACE_SECONDS`, or at a second signal, are left to end with Ray.
-
-    Args:
-        next_task: a task, or None when there is none now.
 
     Raises:
         Stopped, KeyboardInterrupt: a signal has come.
@@ -114,11 +112,11 @@ def run_tasks(
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=_Tasks(next_task, trials, resources),
+                    search_alg=_Tasks(trials, resources),
                     num_samples=-1,
                     max_concurrent_trials=resources.concurrency,
                     reuse_actors=True,
-                    trial_dirname_creator=_trial_id,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
                 run_config=tune.RunConfig(
                     storage_path=scratch, verbose=0, callbacks=[_Callback(trials)]
@@ -247,15 +245,14 @@ class _DriverOnly:
 class _Tasks(_DriverOnly, Searcher):
     """Gives Tune the next task whenever it has a slot free."""
 
-    def __init__(
-        self, next_task: Callable[[], Task | None], trials: _Trials, resources: Resources
-    ) -> None:
+    def __init__(self, trials: _Trials, resources: Resources) -> None:
         super().__init__()
-        self.next_task, self.trials, self.resources = next_task, trials, resources
+        self.trials, self.resources = trials, resources
 
     def suggest(self, trial_id: str) -> Any:
-        while self.trials.signals.first is None and not self.trials.listener.finished():
-            if (task := self.next_task()) is not None:
+        listener = self.trials.listener
+        while self.trials.signals.first is None and not listener.finished():
+            if (task := listener.next_task()) is not None:
                 self.trials.add(trial_id, task)
                 cpus, gpus = self.resources.of(task)
                 return {
@@ -271,16 +268,8 @@ class _Tasks(_DriverOnly, Searcher):
         self.trials.exhausted = True
         return Searcher.FINISHED
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("repeat the sweep's command instead of restoring it")
+    def on_trial_complete(self, trial_id: str, **info: Any) -> None: ...
+    def save(self, checkpoint_path: str) -> None: ...
 
 
 class _Callback(_DriverOnly, tune.Callback):
@@ -288,47 +277,23 @@ class _Callback(_DriverOnly, tune.Callback):
         self.trials = trials
         self.began = False
 
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_begin(self, **info: Any) -> None:
         if not self.began:
             self.began = True
             self.trials.signals.install()  # Tune has set a handler of its own
 
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.begin(_trial_id(trial))
+    def on_trial_start(self, trial: Trial, **info: Any) -> None:
+        self.trials.begin(trial.trial_id)
 
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        self.trials.hear(_trial_id(trial), event_from_json(result[EVENT]))
+    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self.trials.hear(trial.trial_id, event_from_json(result[EVENT]))
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.lose(_trial_id(trial))  # unless it has said how it ended
+    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
+        self.trials.lose(trial.trial_id)  # unless it has said how it ended
 
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.lose(_trial_id(trial), _error_of(trial))
+    def on_trial_error(self, trial: Trial, **info: Any) -> None:
+        error = Path(trial.error_file).read_text() if trial.error_file else ""
+        self.trials.lose(trial.trial_id, error)
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, **info: Any) -> None:
         self.trials.step()
-
-
-# All that is read from Tune's own class of trials.
-
-
-def _trial_id(trial: Trial) -> str:
-    return trial.trial_id
-
-
-def _error_of(trial: Trial) -> str:
-    """What Ray says about a trial that has failed."""
-    return Path(trial.error_file).read_text() if trial.error_file else ""

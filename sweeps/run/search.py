@@ -221,9 +221,8 @@ def print_confirmation(console: Console, plan: Plan) -> None:
     if gains:
         spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
         console.print(
-            f"found minus preset, on seeds that the search has not seen: "
-            f"{statistics.mean(gains):+.2f}{spread} (n={len(gains)})",
-            highlight=False,
+            "found minus preset, on seeds that the search has not seen: "
+            f"{statistics.mean(gains):+.2f}{spread} (n={len(gains)})"
         )
 
 
@@ -245,7 +244,7 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
         text += f", {elsewhere} begun by other searches"
     if waiting := study.left() + len(study.failed("other")):
         text += f"; {waiting} to run, {_when(study, waiting, pace, resources)}"
-    console.print(f"study {study.name}: {text}", highlight=False, soft_wrap=True)
+    console.print(f"study {study.name}: {text}")
     table = Table("", score, *(["ms per image"] if study.objective != "miou" else []))
     table.add_column("settings", overflow="fold")
     shown = [trial for trial in study.finished() if study.is_preset(trial)]
@@ -262,7 +261,7 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
         console.print(table)
     if important := study.importances():
         text = ", ".join(f"{path} {100 * share:.0f}%" for path, share in important.items())
-        console.print(f"importance for the {score}: {text}", highlight=False, soft_wrap=True)
+        console.print(f"importance for the {score}: {text}")
 
 
 def _when(study: Study, trials: int, pace: Pace, resources: Resources) -> str:

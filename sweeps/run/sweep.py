@@ -1,9 +1,10 @@
 """A sweep from its start to its end: tidy up, prepare data, start Ray, run what waits, say what is left."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,10 +22,12 @@ from sweeps.run.driver import (
     Outcome,
     QueueSource,
     SweepContext,
+    SweepOptions,
 )
 from sweeps.run.engine import run_tasks, started_ray
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
+from sweeps.run.worker import is_input_error
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.track.deliver import advice, deliver_all
@@ -39,25 +42,6 @@ LOOK_SECONDS = 10.0  # between two looks at cells that others train, with --wait
 
 # Of each cell that waits: what runs are like it, and the share of its training that is left.
 Work = Sequence[tuple[Kind, float]]
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a command wants its cells run.
-
-    Attributes:
-        tags: of all runs: commit, versions, preset.
-        train: the training function as `module:function`.
-        retries: how often a cell that fails is tried again, unless it would fail in the same way.
-        retry_diverged: cells whose loss became infinite are run again.
-        wait: stay until cells that other sweeps train are done, and take over what these leave.
-    """
-
-    tags: Mapping[str, str]
-    train: str
-    retries: int = 1
-    retry_diverged: bool = False
-    wait: bool = False
 
 
 @dataclass
@@ -172,12 +156,10 @@ class Sweep:
                 else:
                     prepare()
             except Exception as error:
-                if not kind.explains(error):
+                if not is_input_error(error):
                     raise
                 self._unprepared[kind] = str(error)
-                self.console.print(
-                    f"[red]left out:[/] {escape(str(error))}", soft_wrap=True, highlight=False
-                )
+                self.console.print(f"[red]left out:[/] {escape(str(error))}")
 
     def _runnable(self, configs: Sequence[Config]) -> list[Config]:
         return [config for config in configs if preparation_of(config) not in self._unprepared]
@@ -192,10 +174,10 @@ class Sweep:
             if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
                 overview = self._overview(job, plan)
                 outcome = self._drive(QueueSource(cells), overview, _work(cells), runs)
-                self._attempted |= {cell.config.key() for cell in cells} - outcome.held
+                self._attempted |= {cell.config.key() for cell in cells} - outcome.taken
                 self.result.failed += outcome.failed
                 # A claim of another sweep may not show in the plan yet.
-                in_vain = in_vain + 1 if len(outcome.held) == len(cells) else 0
+                in_vain = in_vain + 1 if len(outcome.taken) == len(cells) else 0
                 time.sleep(in_vain)
             elif (plan.elsewhere or cells) and self.options.wait:
                 waiting = len(plan.elsewhere) + len(cells)
@@ -259,22 +241,22 @@ class Sweep:
     def _say_once(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            self.console.print(text, soft_wrap=True, highlight=False)
+            self.console.print(text)
 
     def _drive(
         self, source: CellSource, overview: Overview, to_come: Work, runs: Sequence[TrackedRun]
     ) -> Outcome:
-        store, options = self.store, self.options
+        grid = overview.spec.grid
         context = SweepContext(
-            store, self.resources, overview.spec.grid, store.experiment_id(overview.spec.grid),
-            overview.run_id, options.tags, options.train, options.retries,
+            self.store, self.resources, self.options, grid, self.store.experiment_id(grid),
+            overview.run_id,
         )  # fmt: skip
         pace = Pace(runs)
         progress = SweepProgress(self.console, source, to_come, self.resources.concurrency, pace)
         driver = Driver(source, context, progress)
         self._drivers.append(driver)
         with progress:
-            run_tasks(driver.next_task, driver, self.resources)
+            run_tasks(driver, self.resources)
         driver.close("the sweep has ended")
         self._drivers.remove(driver)
         self._settle(driver)
@@ -289,7 +271,7 @@ class Sweep:
         patient, waiting = self.store.within(CLOSING_SECONDS), driver.outcome.undelivered
         try:
             if waiting:
-                deliver_all(patient, self._show)
+                deliver_all(patient, partial(self.console.print, markup=False))
                 for task in waiting:  # refused still: the run must not look as if it went on
                     why = "its results wait to be delivered"
                     self.result.undelivered += patient.close(task.run_id, "KILLED", why, task.epoch)
@@ -303,9 +285,6 @@ class Sweep:
         if driver.problem is not None:
             raise driver.problem
 
-    def _show(self, text: str) -> None:
-        self.console.print(escape(text), soft_wrap=True, highlight=False)
-
 
 def _work(cells: Sequence[Cell]) -> Work:
     return [(kind_of(cell.config.to_params()), cell.left) for cell in cells]
@@ -313,10 +292,7 @@ def _work(cells: Sequence[Cell]) -> Work:
 
 def tidy(store: Store, console: Console) -> None:
     """Ends what earlier sweeps have left unended, and removes what nobody needs any more."""
-
-    def show(text: str) -> None:
-        console.print(escape(text), soft_wrap=True, highlight=False)
-
+    show = partial(console.print, markup=False)
     try:
         if count := deliver_all(store, show):
             show(f"delivered {count} runs that had ended while the tracking store was away")

@@ -259,6 +259,11 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
         shutil.copyfile(path, target / Path(path).name)
 
 
+def is_input_error(error: Exception) -> bool:
+    """Whether an error of `prepare` is of the input, such as a missing data set, and not of the code."""
+    return type(error).__name__ in INPUT_ERRORS or isinstance(error, FileNotFoundError)
+
+
 def failure_of(error: Exception) -> Failure:
     """Judged by the error's name, so that no training code is imported."""
     name = type(error).__name__

@@ -131,7 +131,7 @@ class SweepProgress:
         self.print(f"{ended:{len(str(total))}}/{total}  {escape(name)}  {outcome}{left}")
         self._refresh()
 
-    def leave(self, name: str, reason: str) -> None:
+    def taken(self, name: str, reason: str) -> None:
         """A cell is another sweep's, or nobody's any more."""
         self.pause(name)
         self.print(f"{escape(name)}: {escape(reason)}")
@@ -146,7 +146,7 @@ class SweepProgress:
 
     def print(self, text: str) -> None:
         """A line above the bars, with rich's markup."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)
 
     def seconds_left(self) -> float:
         """Until all cells have ended; NaN while nothing like them has run."""

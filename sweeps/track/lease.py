@@ -137,7 +137,7 @@ class Leases:
             if isinstance(epoch, Held):
                 return epoch
             if epoch:
-                # Again under the lease: a run may have been delivered, or opened by a later holder, meanwhile.
+                # Again under the lease: a run may have been delivered meanwhile, or opened by a later holder.
                 runs = self.store.runs(key, fresh=False)
                 return _holder(runs, token, epoch) or (epoch, runs)
 
