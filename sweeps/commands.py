@@ -215,7 +215,6 @@ def _search(options: Options, console: Console) -> int:
         print_search,
         write_study,
     )
-    from sweeps.run.space import study_name
     from sweeps.run.study import Study
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.overview import open_overview
@@ -224,9 +223,8 @@ def _search(options: Options, console: Console) -> int:
 
     try:
         study = Study(base, options.objective, options.trials, store, create=not options.list_only)
-    except KeyError:
-        name = study_name(base, options.objective, store.uri)
-        console.print(f"study {name}: not begun, {options.trials} trials to run")
+    except KeyError as error:
+        console.print(f"study {error.args[0]}: not begun, {options.trials} trials to run")
         return WRONG if problems else DONE
     if not options.list_only:
         tidy(store, console)

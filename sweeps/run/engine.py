@@ -26,17 +26,21 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.run.connection import ClusterError, first_line, joined_cluster, local_ray
-from sweeps.run.deaths import cause_of_death, kernel_kills
-from sweeps.run.events import Event, Progress, Task, event_from_json, event_to_json
+from sweeps.run.events import Event, Lost, Progress, Task, event_from_json, event_to_json
 from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals, stopping_signals
 from sweeps.run.worker import run_task
 from sweeps.stopping import Stopped
+from sweeps.track.credentials import redact
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers travels
 POLL_SECONDS = 0.1  # between two questions for a task while none runs
 GRACE_SECONDS = 30.0  # for checkpoints after a signal; batch systems give about as much
 ANSWER_SECONDS = 5.0  # for the stop board to answer; a worker that hears nothing trains on
+# Ray's words for what its memory monitor has killed. It names the kernel's "OOM killer" for any death.
+OUT_OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY")
+# Where the kernel counts the processes that it has killed for want of memory: all, and a container's.
+KILL_COUNTERS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
 # Keys of a trial's config, and of its results.
 TASK, BOARD, RESOURCES, EVENT = "task", "board", "resources", "event"
 
@@ -297,3 +301,31 @@ class _Callback(_DriverOnly, tune.Callback):
 
     def on_step_end(self, **info: Any) -> None:
         self.trials.step()
+
+
+def cause_of_death(error: str, killed: bool) -> Lost:
+    """Why a worker died: it matters whether memory was short, since a cell by itself has more.
+
+    Args:
+        error: Ray's text.
+        killed: the kernel has killed a process of this machine for want of memory meanwhile.
+    """
+    if killed or any(words in error for words in OUT_OF_MEMORY):
+        return Lost("its worker process was killed: the machine was out of memory", True)
+    if "node has died" in error:
+        return Lost("its worker process died with its machine", False)
+    if not error or "actor died" in error:
+        return Lost("its worker process died", False)
+    return Lost(f"its worker failed: {redact(error.strip()).splitlines()[-1]}", False)
+
+
+def kernel_kills() -> int:
+    """How many processes the kernel of this machine has killed for want of memory."""
+    kills = 0
+    for path in KILL_COUNTERS:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        kills += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return kills

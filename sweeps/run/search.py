@@ -30,7 +30,7 @@ from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.run.events import Done, Progress
 from sweeps.run.resources import Resources
 from sweeps.run.study import GRACE_SECONDS, HEARTBEAT_SECONDS, Study, number_of
-from sweeps.show.overview import Overview, write_search_overview
+from sweeps.show.overview import Overview
 from sweeps.show.tables import duration
 from sweeps.track.retry import RunGone, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
@@ -115,11 +115,9 @@ class StudySource:
 
     def _take_result(self, cell: Cell, run: TrackedRun) -> None:
         """The run of another sweep is this trial's, and `status.py` counts it for the study."""
-        studies = run.tags.get("studies", "").split()
-        if self.study.name not in (run.tags.get("study"), *studies):
+        if self.study.name != run.tags.get("study"):
             with suppress(RunGone, StoreRefused):
-                tags = {"studies": " ".join([*studies, self.study.name])}
-                self.store.log(run.run_id, tags=tags)
+                self.store.add_to(run, "studies", self.study.name)
         self.study.tell(cell.name, run.run_id, score=run.score, latency_ms=run.latency_ms)
         del self._pending[cell.name]
         self.say(f"{escape(cell.name)} has a finished run: {run.run_id[:8]}")
@@ -228,12 +226,13 @@ def print_confirmation(console: Console, plan: Plan) -> None:
 
 def write_study(store: Store, overview: Overview, study: Study) -> None:
     """Brings the overview of a search in MLflow up to date: its trials and what mattered."""
+    metrics = {f"trials/{name}": count for name, count in study.counts().items()}
     texts = {
         f"studies/{study.name}.csv": study.csv(),
         f"studies/{study.name}-importances.csv": study.importances_csv(),
     }
-    ended = not (study.left() or study.running_elsewhere())
-    write_search_overview(store, overview, study.counts(), texts, ended)
+    status = "SCHEDULED" if study.left() or study.running_elsewhere() else "FINISHED"
+    store.update_overview(overview.run_id, status, metrics, texts)
 
 
 def print_search(console: Console, study: Study, pace: Pace, resources: Resources) -> None:

@@ -189,7 +189,7 @@ class Sweep:
         for run in plan.foreign():
             self._overview(job, plan)
             with self._left_out_if_refused():
-                self.store.add_to_grid(run, job.name)
+                self.store.add_to(run, "grids", job.name)
         self._write_overview(job, self.store)
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)

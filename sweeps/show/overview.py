@@ -8,7 +8,7 @@ next sweep of the same settings goes on with the same run.
 
 import io
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -62,18 +62,6 @@ def write_overview(store: Store, overview: Overview, runs: Iterable[TrackedRun])
     metrics = {"cells/total": total, "cells/done": done, "cells/failed": failed}
     texts = {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, overview.concurrency)}
     store.update_overview(overview.run_id, status, metrics, texts)
-
-
-def write_search_overview(
-    store: Store,
-    overview: Overview,
-    counts: Mapping[str, int],
-    texts: Mapping[str, str],
-    ended: bool,
-) -> None:
-    """As `write_overview`, of a search: its trials by state, and its artifacts by file name."""
-    metrics = {f"trials/{name}": count for name, count in counts.items()}
-    store.update_overview(overview.run_id, "FINISHED" if ended else "SCHEDULED", metrics, texts)
 
 
 def results_text(plan: Plan, concurrency: int) -> str:

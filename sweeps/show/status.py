@@ -141,7 +141,7 @@ def look(store: Store, grid: str | None = None) -> RenderableType:
 def _undelivered(store: Store, now: float) -> str:
     """What to say about ended runs that wait beside this store; the tables do not count them as ended."""
     try:
-        ages = [now - one.ending.time / 1000 for one in undelivered(store)]
+        ages = [now - ending.time / 1000 for _, ending in undelivered(store)]
     except StorageError as error:  # the sweeps may be well
         return str(error)
     count = sum(age > DELIVERY_SECONDS for age in ages)

@@ -9,10 +9,11 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -259,7 +260,7 @@ class Store:
             batch = points[:room], names[:PARAMS], marks[:TAGS] if last else []
             del points[:room], names[:PARAMS], marks[: len(batch[2])]
             # Not in MLflow's queue, which a user may have switched on and which keeps its errors to itself.
-            self.call(partial(_log_batch, run_id, batch))
+            self.call(methodcaller("log_batch", run_id, *batch, synchronous=True))
 
     def log_files(self, run_id: str, path: Path, folder: str = "") -> None:
         """A file, or all in a folder, as artifacts of a run, below `folder`.
@@ -326,11 +327,11 @@ class Store:
             with suppress(RunGone):  # its worker will find out
                 self.log(run_id, tags={"alive": str(int(time.time()))})
 
-    def add_to_grid(self, run: TrackedRun, grid: str) -> None:
-        """Marks a run of another grid as belonging to this one too."""
-        grids = run.tags.get("grids", "").split()
-        if grid not in grids:
-            self.log(run.run_id, tags={"grids": " ".join([*grids, grid])})
+    def add_to(self, run: TrackedRun, tag: str, name: str) -> None:
+        """Marks a run of another grid or study as belonging to this one too: `grids` or `studies`."""
+        names = run.tags.get(tag, "").split()
+        if name not in names:
+            self.log(run.run_id, tags={tag: " ".join([*names, name])})
 
     # Overviews: one run for each grid and settings, the parent of its runs
 
@@ -389,14 +390,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _log_batch(
-    run_id: str,
-    batch: tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]],
-    client: MlflowClient,
-) -> None:
-    client.log_batch(run_id, *batch, synchronous=True)
 
 
 def _has_moved(noted: str, location: str) -> bool:

@@ -135,7 +135,7 @@ def test_closing_leaves_an_ended_run_and_that_of_another_lease(
 def test_a_run_joins_further_grids(store: Store) -> None:
     create_run(store)
     for grid in ("losses", "methods", "losses"):
-        store.add_to_grid(store.runs()[0], grid)
+        store.add_to(store.runs()[0], "grids", grid)
     assert store.runs()[0].tags["grids"] == "losses methods"
 
 

@@ -140,7 +140,7 @@ def test_a_run_that_this_process_has_left_open_is_closed_and_its_cell_run(
 
 
 @pytest.mark.parametrize("error", [RunGone("deleted"), StoreRefused("forbidden")])
-@pytest.mark.parametrize("call", ["add_to_grid", "update_overview"])
+@pytest.mark.parametrize("call", ["add_to", "update_overview"])
 def test_bookkeeping_that_fails_costs_no_cell(
     call: str, error: Exception, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
