@@ -31,22 +31,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid's function and what is fixed about it.
-
-    Attributes:
-        build: the function.
-        baseline: the settings that it varies, with the values that the others are compared to; None
-            stands for the value that the preset has.
-        benchmarks: what it runs on unless told otherwise; toy runs take the first alone.
-        shown: of the settings that it varies, those that name a variant; empty: all of them.
-        name_of: names a variant instead, from its flat params.
-    """
+    """A grid's function and what is fixed about it."""
 
     build: Callable[[Config, Selection], list[Config]]
+    # The settings that it varies, with the values that the others are compared to; None stands for the
+    # value that the preset has.
     baseline: Mapping[str, Any]
-    benchmarks: tuple[str, ...]
-    shown: tuple[str, ...] = ()
-    name_of: Callable[[Mapping[str, str]], str] | None = None
+    benchmarks: tuple[str, ...]  # unless told otherwise; toy runs take the first alone
+    shown: tuple[str, ...] = ()  # of the settings that it varies, those that name a variant; or all
+    name_of: Callable[[Mapping[str, str]], str] | None = None  # names it instead, from flat params
 
     def around(self, base: Config) -> "Grid":
         """This grid with the baseline's open values taken from `base`."""

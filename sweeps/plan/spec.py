@@ -15,18 +15,14 @@ from sweeps.plan.grids import GRIDS, Grid, Selection, union
 
 @dataclass(frozen=True)
 class Spec:
-    """A grid with settings, and which of its cells were asked for. Of a search: its study.
-
-    Attributes:
-        settings: as given to --set, `name=value`, without those of `runtime`, which change no result.
-        trials, study: of a search alone.
-    """
+    """A grid with settings, and which of its cells were asked for. Of a search: its study."""
 
     grid: str
     preset: str
+    # As given to --set, `name=value`, without those of `runtime`, which change no result.
     settings: tuple[str, ...] = ()
     selections: tuple[Selection, ...] = (Selection(),)
-    trials: int = 0
+    trials: int = 0  # of a search alone, as is the study
     study: str = ""
 
     @property

@@ -30,19 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Common:
-    """What every node must reach as the sweep's own machine does.
-
-    Attributes:
-        database: the SQLite file of the tracking store, if it is one.
-        storage: where checkpoints and logs are kept.
-        data_roots, caches: `runtime.data_root` and `runtime.cache_dir` of the cells.
-    """
+    """What every node must reach as the sweep's own machine does."""
 
     tracking_uri: str
-    database: Path | None
-    storage: Storage
-    data_roots: frozenset[str]
-    caches: frozenset[str]
+    database: Path | None  # the SQLite file of the tracking store, if it is one
+    storage: Storage  # where checkpoints and logs are kept
+    data_roots: frozenset[str]  # `runtime.data_root` of the cells
+    caches: frozenset[str]  # `runtime.cache_dir` of the cells
 
     @classmethod
     def of(

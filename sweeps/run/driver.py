@@ -95,21 +95,13 @@ class QueueSource:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """How a command wants its cells run.
+    """How a command wants its cells run."""
 
-    Attributes:
-        tags: of all runs: commit, versions, preset.
-        train: the training function as `module:function`.
-        retries: how often a cell that fails is tried again, unless it would fail in the same way.
-        retry_diverged: cells whose loss became infinite are run again.
-        wait: stay until cells that other sweeps train are done, and take over what these leave.
-    """
-
-    tags: Mapping[str, str]
-    train: str
-    retries: int = 1
-    retry_diverged: bool = False
-    wait: bool = False
+    tags: Mapping[str, str]  # of all runs: commit, versions, preset
+    train: str  # the training function as `module:function`
+    retries: int = 1  # of a cell that fails, unless it would fail in the same way
+    retry_diverged: bool = False  # cells whose loss became infinite are run again
+    wait: bool = False  # for cells that other sweeps train, and take over what these leave
 
 
 @dataclass(frozen=True)

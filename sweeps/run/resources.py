@@ -11,19 +11,13 @@ from sweeps.run.events import Task
 
 @dataclass(frozen=True)
 class Resources:
-    """What each trial gets, and how many run at a time.
-
-    Attributes:
-        cpus, gpus: of a trial; half a GPU is 0.5.
-        address: of a running Ray cluster; None starts a local one.
-        note: what was asked for and is not there, for people; or empty.
-    """
+    """What each trial gets, and how many run at a time."""
 
     concurrency: int
-    cpus: float
-    gpus: float
-    address: str | None = None
-    note: str = ""
+    cpus: float  # of a trial
+    gpus: float  # of a trial; half a GPU is 0.5
+    address: str | None = None  # of a running Ray cluster; None starts a local one
+    note: str = ""  # what was asked for and is not there, for people
 
     @property
     def threads(self) -> int:

@@ -93,13 +93,9 @@ def study_name(base: Config, objective: str, uri: str) -> str:
 
 @dataclass(frozen=True)
 class OpenTrial:
-    """A trial that this process has begun.
+    """A trial that this process has begun."""
 
-    Attributes:
-        name: unique within the study, the same when the trial is queued again, as is the number.
-    """
-
-    name: str
+    name: str  # unique within the study; the same when the trial is queued again, as is the number
     number: int
     config: Config
     trial: Trial

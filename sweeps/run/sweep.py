@@ -46,19 +46,12 @@ Work = Sequence[tuple[Kind, float]]
 
 @dataclass
 class SweepResult:
-    """What is not done, and why.
+    """What is not done, and why."""
 
-    Attributes:
-        failed: cells that were given up, or could not be prepared.
-        undelivered: runs that ended, and that the store does not have.
-        elsewhere: cells that other sweeps are at.
-        plans: of each job, as things are at the end, by its name.
-    """
-
-    failed: list[FailedCell] = field(default_factory=list)
-    undelivered: int = 0
-    elsewhere: int = 0
-    plans: dict[str, Plan] = field(default_factory=dict)
+    failed: list[FailedCell] = field(default_factory=list)  # given up, or could not be prepared
+    undelivered: int = 0  # runs that ended, and that the store does not have
+    elsewhere: int = 0  # cells that other sweeps are at
+    plans: dict[str, Plan] = field(default_factory=dict)  # of each job at the end, by its name
 
 
 @dataclass

@@ -36,18 +36,12 @@ def has_died(owner: Mapping[str, str], last_seen: float, now: float) -> bool:
 
 @dataclass(frozen=True)
 class Claimed:
-    """The lease is ours.
+    """The lease is ours."""
 
-    Attributes:
-        run_id: the cell's run, open.
-        epoch: the fencing token.
-        logged_step, seconds: what the store has of earlier attempts, and their training time.
-    """
-
-    run_id: str
-    epoch: int
-    logged_step: int = 0
-    seconds: float = 0.0
+    run_id: str  # the cell's run, open
+    epoch: int  # the fencing token
+    logged_step: int = 0  # what the store has of earlier attempts
+    seconds: float = 0.0  # their training time
 
 
 @dataclass(frozen=True)

@@ -50,27 +50,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run has ended.
-
-    Attributes:
-        run_id, store: where it belongs; the store's address without passwords, for people.
-        status: FINISHED or FAILED.
-        epoch: of the lease under which it was trained.
-        values: final metrics, of `step`.
-        time: ms since 1970.
-        seconds: training time, of all attempts.
-        files: relative to the run's folder; of a folder, its contents.
-    """
+    """How a run has ended."""
 
     run_id: str
-    store: str
-    status: str
+    store: str  # where it belongs: an address without passwords, for people
+    status: str  # FINISHED or FAILED
     step: int
-    time: int
-    seconds: float
-    epoch: int = 0
-    values: dict[str, float] = field(default_factory=dict)
+    time: int  # ms since 1970
+    seconds: float  # training time, of all attempts
+    epoch: int = 0  # of the lease under which it was trained
+    values: dict[str, float] = field(default_factory=dict)  # final metrics, of `step`
     tags: dict[str, str] = field(default_factory=dict)
+    # Relative to the run's folder; of a folder, its contents.
     files: list[str] = field(default_factory=list)
 
     @classmethod

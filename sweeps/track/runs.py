@@ -17,17 +17,11 @@ OPEN = ("RUNNING", "SCHEDULED")
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run's training is, as last logged.
-
-    Attributes:
-        step: the last step that was logged.
-        seconds: training time of all attempts.
-        time: when that was logged, in seconds since 1970.
-    """
+    """How far a run's training is, as last logged."""
 
     step: int = 0
-    seconds: float = 0.0
-    time: float = 0.0
+    seconds: float = 0.0  # training time of all attempts
+    time: float = 0.0  # when it was logged, in seconds since 1970
 
     @classmethod
     def parse(cls, tag: str) -> "RunProgress":
@@ -36,28 +30,19 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """One run of this harness.
-
-    Attributes:
-        experiment: its name.
-        status: MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED.
-        started, ended: ms since 1970; `ended` is None while the run is open.
-        tags: ours, without their prefix.
-        metrics: the final ones alone, by their full name.
-        deleted: somebody has deleted it in MLflow; it can still be restored.
-        store_back: since when the store answers again, in seconds since 1970, if it was seen to be away.
-    """
+    """One run of this harness."""
 
     run_id: str
     name: str
-    experiment: str
-    status: str
-    started: int
-    ended: int | None
-    tags: Mapping[str, str]
+    experiment: str  # its name
+    status: str  # MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED
+    started: int  # ms since 1970
+    ended: int | None  # ms since 1970; None while the run is open
+    tags: Mapping[str, str]  # ours, without their prefix
     params: Mapping[str, str]
-    metrics: Mapping[str, float]
-    deleted: bool = False
+    metrics: Mapping[str, float]  # the final ones alone, by their full name
+    deleted: bool = False  # in MLflow, where it can still be restored
+    # Since when the store answers again, in seconds since 1970, if it was seen to be away.
     store_back: float = 0.0
 
     @property
