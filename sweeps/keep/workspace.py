@@ -43,16 +43,13 @@ class Workspace:
         self.folder, self.uri = folder, uri
 
     def fetch(self, epoch: int, run_id: str) -> None:
-        """Makes the folder, with what the run has so far.
+        """Makes the folder, with what the run has so far. Raises DiskFull, too.
 
         Args:
-            epoch: of the lease under which the run is trained or delivered; see `sweeps.track.lease`. If a
-                later one has been at the run, the folder stays as it is, and nothing of it is pushed.
+            epoch: of the lease under which the run is trained or delivered. If a later one has been at the
+                run, the folder stays as it is, and nothing of it is pushed.
             run_id: the run in the tracking store whose epochs these are. Epochs of different runs (one was
                 deleted, or there is another store) are not compared: the later fetch goes on.
-
-        Raises:
-            DiskFull: of this machine.
         """
         with on_disk(self.folder):
             make_folder(self.folder, self.remedy)
@@ -180,11 +177,7 @@ class Storage:
 
 
 def make_folder(folder: Path, remedy: str) -> None:
-    """Makes a folder, if it is not there.
-
-    Raises:
-        StorageError: it cannot be made; the message ends with the remedy.
-    """
+    """Makes a folder, if it is not there; a StorageError ends with the remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

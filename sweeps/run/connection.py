@@ -11,15 +11,14 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.run.signals import deaf_processes, killed_when_asked, stopping_signals
@@ -31,7 +30,6 @@ PACKAGES = ("semidavil", "sweeps")  # whose code travels
 JOIN_SECONDS = 20.0  # for a cluster to let this process in; Ray itself would try for two minutes
 PYTHONPATH = "PYTHONPATH"
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -65,36 +63,15 @@ def trials_per_gpu(share: float) -> int:
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Ray, started on this machine and ended with all its processes.
-
-    A signal that comes meanwhile waits until Ray has started or ended.
-
-    Args:
-        options: of `ray.init`.
+    """Ray, started on this machine with `ray.init`'s options and ended with all its processes.
 
     Raises:
         ClusterError: it does not start.
         Stopped, KeyboardInterrupt: a signal came while it started.
     """
     put_code_first()
-    with stopping_signals() as signals, deaf_processes() as processes:
-        try:
-            _init(_source("sweeps").parent, address="local", **options)
-        except (
-            SystemExit
-        ):  # Ray's handler of SIGTERM, by way of a thread that does not have it blocked
-            ray.shutdown()
-            raise Stopped(signal.SIGTERM) from None
-        except Exception as error:
-            ray.shutdown()
-            raise ClusterError(_why_not_started(error)) from error
-        signals.install()  # Ray has set a handler of its own
-    try:
-        signals.raise_first()
+    with _ray(_source("sweeps").parent, _why_not_started, address="local", **options):
         yield
-    finally:
-        with stopping_signals(), killed_when_asked(processes):
-            ray.shutdown()
 
 
 @contextmanager
@@ -104,18 +81,37 @@ def joined_cluster(address: str, train: str) -> Iterator[None]:
     Raises:
         ClusterError: it does not let this process in.
     """
+    code = runtime_env(train)
+
+    def why_not(error: Exception) -> str:
+        return _why_not_joined(address, first_line(error))
+
     # Nodes have no checkout: what they run is what they were sent.
-    with stopping_signals() as signals, tempfile.TemporaryDirectory() as nowhere:
+    with (
+        tempfile.TemporaryDirectory() as nowhere,
+        _ray(nowhere, why_not, address=address, runtime_env=code),
+    ):
+        yield
+
+
+@contextmanager
+def _ray(folder: Path | str, why_not: Callable[[Exception], str], **options: Any) -> Iterator[None]:
+    """Ray; a signal that comes meanwhile waits until it has started or ended."""
+    with stopping_signals() as signals, deaf_processes() as processes:
         try:
-            _init(nowhere, address=address, runtime_env=runtime_env(train))
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise ClusterError(_why_not_joined(address, first_line(error))) from error
-        signals.install()
+            _init(folder, **options)
+        except SystemExit:  # Ray's handler of SIGTERM, in a thread that does not have it blocked
+            ray.shutdown()
+            raise Stopped(signal.SIGTERM) from None
+        except Exception as error:
+            ray.shutdown()
+            raise ClusterError(why_not(error)) from error
+        signals.install()  # Ray has set a handler of its own
     try:
         signals.raise_first()
         yield
     finally:
-        with stopping_signals():
+        with stopping_signals(), killed_when_asked(processes):
             ray.shutdown()
 
 

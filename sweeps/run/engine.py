@@ -75,8 +75,7 @@ class Listener(Protocol):
 def started_ray(resources: Resources, train: str) -> Iterator[None]:
     """Ray, local with just the resources that the trials take, or the cluster at `resources.address`.
 
-    Args:
-        train: the training function as `module:function`; its code goes to the cluster with ours.
+    The code of `train`, given as `module:function`, goes to the cluster with ours.
 
     Raises:
         ClusterError: Ray does not start, or the cluster does not let this process in.

@@ -70,8 +70,7 @@ def _sqlite_uri(path: Path, url: URL | None = None) -> str:
 def created_once(path: Path) -> Iterator[None]:
     """What is done within finds the file whole, or is the only process that creates it.
 
-    Raises:
-        TrackingError: the file, or its folder, cannot be used; found out within seconds.
+    Raises TrackingError, within seconds, if the file, or its folder, cannot be used.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,11 +38,7 @@ def deliver_all(store: Store, show: Print) -> int:
     """Delivers what waits beside this store and belongs to it; returns how many runs it has got.
 
     A cell that another sweep has finished meanwhile keeps that run: ours is closed, so that no cell
-    has two.
-
-    Raises:
-        StoreAway: all that is not delivered stays kept.
-        StorageError: the bucket where it is kept is away.
+    has two. After StoreAway and StorageError (a bucket is away), what is not delivered stays kept.
     """
     waiting = undelivered(store)
     if not waiting:
@@ -104,10 +100,10 @@ def _forget(here: Workspace, run: TrackedRun) -> None:
 
 
 def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
-    return any(
-        other.key == run.key and other.run_id != run.run_id and other.status == "FINISHED"
-        for other in runs
-    )
+    finished = {
+        other.run_id for other in runs if (other.key, other.status) == (run.key, "FINISHED")
+    }
+    return bool(finished - {run.run_id})
 
 
 def advice(store: Store) -> str:

@@ -66,11 +66,7 @@ class Ending:
 
     @classmethod
     def read(cls, folder: Path) -> "Ending | None":
-        """The ending in a run's folder, if it has one.
-
-        Raises:
-            TrackingError: it is not what this program has written.
-        """
+        """The ending in a run's folder, if it has one; raises as `parse`."""
         path = folder / ENDING
         try:
             return cls.parse(path.read_text(), str(path))
@@ -79,11 +75,7 @@ class Ending:
 
     @classmethod
     def parse(cls, text: str, file: str) -> "Ending":
-        """The ending that `file` holds.
-
-        Raises:
-            TrackingError: it is not what this program has written.
-        """
+        """The ending that `file` holds; raises TrackingError if this program has not written it."""
         try:
             fields = json.loads(text)
             fields.pop("owner", None)  # of older versions
@@ -94,11 +86,7 @@ class Ending:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Durably, in place of the one before.
-
-        Raises:
-            DiskFull: the one before stays.
-        """
+        """Durably, in place of the one before, which stays if the disk is full."""
         draft = folder / f"{ENDING}.part"
         with on_disk(folder):
             with draft.open("w") as file:
@@ -137,11 +125,11 @@ class Outbox:
         self.store, self.run_id, self.epoch = store, run_id, epoch
         self.folder, self.journal = folder, folder / JOURNAL
         self._tags: dict[str, str] = {}  # that wait
-        entries, sent, self._torn = _read_journal(self.journal, run_id)
-        logged_step = max(logged_step, sent.step)
+        entries, sent_step, sent_seconds, self._torn = _read_journal(self.journal, run_id)
+        logged_step = max(logged_step, sent_step)
         self.step = max([logged_step, *(entry.step for entry in entries)])
         self._waiting = [entry for entry in entries if entry.step > logged_step]
-        self._seconds_before = max(seconds, sent.seconds)
+        self._seconds_before = max(seconds, sent_seconds)
         self._sent_step, self._sent_seconds = logged_step, self._seconds_before
         self._started = time.monotonic()
         self._behind = behind
@@ -276,13 +264,9 @@ class Outbox:
         self._torn = False
 
     def finish(self, values: Mapping[str, float], artifacts: Path) -> bool:
-        """Final metrics and the contents of `artifacts`; then, and only then, FINISHED.
+        """Final metrics and the contents of `artifacts`, a folder of the run; then, and only then, FINISHED.
 
-        Args:
-            artifacts: in the run's folder.
-
-        Returns:
-            Whether the store has it; else it is kept, for `deliver`.
+        Returns whether the store has it; else it is kept, for `deliver`.
         """
         self._join()
         self._raise_problem()
@@ -292,15 +276,13 @@ class Outbox:
     def fail(self, why: str, retry: bool, files: Sequence[Path]) -> bool:
         """FAILED, with the reason, whether a repetition may help, and files that explain it.
 
-        Returns:
-            Whether the store has it; else it is kept, for `deliver`.
+        Returns whether the store has it; else it is kept, for `deliver`.
         """
         self._join()
         self._raise_problem()
         with contextlib.suppress(StoreAway, StoreRefused):
-            self._require_lease(
-                self.store.within(0), "FAILED"
-            )  # before anything is kept where another may train
+            # Before anything is kept where another may train.
+            self._require_lease(self.store.within(0), "FAILED")
         self.tag({"reason": redact(why)[:REASON_CHARACTERS], "retry": str(retry).lower()})
         ending = self._ending("FAILED", {}, files)
         earlier = Ending.read(self.folder)
@@ -308,9 +290,7 @@ class Outbox:
             try:
                 ending.write(self.folder)
                 return self.delivered()
-            except OSError as error:
-                logger.warning("%s", error)
-            except DiskFull as error:  # perhaps the store takes it
+            except (OSError, DiskFull) as error:  # perhaps the store takes it
                 logger.warning("%s", error)
         # A training that has ended well stays kept: it was the store that refused its results.
         with contextlib.suppress(StoreAway, StoreRefused):
@@ -343,13 +323,8 @@ class Outbox:
     def deliver(self) -> bool:
         """Sends the ending that is kept in the folder, and all metrics before it.
 
-        It may be the ending of another run, if that one was made anew. Repeating it changes nothing.
-
-        Returns:
-            False if another process is at it.
-
-        Raises:
-            StoreAway, StoreRefused: it stays kept.
+        It may be the ending of another run, if that one was made anew. Repeating it changes nothing; after
+        StoreAway and StoreRefused it stays kept. Returns False if another process is at it.
         """
         # A lock file, not the ending itself: a file system without locks has a way of its own there.
         lock = FileLock(self.folder / f"{ENDING}.lock", timeout=0)
@@ -383,24 +358,17 @@ class Outbox:
         self.store.end(ending.run_id, ending.status, ending.time)
 
 
-@dataclass(frozen=True)
-class _Sent:
-    step: int = 0
-    seconds: float = 0.0
-
-
-def _read_journal(path: Path, run_id: str) -> tuple[list[Entry], _Sent, bool]:
-    """Its metrics, what was sent to this run, and whether the last line was cut short.
-
-    A kill cuts a line short, or a disk that was full.
+def _read_journal(path: Path, run_id: str) -> tuple[list[Entry], int, float, bool]:
+    """Its metrics, the step and the seconds of training that were sent to this run last, and whether the
+    last line was cut short: by a kill, or a disk that was full.
     """
     text = path.read_text() if path.exists() else ""
-    entries, sent = [], _Sent()
+    entries, step, seconds = [], 0, 0.0
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             found = json.loads(line)
             if "values" in found:
                 entries.append(Entry(**found))
             elif found["sent_to"] == run_id:
-                sent = _Sent(max(sent.step, found["step"]), max(sent.seconds, found["seconds"]))
-    return entries, sent, bool(text) and not text.endswith("\n")
+                step, seconds = max(step, found["step"]), max(seconds, found["seconds"])
+    return entries, step, seconds, bool(text) and not text.endswith("\n")

@@ -26,13 +26,16 @@ PATIENCE_SECONDS = 300.0
 LONGEST_PAUSE_SECONDS = 15.0  # between two attempts
 LOCKED = "database is locked"
 BUSY = (
-    "TEMPORARILY_UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "REQUEST_LIMIT_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-)
+    "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"
+)  # fmt: skip
 UNAUTHORISED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 NO_RUN = re.compile(r"\brun\b.*must be in(?: the)? 'active' state", re.IGNORECASE | re.DOTALL)
+NO_ANSWER = (
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.RetryError,  # of a status such as 503, from a proxy or the server
+    requests.exceptions.ChunkedEncodingError,
+)
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
 
 T = TypeVar("T")
@@ -135,18 +138,10 @@ def is_away(error: BaseException | None) -> bool:
     while error is not None:
         if LOCKED in str(error):
             return True
-        if isinstance(
-            error,
-            requests.exceptions.ConnectionError
-            | requests.exceptions.Timeout
-            | requests.exceptions.RetryError  # of a status such as 503, from a proxy or the server
-            | requests.exceptions.ChunkedEncodingError,
-        ):
+        if isinstance(error, NO_ANSWER):
             return True
         if getattr(error, "error_code", "") in BUSY:
-            return "sqlite3" not in str(
-                error
-            )  # a database server's; a file's other errors do not pass
+            return "sqlite3" not in str(error)  # a file's errors, unlike a server's, do not pass
         error = error.__cause__ or error.__context__
     return False
 
@@ -180,9 +175,7 @@ def reason(error: BaseException) -> str:
 def check_server(uri: str) -> None:
     """Asks a server one question without patience; other stores pass.
 
-    Raises:
-        StoreAway: it does not answer, or is not an MLflow server.
-        StoreRefused: it wants other credentials.
+    Raises StoreAway if it does not answer, or not as MLflow; StoreRefused if it wants other credentials.
     """
     if not uri.startswith(("http://", "https://")):
         return

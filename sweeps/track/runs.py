@@ -37,7 +37,6 @@ class TrackedRun:
     experiment: str  # its name
     status: str  # MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED
     started: int  # ms since 1970
-    ended: int | None  # ms since 1970; None while the run is open
     tags: Mapping[str, str]  # ours, without their prefix
     params: Mapping[str, str]
     metrics: Mapping[str, float]  # the final ones alone, by their full name
@@ -108,7 +107,6 @@ def from_mlflow(run: Run, experiment: str = "", store_back: float = 0.0) -> Trac
         experiment=experiment,
         status=run.info.status,
         started=run.info.start_time,
-        ended=run.info.end_time,
         tags={
             intern(name.removeprefix(PREFIX)): intern(value)
             for name, value in run.data.tags.items()

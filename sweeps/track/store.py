@@ -82,8 +82,7 @@ class Store:
     def client(self) -> MlflowClient:
         """Creates an SQLite database that is not there yet.
 
-        Raises:
-            TrackingError: the store cannot be reached, or cannot be used; found out within seconds.
+        Raises TrackingError, within seconds, if the store cannot be reached, or cannot be used.
         """
         return self._connection.client()
 
@@ -163,10 +162,9 @@ class Store:
     def runs(
         self, key: str | None = None, deleted: bool = False, fresh: bool = True
     ) -> list[TrackedRun]:
-        """All runs of this harness, in whichever experiment, oldest first.
+        """All runs of this harness, or of the Config with this key, in whichever experiment, oldest first.
 
         Args:
-            key: those of one Config alone.
             deleted: with those that somebody has deleted in MLflow.
             fresh: also of experiments that were created since this process last looked for some.
         """
@@ -193,11 +191,7 @@ class Store:
             return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
 
     def run(self, run_id: str) -> TrackedRun:
-        """One run as it is now; its experiment's name is not known.
-
-        Raises:
-            RunGone: also if it is only marked as deleted.
-        """
+        """One run as it is now, without its experiment's name; raises RunGone also if it can be restored."""
         run = from_mlflow(self.call(lambda client: client.get_run(run_id)))
         if run.deleted:
             raise RunGone(f"somebody has deleted the run {run_id} in MLflow")
@@ -211,11 +205,9 @@ class Store:
         tags: Mapping[str, str],
         parent: str = "",
     ) -> str:
-        """The id of a new RUNNING run of `config`.
+        """The id of a new RUNNING run of `config`, which is shown below the run `parent`.
 
-        Args:
-            tags: without prefix; `lease` among them tells apart a run whose creation was asked for twice.
-            parent: the run that it is shown below.
+        The tag `lease` tells apart a run whose creation was asked for twice.
         """
         all_tags = {f"{PREFIX}{tag}": value for tag, value in tags.items()}
         if parent:
@@ -265,8 +257,7 @@ class Store:
     def log_files(self, run_id: str, path: Path, folder: str = "") -> None:
         """A file, or all in a folder, as artifacts of a run, below `folder`.
 
-        Raises:
-            StoreRefused: as everywhere; also where this machine lacks the keys of the artifacts' bucket.
+        Raises StoreRefused also where this machine lacks the keys of the artifacts' bucket.
         """
 
         def upload() -> None:
@@ -301,14 +292,9 @@ class Store:
         epoch: int | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> bool:
-        """Ends a run that is still open; one that has ended stays as it is.
+        """Ends a run that is still open, and under the lease `epoch` if one is given; another stays as it is.
 
-        Args:
-            epoch: only if nobody has taken it over since this lease.
-            tags: that it gets besides its reason.
-
-        Returns:
-            Whether it was open, and under that lease.
+        Returns whether it has ended it. `tags` are those that it gets besides its reason.
         """
         run = self.run(run_id)
         if not run.is_open or (epoch is not None and run.epoch != epoch):
@@ -347,7 +333,7 @@ class Store:
         Args:
             settings: tells apart sweeps of one grid that cannot be compared.
             name: of a new one; `about` stands above it.
-            tags: that it has from now on, without prefix.
+            tags: that it has from now on.
         """
         experiment = self.experiment_id(grid)
         condition = f"tags.`{OVERVIEW}` = '{grid}' AND tags.`{SETTINGS}` = '{settings}'"
@@ -356,9 +342,8 @@ class Store:
             run_id = found[0].run_id
         else:
             marks = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
-            run_id = self.call(
-                lambda client: client.create_run(experiment, run_name=name, tags=marks)
-            ).info.run_id
+            create = methodcaller("create_run", experiment, run_name=name, tags=marks)
+            run_id = str(self.call(create).info.run_id)
         self.log(run_id, tags=tags)
         return run_id
 
