@@ -35,11 +35,7 @@ DONE, WRONG, ELSEWHERE = 0, 1, 3  # exit codes; 2 is a ConfigError's
 
 
 def run(options: Options, console: Console) -> int:
-    """`python sweeps/run.py`.
-
-    Raises:
-        ConfigError: the command is wrong.
-    """
+    """`python sweeps/run.py`; raises ConfigError if the command is wrong."""
     if options.rerun:
         return _rerun(options, console)
     if options.grid is None and not options.list_only:
@@ -56,8 +52,7 @@ def run(options: Options, console: Console) -> int:
 def open_store(options: Options) -> "Store":
     """The tracking store that the environment names, with the command's storage.
 
-    Raises:
-        TrackingError: it names no store. ConfigError: nothing can be kept in that storage.
+    Raises TrackingError if it names no store, ConfigError if nothing can be kept in that storage.
     """
     from sweeps.keep.storage import open_storage
     from sweeps.track.store import Store

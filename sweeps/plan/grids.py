@@ -58,11 +58,7 @@ class Grid:
         budgets: Sequence[int] = (),
         seeds: Sequence[int] = (0,),
     ) -> list[Config]:
-        """The grid's Configs around `base`, each once; see `Selection`.
-
-        Raises:
-            ConfigError: an unknown benchmark, or no cell is left.
-        """
+        """The grid's Configs around `base`, each once; raises ConfigError if none is left."""
         chosen = benchmarks or (self.benchmarks[:1] if base.data.toy else self.benchmarks)
         which = Selection(tuple(chosen), tuple(budgets), tuple(seeds))
         cells = union(self.build(base, which))
@@ -117,13 +113,8 @@ def union(*parts: Iterable[Config]) -> list[Config]:
 def budgets_of(benchmark: str, budgets: Sequence[int], usual: Sequence[int] = ()) -> list[int]:
     """The label budgets to run on a benchmark: those asked for, else the usual, else its own.
 
-    Without a source there is nothing to learn from at budget 0, so it is no cell there.
-
-    Args:
-        usual: a grid's own choice, for benchmarks that have it.
-
-    Raises:
-        ConfigError: no benchmark of that name.
+    Without a source there is nothing to learn from at budget 0, so it is no cell there. The usual are a
+    grid's own choice, for benchmarks that have them.
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {benchmark!r}: choose from {', '.join(BENCHMARKS)}")

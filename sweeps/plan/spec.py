@@ -35,13 +35,9 @@ class Spec:
         return preset(self.preset, parse_settings(self.settings))
 
     def cells(self, base: Config | None = None) -> list[Config]:
-        """The Configs that were asked for, each once.
+        """The Configs that were asked for, each once, around `base`, which may have settings of `runtime`.
 
-        Args:
-            base: instead of this spec's own, with settings of `runtime`.
-
-        Raises:
-            ConfigError: the grid has no cell on these benchmarks with these budgets.
+        Raises ConfigError if the grid has no cell on these benchmarks with these budgets.
         """
         base, grid = base or self.base(), GRIDS[self.grid]
         return union(*(grid.cells(base, s.benchmarks, s.budgets, s.seeds) for s in self.selections))

@@ -78,8 +78,7 @@ def local_ray(**options: Any) -> Iterator[None]:
 def joined_cluster(address: str, train: str) -> Iterator[None]:
     """The running cluster at `address`, with the code of this process's packages and of `train`'s module.
 
-    Raises:
-        ClusterError: it does not let this process in.
+    Raises as `local_ray`.
     """
     code = runtime_env(train)
 
@@ -116,11 +115,7 @@ def _ray(folder: Path | str, why_not: Callable[[Exception], str], **options: Any
 
 
 def find_nodes(address: str) -> list[Node]:
-    """The nodes of a running cluster that are alive.
-
-    Raises:
-        ClusterError: no cluster answers there within `JOIN_SECONDS`.
-    """
+    """The living nodes of a cluster; raises ClusterError if none answers within `JOIN_SECONDS`."""
     if address.startswith("ray://"):
         raise ClusterError(
             f"--address {address}: the sweep must run on a machine of the cluster; log in to one "
@@ -194,16 +189,12 @@ def first_line(error: BaseException) -> str:
 
 
 def living_nodes() -> list[Node]:
-    return [
-        Node(
-            host=node["NodeManagerHostname"],
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            id=node["NodeID"],
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            cpus, gpus = (node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU"))
+            nodes.append(Node(node["NodeManagerHostname"], cpus, gpus, node["NodeID"]))
+    return nodes
 
 
 def put_code_first() -> None:

@@ -154,10 +154,8 @@ class Driver:
         self.thread.poll()
         if self.ready:
             return self.ready.popleft()
-        if (
-            not (self.claiming or self.problem or self._is_exhausted())
-            and time.monotonic() >= self.next_claim
-        ):
+        waits = time.monotonic() < self.next_claim
+        if not (self.claiming or self.problem or waits or self._is_exhausted()):
             self.claiming = True
             self.thread.submit(self._claim_next, self._on_claimed)
         return None
@@ -201,7 +199,7 @@ class Driver:
             case Failed():
                 self._on_failed(task, cell, event)
             case Taken():
-                self._on_taken(task, cell, event.reason, event.gone)
+                self._on_taken(cell, event)
             case Halted():
                 self._on_stopped(task, cell, event.step)
             case Lost():
@@ -209,15 +207,11 @@ class Driver:
         return False
 
     def _stops(self, task: Task, cell: Cell, progress: Progress) -> bool:
-        if (
-            progress.score is None
-            or progress.step >= progress.total
-            or task.run_id in self.stopping
-        ):
+        ends = progress.score is None or progress.step >= progress.total
+        if ends or task.run_id in self.stopping or not self.source.should_stop(cell, progress):
             return False
-        if self.source.should_stop(cell, progress):
-            self.stopping.add(task.run_id)
-        return task.run_id in self.stopping
+        self.stopping.add(task.run_id)
+        return True
 
     # Claims
 
@@ -232,12 +226,8 @@ class Driver:
         if cell is None:
             return None
         context, config = self.context, self._placed(cell.config)
-        tags = {
-            **context.options.tags,
-            **self.source.tags(cell),
-            "benchmark": config.data.benchmark,
-            "grid": context.grid,
-        }
+        tags = {**context.options.tags, **self.source.tags(cell)}
+        tags |= {"benchmark": config.data.benchmark, "grid": context.grid}
         lease = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
         self.to_claim = None
         if isinstance(lease, Held):
@@ -258,12 +248,10 @@ class Driver:
     def _placed(self, config: Config) -> Config:
         """With this sweep's share of the machine, unless the user has chosen."""
         resources, runtime = self.context.resources, config.runtime
-        return config.replace(
-            {
-                "runtime.threads": runtime.threads or resources.threads,
-                "runtime.device": resources.device(runtime.device),
-            }
-        )
+        return config.replace({
+            "runtime.threads": runtime.threads or resources.threads,
+            "runtime.device": resources.device(runtime.device),
+        })  # fmt: skip
 
     def _task(self, cell: Cell, config: Config, claimed: Claimed) -> Task:
         return Task(
@@ -327,10 +315,10 @@ class Driver:
         else:
             self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
 
-    def _on_taken(self, task: Task, cell: Cell, reason: str, gone: bool = False) -> None:
-        if not gone:
+    def _on_taken(self, cell: Cell, taken: Taken) -> None:
+        if not taken.gone:
             self.outcome.taken.add(cell.config.key())
-        self.progress.taken(task.name, reason)
+        self.progress.taken(cell.name, taken.reason)
         self.thread.submit(lambda: self.source.taken(cell))
 
     def _on_lost(self, task: Task, cell: Cell, lost: Lost) -> None:
@@ -347,8 +335,8 @@ class Driver:
                 self._give_up(cell, f"{lost.reason}; {ours}", task.run_id)
                 return
             if not ours or isinstance(ours, RunGone):
-                what = "its run had ended, or is another sweep's by now"
-                self._on_taken(task, cell, f"{lost.reason}; {what}", isinstance(ours, RunGone))
+                reason = f"{lost.reason}; its run had ended, or is another sweep's by now"
+                self._on_taken(cell, Taken(reason, gone=isinstance(ours, RunGone)))
                 return
             self.died[cell.name] += 1
             if (lost.out_of_memory or self.died[cell.name] > 1) and self._may_be_exclusive(task):
@@ -387,9 +375,8 @@ class Driver:
         def stop() -> None:
             # Where it is another sweep's by now, that one trains in the folder.
             with suppress(StorageError, RunGone, StoreRefused):
-                if self.store.close(
-                    task.run_id, "KILLED", reason, task.epoch, {"stopped_early": str(step)}
-                ):
+                tags = {"stopped_early": str(step)}
+                if self.store.close(task.run_id, "KILLED", reason, task.epoch, tags):
                     self.store.storage.remove(cell.config.key())
             self.source.stopped(cell, task.run_id)
 

@@ -57,9 +57,7 @@ class Listener(Protocol):
     def on_event(self, task: Task, event: Event) -> bool:
         """The task has got on, or ended: nothing more comes of it after any event but `Progress`.
 
-        Returns:
-            whether a running task is to end now. Its worker answers with `Halted`, unless it ends by itself
-            before.
+        Returns whether it is to end now; its worker answers with `Halted`, unless it ends by itself before.
         """
         ...
 
@@ -305,9 +303,7 @@ class _Callback(_DriverOnly, tune.Callback):
 def cause_of_death(error: str, killed: bool) -> Lost:
     """Why a worker died: it matters whether memory was short, since a cell by itself has more.
 
-    Args:
-        error: Ray's text.
-        killed: the kernel has killed a process of this machine for want of memory meanwhile.
+    Judged by Ray's text, and by whether the kernel of this machine has killed for want of memory meanwhile.
     """
     if killed or any(words in error for words in OUT_OF_MEMORY):
         return Lost("its worker process was killed: the machine was out of memory", True)

@@ -81,8 +81,7 @@ def _floats(low: float, high: float, preset: float, log: bool = False) -> FloatD
 def study_name(base: Config, objective: str, uri: str) -> str:
     """The name of the study that such a search goes on with: the same only if its trials are comparable.
 
-    Args:
-        uri: the tracking store; runs of another one are other trials.
+    Runs in a tracking store at another `uri` are other trials.
     """
     space = sorted((name, str(kind)) for name, kind in space_of(base, objective).items())
     server = "" if uri.startswith("sqlite") else uri  # a file lies beside its studies
@@ -106,9 +105,6 @@ class Study:
 
     One thread asks and tells; `should_stop` may be called from another one.
 
-    Attributes:
-        open: the trials that this process has begun and has not told the end of, by name.
-
     Args:
         base: the preset; trials differ from it in the space's settings alone.
         trials: how many there are to be in all.
@@ -127,7 +123,9 @@ class Study:
         self.space = space_of(base, objective)
         self.name = study_name(base, objective, store.uri)
         self.file = store.folder / FILE
-        self.open: dict[str, OpenTrial] = {}
+        self.open: dict[
+            str, OpenTrial
+        ] = {}  # begun by this process, and not told the end of, by name
         self._lock = FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS)
         self._closed = threading.Event()
         if not create and not self.file.exists():
@@ -264,10 +262,8 @@ class Study:
     ) -> None:
         """How a trial has ended, unless this or another search has told already.
 
-        A finished trial without one of its values, as runs of old are, has failed for good.
-
-        Args:
-            diverged: a trial that has failed would do so again in the same way.
+        One that is `diverged` would fail again in the same way. A finished trial without one of its values,
+        as runs of old are, has failed for good.
         """
         if name not in self.open:
             return

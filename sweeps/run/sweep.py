@@ -95,11 +95,7 @@ class Sweep:
     def run_source(
         self, source: CellSource, overview: Overview, configs: Sequence[Config]
     ) -> Outcome:
-        """Runs the cells of a source, such as a search, below its overview.
-
-        Args:
-            configs: what is prepared before the first cell.
-        """
+        """Prepares what `configs` need, and runs a source such as a search below its overview."""
         work = [(kind_of(config.to_params()), 1.0) for config in configs]
         with self._ready(configs) as ray_is_up:
             if not ray_is_up:
@@ -256,11 +252,7 @@ class Sweep:
         return driver.outcome
 
     def _settle(self, driver: Driver) -> None:
-        """Delivers what workers could not.
-
-        Raises:
-            StoreAway: the store is away still, or cells were not begun because it was.
-        """
+        """Delivers what workers could not; raises StoreAway also if cells were not begun because of that."""
         patient, waiting = self.store.within(CLOSING_SECONDS), driver.outcome.undelivered
         try:
             if waiting:

@@ -109,11 +109,9 @@ class SweepProgress:
     def end(
         self, name: str, *, summary: str = "", seconds: float | None = None, error: str = ""
     ) -> None:
-        """A cell is done, or is given up if there is an `error`.
+        """A cell is done with `summary`, such as "mIoU 34.20", or is given up with an `error`.
 
-        Args:
-            summary: its score with its name, such as "mIoU 34.20".
-            seconds: that its training took; None where that says nothing about the others.
+        `seconds` are what its training took; None where that says nothing about the others.
         """
         cell = self.pause(name)
         if error:

@@ -72,11 +72,7 @@ def _time(cell: Cell) -> str:
 
 
 def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
-    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`.
-
-    Args:
-        gpus: of each run; where there are some, GPU-hours are shown too.
-    """
+    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`; `gpus` are those of each run."""
     if not plan.cells:
         return "no cell can run here"
     counts = plan.counts()
@@ -84,13 +80,19 @@ def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
     text = f"{len(plan.cells)} cells: {states}"
     if not plan.waiting:
         return f"{text}; nothing to run"
-    seconds = plan.seconds_left(concurrency)
+    seconds, gpu_seconds = plan.seconds_left(concurrency), plan.seconds_left(1) * gpus
+    when = expected(seconds, gpu_seconds, concurrency, "a run like them")
+    return f"{text}; {len(plan.waiting)} to run, {when}"
+
+
+def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) -> str:
+    """`about 5 min and 0.2 GPU-hours, 2 at a time`; NaN is not known until something `like` it has run."""
     if math.isnan(seconds):
-        when = "time unknown until a run like them has finished on this machine"
+        text = f"time unknown until {like} has finished on this machine"
     else:
-        when = f"about {duration(seconds)}"
-        when += f" and {plan.gpu_hours(gpus):.3g} GPU-hours" if gpus else ""
-    return f"{text}; {len(plan.waiting)} to run, {when}, {concurrency} at a time"
+        text = f"about {duration(seconds)}"
+        text += f" and {gpu_seconds / 3600:.3g} GPU-hours" if gpu_seconds else ""
+    return f"{text}, {concurrency} at a time"
 
 
 def print_results(console: Console, plan: Plan) -> None:
