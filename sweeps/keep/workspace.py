@@ -28,19 +28,16 @@ class Workspace:
     """The folder in which a run works; here it is also where the run is kept.
 
     All methods raise StorageError if the storage is away or cannot be used; everything stays as it was.
-
-    Attributes:
-        folder: on this machine.
-        uri: where the run is kept: a path, or an address that any machine can open.
-        travels: whether another machine works on the run in another folder, which may be ahead of this one.
-        remedy: what to do where the folder cannot be made.
     """
 
-    travels = False
-    remedy = "name another folder or a bucket with --storage"
+    travels = (
+        False  # whether another machine works in another folder, which may be ahead of this one
+    )
+    remedy = "name another folder or a bucket with --storage"  # where the folder cannot be made
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self.folder, self.uri = folder, uri
+        self.folder = folder  # on this machine
+        self.uri = uri  # where the run is kept: a path, or an address that any machine can open
 
     def fetch(self, epoch: int, run_id: str) -> None:
         """Makes the folder, with what the run has so far. Raises DiskFull, too.
@@ -78,13 +75,10 @@ class Storage:
     """Keeps the folders of runs that have not ended. It travels to other machines, pickled.
 
     All methods raise StorageError if the storage is away or cannot be used.
-
-    Attributes:
-        uri: what `--storage` takes, without its trailing slash.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri = uri  # what `--storage` takes, without its trailing slash
 
     @property
     def folder(self) -> Path:

@@ -120,11 +120,7 @@ def run_on_cluster(work: Callable[[], T], cpus: float, gpus: float) -> T:
 
     Raises what `work` raises, or ClusterError if its node was lost.
     """
-    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(_do).remote(work))
-
-
-def _do(work: Callable[[], T]) -> T:
-    return work()
+    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(lambda: work()).remote())
 
 
 def _result(answer: Any) -> Any:

@@ -212,17 +212,12 @@ def runtime_env(train: str) -> dict[str, Any]:
     the same cluster are not disturbed.
     """
     own = train.partition(":")[0].partition(".")[0]
+    variables = [*QUIET_ENVIRONMENT, PATIENCE]  # no passwords: Ray shows all in its dashboard
     return {
         "py_modules": [str(_source(name)) for name in dict.fromkeys([*PACKAGES, own])],
         "excludes": ["**/__pycache__"],
-        "env_vars": _environment(),
+        "env_vars": {name: os.environ[name] for name in variables if name in os.environ},
     }
-
-
-def _environment() -> dict[str, str]:
-    """For workers on other machines; no passwords, which Ray would show in its dashboard."""
-    names = [*QUIET_ENVIRONMENT, PATIENCE]
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _source(package: str) -> Path:

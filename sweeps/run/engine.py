@@ -160,7 +160,9 @@ class _Trials:
         self.open: dict[str, Task] = {}
         self.kills: dict[str, int] = {}  # what `kernel_kills` was when the trial began
         self.board_name = f"semidavil-stop-board-{uuid.uuid4().hex}"
-        self.board = _start_board(self.board_name)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0)(_StopBoard)
+        self.board = board.options(name=self.board_name, scheduling_strategy=here).remote()
         self.halting = False
         self.exhausted = False
 
@@ -214,7 +216,7 @@ class _ListenerError(BaseException):
 
 
 class _StopBoard:
-    """A small process that knows which trials are to stop.
+    """A small process on this machine, where workers ask whether their trial is to stop.
 
     Tune could only end their processes: it does not wait for what they still have to write.
     """
@@ -227,13 +229,6 @@ class _StopBoard:
 
     def is_stopped(self, trial_id: str) -> bool:
         return trial_id in self.stopped
-
-
-def _start_board(name: str) -> Any:
-    """Where workers ask whether their trial is to stop; on this machine."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0)(_StopBoard)
-    return board.options(name=name, scheduling_strategy=here).remote()
 
 
 class _DriverOnly:

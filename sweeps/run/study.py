@@ -123,9 +123,8 @@ class Study:
         self.space = space_of(base, objective)
         self.name = study_name(base, objective, store.uri)
         self.file = store.folder / FILE
-        self.open: dict[
-            str, OpenTrial
-        ] = {}  # begun by this process, and not told the end of, by name
+        # What this process has begun and has not told the end of, by name.
+        self.open: dict[str, OpenTrial] = {}
         self._lock = FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS)
         self._closed = threading.Event()
         if not create and not self.file.exists():

@@ -117,24 +117,22 @@ class Sweep:
         local = not self.resources.address
         if local:
             self._prepare(configs)
-        if local and not self._runnable(configs) and not wait:
+        if local and not wait and self._unprepared.keys() >= set(map(preparation_of, configs)):
             yield False
             return
         try:
             with started_ray(self.resources, self.options.train):
                 if not local:
-                    self._require_cluster(configs)
+                    store, each = self.store, self.resources
+                    common = Common.of(store.uri, store.database, store.storage, configs)
+                    require_common(common, each.cpus, each.gpus)
+                    self.console.print("the cluster is ready; preparing data and captions on it")
                     self._prepare(configs)
                 yield True
         finally:
             # After Ray: a worker that trains on in a run that was closed would be one of two.
             for driver in self._drivers:
                 driver.close("the sweep was stopped")
-
-    def _require_cluster(self, configs: Sequence[Config]) -> None:
-        common = Common.of(self.store.uri, self.store.database, self.store.storage, configs)
-        require_common(common, self.resources.cpus, self.resources.gpus)
-        self.console.print("the cluster is ready; preparing data and captions on it")
 
     def _prepare(self, configs: Sequence[Config]) -> None:
         """What cannot be prepared costs its own cells, and no others."""
@@ -149,9 +147,6 @@ class Sweep:
                     raise
                 self._unprepared[kind] = str(error)
                 self.console.print(f"[red]left out:[/] {escape(str(error))}")
-
-    def _runnable(self, configs: Sequence[Config]) -> list[Config]:
-        return [config for config in configs if preparation_of(config) not in self._unprepared]
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""

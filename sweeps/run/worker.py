@@ -158,7 +158,7 @@ class _Attempt:
         try:
             self.halting = self.tell(progress)
         except SystemExit:
-            self.halting, self.tell = True, _tell_nobody
+            self.halting, self.tell = True, lambda event: False
         if self.halting:
             from semidavil.checkpoint import StopTraining
 
@@ -200,10 +200,6 @@ class _Attempt:
             change()
         except (StorageError, DiskFull) as error:
             self.log(f"{error}; what this run leaves stays in {self.folder}")
-
-
-def _tell_nobody(event: Event) -> bool:
-    return False
 
 
 def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:

@@ -140,9 +140,8 @@ class Leases:
         ours = [run.epoch for run in runs if token.is_of(run)]
         epoch = ours[0] if ours else 1 + max((run.epoch for run in runs), default=0)
         while True:
-            token.at = (
-                time.time()
-            )  # a claim that waited for the store is not as old as its first try
+            # A claim that waited for the store is not as old as its first try.
+            token.at = time.time()
             text = self._once.put(f"{key}.{epoch}", json.dumps(asdict(token)))
             holder = _Token(**json.loads(text))
             if holder.id == token.id:

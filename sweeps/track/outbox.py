@@ -99,6 +99,9 @@ class Ending:
 class Outbox:
     """Logs one run from the process that trains it.
 
+    `metrics`, `finish` and `fail` raise LeaseLost or RunGone once it has been found out; whatever writes
+    raises DiskFull.
+
     Args:
         store: its patience says how long the run's end waits for the store; nothing else does.
         epoch: of the lease; 0 trusts that nobody else has the run.
@@ -106,10 +109,6 @@ class Outbox:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the journal
             knows better where it is still there.
         behind: the store may know of steps that neither does, made on another machine.
-
-    Raises:
-        LeaseLost, RunGone: from `metrics`, `finish` and `fail`, once it has been found out.
-        DiskFull: from any method that writes.
     """
 
     def __init__(
@@ -130,7 +129,6 @@ class Outbox:
         self.step = max([logged_step, *(entry.step for entry in entries)])
         self._waiting = [entry for entry in entries if entry.step > logged_step]
         self._seconds_before = max(seconds, sent_seconds)
-        self._sent_step, self._sent_seconds = logged_step, self._seconds_before
         self._started = time.monotonic()
         self._behind = behind
         # Wall time: a monotonic clock stands still while its machine is suspended.
@@ -166,8 +164,8 @@ class Outbox:
 
     def close(self) -> None:
         """Sends what waits, if the store answers at once; training ends here without an ending."""
-        self._join()
         with contextlib.suppress(LeaseLost, RunGone):
+            self._stop_sending()
             self.flush()
 
     def flush(self) -> None:
@@ -175,7 +173,7 @@ class Outbox:
         try:
             store = self.store.within(0)
             self._require_lease(store)
-            self._send(store)
+            step, seconds = self._send(store)
         except (StoreAway, StoreRefused) as error:
             if not self._away:
                 logger.warning("%s; training goes on, metrics wait in %s", error, self.journal)
@@ -185,9 +183,7 @@ class Outbox:
                 logger.warning("the tracking store takes metrics again, and has all of them")
             self._away = False
             with self._lock:
-                self._write(
-                    {"sent_to": self.run_id, "step": self._sent_step, "seconds": self._sent_seconds}
-                )
+                self._write({"sent_to": self.run_id, "step": step, "seconds": seconds})
 
     def _send_until_ended(self) -> None:
         while not self._ended.wait(AWAY_SECONDS if self._away else SEND_SECONDS):
@@ -199,24 +195,21 @@ class Outbox:
             except (TrackingError, DiskFull, OSError) as error:  # the run's end meets it again
                 logger.warning("%s", error)
 
-    def _join(self) -> None:
+    def _stop_sending(self) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        self._raise_problem()
 
     def _raise_problem(self) -> None:
         if self._problem is not None:
             raise self._problem
 
     def _require_lease(self, store: Store, ends: str = "") -> None:
-        """Looks, now and then and before an end, whether the lease is still ours.
+        """Raises LeaseLost if the lease is not ours any more; looks now and then, and before an end.
 
-        Args:
-            ends: how, if it does. What was trained to its end is worth having, unless another sweep
-                is at it, or has it.
-
-        Raises:
-            LeaseLost: it is not.
+        What was trained to its end (`ends` says how) is worth having, unless another sweep is at it, or has
+        it.
         """
         now = time.time()
         if not self.epoch or (not ends and now - self._fence_seen < FENCE_SECONDS):
@@ -231,8 +224,8 @@ class Outbox:
             raise LeaseLost(f"another sweep has taken over the run, which is {run.status}")
         self._fence_seen = now
 
-    def _send(self, store: Store, seconds: float | None = None) -> None:
-        """`seconds` of training, where it has ended; else until now."""
+    def _send(self, store: Store, seconds: float | None = None) -> tuple[int, float]:
+        """Sends what waits; returns up to which step, and the seconds of training, by default until now."""
         if self._behind:
             self._catch_up(store)
         with self._lock:
@@ -240,13 +233,12 @@ class Outbox:
         seconds = round(self.seconds if seconds is None else seconds, 1)
         progress = {"step": step, "seconds": seconds, "time": int(time.time())}
         measurements = [point for entry in entries for point in entry.measurements()]
-        store.log(
-            self.run_id, metrics=measurements, tags={**tags, "progress": json.dumps(progress)}
-        )
-        self._sent_step, self._sent_seconds = step, seconds
+        marks = {**tags, "progress": json.dumps(progress)}
+        store.log(self.run_id, metrics=measurements, tags=marks)
         with self._lock:
             del self._waiting[: len(entries)]
             self._tags = {name: v for name, v in self._tags.items() if tags.get(name) != v}
+        return step, seconds
 
     def _catch_up(self, store: Store) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -268,8 +260,7 @@ class Outbox:
 
         Returns whether the store has it; else it is kept, for `deliver`.
         """
-        self._join()
-        self._raise_problem()
+        self._stop_sending()
         self._ending("FINISHED", values, [artifacts]).write(self.folder)
         return self.delivered()
 
@@ -278,8 +269,7 @@ class Outbox:
 
         Returns whether the store has it; else it is kept, for `deliver`.
         """
-        self._join()
-        self._raise_problem()
+        self._stop_sending()
         with contextlib.suppress(StoreAway, StoreRefused):
             # Before anything is kept where another may train.
             self._require_lease(self.store.within(0), "FAILED")

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from operator import methodcaller
@@ -43,19 +43,11 @@ logger = logging.getLogger(__name__)
 class Store:
     """The tracking store of a checkout, or the one that `uri` names.
 
-    Attributes:
-        uri: its address, without credentials.
-        database: its file, where it is one.
-        folder: holds the database and `checkpoints/`: beside the database, else the checkout.
-        storage: where checkpoints and logs of unfinished runs are kept.
-        patience: how long calls wait while the store is away.
-        attachments: files that each run gets when it is claimed, by artifact path.
-
     Args:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
         uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
-        storage: instead of `checkpoints/`.
+        storage: of checkpoints and logs of unfinished runs, instead of `checkpoints/`.
 
     Raises:
         TrackingError: `uri` is no address of a store. From all methods: `StoreAway`, `RunGone`,
@@ -63,12 +55,13 @@ class Store:
     """
 
     def __init__(self, root: Path, uri: str | None = None, storage: Storage | None = None) -> None:
+        # The address has no credentials; the file is None where the store is a server.
         self.uri, self.database = store_uri(uri or "", root.absolute())
         self.folder = self.database.parent if self.database else root
         self.own_storage = storage is None
         self.storage = storage or open_storage(str(self.folder / "checkpoints"))
         self.patience = Patience()
-        self.attachments: Mapping[str, bytes] = {}
+        self.attachments: Mapping[str, bytes] = {}  # of each run that is claimed, by artifact path
         self._connection = Connection(self.uri, self.database)
         self._names: dict[str, str] = {}  # of experiments, by id
 
@@ -187,8 +180,11 @@ class Store:
             )
         )
         back = self._connection.back_since
-        with _no_garbage_collection():
+        gc.disable()  # it would look at the objects of many runs again and again: 2.1 of 3.5 s
+        try:
             return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
+        finally:
+            gc.enable()
 
     def run(self, run_id: str) -> TrackedRun:
         """One run as it is now, without its experiment's name; raises RunGone also if it can be restored."""
@@ -363,18 +359,6 @@ class Store:
             self.call(lambda client: client.update_run(run_id, status=status))
         else:
             self.end(run_id, status)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """For reading many runs: their objects would be looked at again and again, which takes 2.1 of 3.5 s."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _has_moved(noted: str, location: str) -> bool:
