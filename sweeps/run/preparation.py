@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from semidavil.config import Config
+from semidavil.names import METHODS
 from sweeps.run.worker import load_training
 
 Preparation = tuple[str | bool, ...]
@@ -11,8 +12,6 @@ Preparation = tuple[str | bool, ...]
 
 def preparation_of(config: Config) -> Preparation:
     """What a cell has in common with all that need the same data and captions."""
-    from semidavil.methods.table import METHODS
-
     model = config.model
     return (
         config.data.model_dump_json(exclude={"budget"}),
