@@ -41,7 +41,6 @@ class Objects:
             out.write(text.encode())
 
     def names(self) -> list[str]:
-        """All that there are."""
         from pyarrow.fs import FileSelector
 
         with self._file_system() as system:

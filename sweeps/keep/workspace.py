@@ -90,7 +90,6 @@ class Storage:
         return str(self.folder / key)
 
     def workspace(self, key: str) -> Workspace:
-        """The workspace of a run."""
         return Workspace(self.folder / key, self.of(key))
 
     def keys(self) -> set[str]:

@@ -33,7 +33,7 @@ class Common:
     """What every node must reach as the sweep's own machine does."""
 
     tracking_uri: str
-    database: Path | None  # the SQLite file of the tracking store, if it is one
+    database: Path | None  # the tracking store's SQLite file, if it is one
     storage: Storage  # where checkpoints and logs are kept
     data_roots: frozenset[str]  # `runtime.data_root` of the cells
     caches: frozenset[str]  # `runtime.cache_dir` of the cells

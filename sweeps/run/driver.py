@@ -299,10 +299,8 @@ class Driver:
     def _note_undelivered(self, task: Task, delivered: bool) -> None:
         if not delivered:
             self.outcome.undelivered.append(task)
-            where = escape(task.workspace)
-            self.progress.print(
-                f"{escape(task.name)}: the store does not have all of it; it waits in {where}"
-            )
+            what = f"the store does not have all of it; it waits in {task.workspace}"
+            self.progress.say(task.name, what)
 
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
         self._note_undelivered(task, failed.delivered)
@@ -355,13 +353,11 @@ class Driver:
     def _try_exclusively(self, cell: Cell, reason: str) -> None:
         self.exclusive.add(cell.name)
         self.exclusive_queue.append(cell)
-        self.progress.print(
-            f"{escape(cell.name)}: {escape(reason)}; it is tried by itself, after the others"
-        )
+        self.progress.say(cell.name, f"{reason}; it is tried by itself, after the others")
 
     def _try_again(self, cell: Cell, reason: str) -> None:
         self.again.append(cell)
-        self.progress.print(f"{escape(cell.name)}: {escape(reason)}; it is tried again")
+        self.progress.say(cell.name, f"{reason}; it is tried again")
 
     def _give_up(self, cell: Cell, reason: str, run_id: str, diverged: bool = False) -> None:
         log = file_of(self.store.storage.of(cell.config.key()), LOG) if run_id else ""

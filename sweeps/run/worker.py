@@ -57,8 +57,6 @@ def run_task(task: Task, tell: Tell) -> None:
 
 
 class _Attempt:
-    """One attempt to train a task."""
-
     def __init__(self, task: Task, tell: Tell) -> None:
         self.task, self.tell = task, tell
         self.config = Config.from_params(task.params)

@@ -39,14 +39,16 @@ def open_overview(store: Store, spec: Spec, about: str, concurrency: int) -> Ove
 
     Its tags say that this process sweeps its cells now; `about` is Markdown that stands above a new one.
     """
-    settings = spec.key()
+    grid, settings, run_id = spec.grid, spec.key(), ""
     for run in store.overviews():
-        if (run.tags["overview"], run.tags.get("settings")) == (spec.grid, settings):
-            with suppress(ConfigError):  # another version has written it
-                spec = spec.with_earlier(Spec.from_json(run.tags["spec"]))
+        if (run.tags["overview"], run.tags.get("settings")) == (grid, settings):
+            run_id = run_id or run.run_id
+            with suppress(ConfigError):  # another version has written it, or its writer was killed
+                spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
+    run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now, **owner_tags()}
-    run_id = store.overview(spec.grid, settings, f"{spec.grid}: {spec.label}", about, tags)
+    store.log(run_id, tags=tags)
     return Overview(run_id, spec, concurrency)
 
 

@@ -29,8 +29,6 @@ class Counted(Protocol):
 
 @dataclass
 class _Running:
-    """A cell that runs."""
-
     kind: Kind
     bar: TaskID  # its line on the terminal
     share: float = 0.0  # of its steps that are done
@@ -132,7 +130,7 @@ class SweepProgress:
     def taken(self, name: str, reason: str) -> None:
         """A cell is another sweep's, or nobody's any more."""
         self.pause(name)
-        self.print(f"{escape(name)}: {escape(reason)}")
+        self.say(name, reason)
         self._refresh()
 
     def pause(self, name: str) -> _Running | None:
@@ -141,6 +139,10 @@ class SweepProgress:
         if cell is not None:
             self.bars.remove_task(cell.bar)
         return cell
+
+    def say(self, name: str, text: str) -> None:
+        """A line about a cell, above the bars."""
+        self.print(f"{escape(name)}: {escape(text)}")
 
     def print(self, text: str) -> None:
         """A line above the bars, with rich's markup."""

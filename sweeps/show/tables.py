@@ -127,7 +127,6 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV."""
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(header)

@@ -30,8 +30,6 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """One run of this harness."""
-
     run_id: str
     name: str
     experiment: str  # its name

@@ -321,27 +321,11 @@ class Store:
         """All of them, oldest first; their tags hold `overview`, the grid's name, and `settings`."""
         return [] if self.is_new() else self._search(f"tags.`{OVERVIEW}` LIKE '%'")
 
-    def overview(
-        self, grid: str, settings: str, name: str, about: str, tags: Mapping[str, str]
-    ) -> str:
-        """The id of the overview of these settings of a grid, created if need be.
-
-        Args:
-            settings: tells apart sweeps of one grid that cannot be compared.
-            name: of a new one; `about` stands above it.
-            tags: that it has from now on.
-        """
-        experiment = self.experiment_id(grid)
-        condition = f"tags.`{OVERVIEW}` = '{grid}' AND tags.`{SETTINGS}` = '{settings}'"
-        found = self._search(condition, fresh=False)
-        if found:
-            run_id = found[0].run_id
-        else:
-            marks = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
-            create = methodcaller("create_run", experiment, run_name=name, tags=marks)
-            run_id = str(self.call(create).info.run_id)
-        self.log(run_id, tags=tags)
-        return run_id
+    def create_overview(self, grid: str, settings: str, name: str, about: str) -> str:
+        """The id of a new one; `settings` tell apart sweeps of one grid that cannot be compared."""
+        tags = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
+        create = methodcaller("create_run", self.experiment_id(grid), run_name=name, tags=tags)
+        return str(self.call(create).info.run_id)
 
     def update_overview(
         self, run_id: str, status: str, metrics: Mapping[str, float], texts: Mapping[str, str]

@@ -142,7 +142,7 @@ def test_a_run_joins_further_grids(store: Store) -> None:
 def test_a_driver_without_the_keys_of_the_artifacts_bucket_can_sweep(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id = store.overview("attention", "settings", "name", "about", {})
+    run_id = store.create_overview("attention", "settings", "name", "about")
     monkeypatch.setattr(
         store.client, "log_text", raising(lambda: PermissionError("no credentials"))
     )
