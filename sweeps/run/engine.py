@@ -119,9 +119,7 @@ def run_tasks(listener: Listener, resources: Resources) -> None:
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
-                run_config=tune.RunConfig(
-                    storage_path=scratch, verbose=0, callbacks=[_Callback(trials)]
-                ),
+                run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[trials]),
             ).fit()
             trials.lose_all()
             signals.raise_first()
@@ -152,8 +150,15 @@ def _train(config: dict[str, Any]) -> None:
     run_task(Task.from_json(config[TASK]), tell)
 
 
-class _Trials:
-    """The tasks that Tune has been given and that have not ended, by Tune's ids."""
+class _DriverOnly:
+    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Trials(_DriverOnly, tune.Callback):
+    """The tasks that Tune has been given and that have not ended, by Tune's ids; hears from Tune of them."""
 
     def __init__(self, listener: Listener, signals: StopSignals) -> None:
         self.listener, self.signals = listener, signals
@@ -163,15 +168,32 @@ class _Trials:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = ray.remote(num_cpus=0)(_StopBoard)
         self.board = board.options(name=self.board_name, scheduling_strategy=here).remote()
-        self.halting = False
-        self.exhausted = False
+        self.began = self.halting = self.exhausted = False
 
     def add(self, trial_id: str, task: Task) -> None:
         self.open[trial_id], self.kills[trial_id] = task, kernel_kills()
 
-    def begin(self, trial_id: str) -> None:
-        if trial_id in self.open:
-            self.listener.on_start(self.open[trial_id])
+    def on_step_begin(self, **info: Any) -> None:
+        if not self.began:
+            self.began = True
+            self.signals.install()  # Tune has set a handler of its own
+
+    def on_trial_start(self, trial: Trial, **info: Any) -> None:
+        if trial.trial_id in self.open:
+            self.listener.on_start(self.open[trial.trial_id])
+
+    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self.hear(trial.trial_id, event_from_json(result[EVENT]))
+
+    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
+        self.lose(trial.trial_id)  # unless it has said how it ended
+
+    def on_trial_error(self, trial: Trial, **info: Any) -> None:
+        error = Path(trial.error_file).read_text() if trial.error_file else ""
+        self.lose(trial.trial_id, error)
+
+    def on_step_end(self, **info: Any) -> None:
+        self.step()
 
     def hear(self, trial_id: str, event: Event) -> None:
         """Passes an event on, unless the task has ended before."""
@@ -231,13 +253,6 @@ class _StopBoard:
         return trial_id in self.stopped
 
 
-class _DriverOnly:
-    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
 class _Tasks(_DriverOnly, Searcher):
     """Gives Tune the next task whenever it has a slot free."""
 
@@ -266,33 +281,6 @@ class _Tasks(_DriverOnly, Searcher):
 
     def on_trial_complete(self, trial_id: str, **info: Any) -> None: ...
     def save(self, checkpoint_path: str) -> None: ...
-
-
-class _Callback(_DriverOnly, tune.Callback):
-    def __init__(self, trials: _Trials) -> None:
-        self.trials = trials
-        self.began = False
-
-    def on_step_begin(self, **info: Any) -> None:
-        if not self.began:
-            self.began = True
-            self.trials.signals.install()  # Tune has set a handler of its own
-
-    def on_trial_start(self, trial: Trial, **info: Any) -> None:
-        self.trials.begin(trial.trial_id)
-
-    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
-        self.trials.hear(trial.trial_id, event_from_json(result[EVENT]))
-
-    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
-        self.trials.lose(trial.trial_id)  # unless it has said how it ended
-
-    def on_trial_error(self, trial: Trial, **info: Any) -> None:
-        error = Path(trial.error_file).read_text() if trial.error_file else ""
-        self.trials.lose(trial.trial_id, error)
-
-    def on_step_end(self, **info: Any) -> None:
-        self.trials.step()
 
 
 def cause_of_death(error: str, killed: bool) -> Lost:

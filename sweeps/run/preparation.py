@@ -23,11 +23,7 @@ def preparation_of(config: Config) -> Preparation:
 
 
 def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Callable[[], None]]:
-    """What prepares each kind, for its largest budget.
-
-    Args:
-        train: the training function as `module:function`; its module has `prepare` beside it.
-    """
+    """What prepares each kind, for its largest budget: `prepare`, beside the training function."""
     largest: dict[Preparation, Config] = {}
     for config in configs:
         kind = preparation_of(config)

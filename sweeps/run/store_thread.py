@@ -15,8 +15,7 @@ AGAIN_SECONDS = 5.0  # before a store that is away is asked again
 class StoreThread:
     """Makes calls one after the other, in order, each until the store has answered it.
 
-    Args:
-        on_away: told once, by `poll`, when the store goes away.
+    `poll` tells `on_away` once when the store goes away.
     """
 
     def __init__(self, on_away: Callable[[StoreAway], None]) -> None:
@@ -33,18 +32,13 @@ class StoreThread:
     def submit(self, function: Callable[[], Any], then: Then = None) -> None:
         """Queues a call that bears repetition.
 
-        Args:
-            then: gets its result, or the `StoreRefused` or `RunGone` that it raised, in `poll`.
+        `then` gets its result, or the `StoreRefused` or `RunGone` that it raised, in `poll`.
         """
         self._pending += 1
         self._calls.put((function, then))
 
     def poll(self) -> None:
-        """Hands results over, in the caller's thread.
-
-        Raises:
-            whatever a call raised that no store explains: a fault of this program.
-        """
+        """Hands results over, in the caller's thread; raises what a call raised and no store explains."""
         while True:
             try:
                 then, result = self._results.get_nowait()
@@ -68,11 +62,7 @@ class StoreThread:
         return time.monotonic() - self._away_since if self.away else 0.0
 
     def close(self, seconds: float) -> StoreAway | None:
-        """Makes the calls that are queued and ends the thread, all within `seconds`.
-
-        Returns:
-            Why some of them could not be made.
-        """
+        """Makes the queued calls within `seconds` and ends the thread; returns why some were not made."""
         self._ending.set()
         self._calls.put(None)
         self._thread.join(seconds)

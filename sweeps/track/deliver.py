@@ -25,9 +25,7 @@ Print = Callable[[str], None]  # text without markup
 def undelivered(store: Store) -> list[tuple[str, Ending]]:
     """All endings that wait beside this store, with their runs' workspaces; does not ask the store.
 
-    Raises:
-        TrackingError: one cannot be read.
-        StorageError: the bucket where they are is away.
+    Raises TrackingError if one cannot be read, StorageError if the bucket where they are is away.
     """
     return [
         (uri, Ending.parse(text, file_of(uri, ENDING))) for uri, text in store.storage.undelivered()

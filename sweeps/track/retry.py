@@ -64,11 +64,7 @@ class Patience:
     After one wait in vain, later calls do not wait either, until one has an answer: a command that makes
     ten calls does not wait ten times.
 
-    Args:
-        seconds: None takes SEMIDAVIL_PATIENCE, or else five minutes.
-
-    Raises:
-        TrackingError: SEMIDAVIL_PATIENCE is not a number.
+    Without `seconds`, it is SEMIDAVIL_PATIENCE (TrackingError if that is no number), or else five minutes.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -81,10 +77,8 @@ class Patience:
     ) -> T:
         """Repeats `function` while the store is away.
 
-        `function` must bear repetition: it may have been the answer that was lost, not the question.
-
-        Args:
-            errors: what is translated; other exceptions are faults of this program.
+        `function` must bear repetition: it may have been the answer that was lost, not the question. Only
+        `errors` are translated; other exceptions are faults of this program.
 
         Raises:
             StoreAway: the patience has run out.

@@ -107,11 +107,7 @@ class Store:
     # Experiments
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of that name, created if need be.
-
-        Raises:
-            TrackingError: it was deleted in MLflow, so that nothing can be logged into it.
-        """
+        """The experiment of that name, created if need be; TrackingError if it was deleted in MLflow."""
         found = self.call(lambda client: client.get_experiment_by_name(name))
         location = (self.folder / "mlruns" / name).as_uri() if self.database else None
         if found is not None and found.lifecycle_stage != "active":
