@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
         "sweep itself.")
     status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
-    status.add_argument("--watch", metavar="SECONDS", type=_positive_int, help="show it again and again")
+    status.add_argument("--watch", metavar="SECONDS", type=_whole(1), help="show it again and again")
     commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
         "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "
@@ -70,9 +70,9 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--grid", metavar="NAME", help="one of the grids below, or all of them")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
         help="source and target, one or more [default: the grid's own; toy: its first]")
-    add("--budgets", metavar="N", nargs="+", type=_natural,
+    add("--budgets", metavar="N", nargs="+", type=_whole(0),
         help="numbers of labelled target images [default: each benchmark's own]")
-    add("--seeds", metavar="N", nargs="+", type=_natural, default=[0])
+    add("--seeds", metavar="N", nargs="+", type=_whole(0), default=[0])
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]")
     add("--data-root", metavar="DIR", default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
         help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]")
@@ -89,40 +89,37 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
 
     add = run.add_argument_group(
         f"--grid {SEARCH}: one benchmark, one number of labels, one seed").add_argument
-    add("--trials", metavar="N", type=_positive_int, default=20, help="in all [default: 20]")
+    add("--trials", metavar="N", type=_whole(1), default=20, help="in all [default: 20]")
     add("--objective", choices=OBJECTIVES, default=OBJECTIVES[0],
         help="miou ends hopeless trials early (at each --set runtime.eval_every=STEPS); miou-latency "
         "also varies the model and gives the best trade-offs with milliseconds per image")
-    add("--confirm-seeds", metavar="N", nargs="+", type=_natural, default=[],
+    add("--confirm-seeds", metavar="N", nargs="+", type=_whole(0), default=[],
         help="then train the best trial (of two objectives: by score) and the preset with these seeds: "
         "the best of many trials is too good on the images that chose it")
 
     add = run.add_argument_group("how to run").add_argument
-    add("--retries", metavar="N", type=_natural, default=1,
+    add("--retries", metavar="N", type=_whole(0), default=1,
         help="how often a failed cell is tried again at once, unless it would fail in the same way "
         "[default: 1]; one that is out of memory beside others is also tried by itself")
     add("--wait", action="store_true",
         help="stay until the cells that other sweeps train are done, and take over what these leave")
-    add("--concurrency", metavar="N", type=_positive_int,
+    add("--concurrency", metavar="N", type=_whole(1),
         help="runs at a time [default: as many as there are CPU cores or GPUs for]")
     add("--gpus-per-trial", metavar="X", type=_share,
         help="0.5: two runs share a GPU; 2: each run trains on two, which share every batch and give "
         "the result of one; 0: on the CPU [default: 1]")
-    add("--cpus-per-trial", metavar="N", type=_positive_int)
+    add("--cpus-per-trial", metavar="N", type=_whole(1))
     add("--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's")
 # fmt: on
 
 
-def _natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
 
-
-def _positive_int(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+    return parse
 
 
 def _share(text: str) -> float:

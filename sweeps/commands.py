@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,19 +26,16 @@ from sweeps.request import Options, data_are_here, requested, require_known, sea
 
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
+    from sweeps.run.driver import SweepOptions
     from sweeps.run.resources import Resources
-    from sweeps.run.sweep import SweepOptions, SweepResult
+    from sweeps.run.sweep import SweepResult
     from sweeps.track.store import Store
 
 DONE, WRONG, ELSEWHERE = 0, 1, 3  # exit codes; 2 is a ConfigError's
 
 
 def run(options: Options, console: Console) -> int:
-    """`python sweeps/run.py`.
-
-    Raises:
-        ConfigError: the command is wrong.
-    """
+    """`python sweeps/run.py`; raises ConfigError if the command is wrong."""
     if options.rerun:
         return _rerun(options, console)
     if options.grid is None and not options.list_only:
@@ -54,8 +52,7 @@ def run(options: Options, console: Console) -> int:
 def open_store(options: Options) -> "Store":
     """The tracking store that the environment names, with the command's storage.
 
-    Raises:
-        TrackingError: it names no store. ConfigError: nothing can be kept in that storage.
+    Raises TrackingError if it names no store, ConfigError if nothing can be kept in that storage.
     """
     from sweeps.keep.storage import open_storage
     from sweeps.track.store import Store
@@ -177,7 +174,7 @@ def _how_it_went(result: "SweepResult") -> tuple[int, int]:
 
 def _sweep_options(options: Options, store: "Store", spec: Spec) -> "SweepOptions":
     """Also gives the store what is attached to each run: changes of the code."""
-    from sweeps.run.sweep import SweepOptions
+    from sweeps.run.driver import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
 
     tags = code_tags(asked.ROOT)
@@ -213,7 +210,6 @@ def _search(options: Options, console: Console) -> int:
         print_search,
         write_study,
     )
-    from sweeps.run.space import study_name
     from sweeps.run.study import Study
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.overview import open_overview
@@ -222,9 +218,8 @@ def _search(options: Options, console: Console) -> int:
 
     try:
         study = Study(base, options.objective, options.trials, store, create=not options.list_only)
-    except KeyError:
-        name = study_name(base, options.objective, store.uri)
-        console.print(f"study {name}: not begun, {options.trials} trials to run", highlight=False)
+    except KeyError as error:
+        console.print(f"study {error.args[0]}: not begun, {options.trials} trials to run")
         return WRONG if problems else DONE
     if not options.list_only:
         tidy(store, console)
@@ -233,12 +228,9 @@ def _search(options: Options, console: Console) -> int:
     if options.list_only:
         return WRONG if problems else DONE
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     spec = replace(spec, study=study.name)
     sweep = Sweep(store, resources, console, _sweep_options(options, store, spec))
-    source = StudySource(study, store, say, options.wait, options.retry_failed)
+    source = StudySource(study, store, console.print, options.wait, options.retry_failed)
     work = source.total or source.elsewhere  # what others are at may become free
     overview = open_overview(store, spec, ABOUT, resources.concurrency) if work else None
     try:
@@ -269,7 +261,7 @@ def _search(options: Options, console: Console) -> int:
     if not code and study.failed("other"):  # by another sweep
         code = WRONG
     if not code and source.elsewhere:
-        say("other sweeps are at work on the rest; --wait stays until that is done")
+        console.print("other sweeps are at work on the rest; --wait stays until that is done")
         code = ELSEWHERE
     return code
 
@@ -306,7 +298,7 @@ def deliver(options: Options, console: Console) -> int:
 
     store = open_store(options)
     try:
-        delivered = deliver_all(store, lambda text: console.print(escape(text)))
+        delivered = deliver_all(store, partial(console.print, markup=False))
     except StoreAway as error:
         raise StoreAway(f"{error}. {advice(store)}") from None
     console.print(f"delivered {delivered} runs" if delivered else "nothing to deliver")

@@ -19,8 +19,8 @@ from semidavil.config import (
     refuse_oracle,
 )
 from sweeps.plan.checks import Problem, find_problems, runnable
-from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, union
-from sweeps.plan.spec import Job, Selection, Spec
+from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, Selection, union
+from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 
 ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs
@@ -62,8 +62,7 @@ class Request:
 def requested(options: Options) -> Request:
     """The grid asked for, or all of them.
 
-    Raises:
-        ConfigError: a wrong setting; or no grid has a cell on these benchmarks with these budgets.
+    Raises ConfigError for a wrong setting, or if no grid has a cell on these benchmarks with these budgets.
     """
     jobs, left_out, problems = [], [], list[Problem]()
     for name in GRIDS if options.grid in (None, ALL) else [options.grid]:
@@ -91,8 +90,7 @@ def data_are_here(options: Options, base: Config) -> bool:
 def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
     """What a command asks for of one grid, and the Config that its cells are derived from.
 
-    Raises:
-        ConfigError: an unknown name, or a setting that the grid itself varies or that contradicts another.
+    Raises ConfigError for an unknown name, or a setting that the grid varies or that contradicts another.
     """
     name = options.preset or default_preset(options.data_root)
     require_known(name, PRESETS, "preset")
@@ -136,8 +134,7 @@ def train_function() -> str:
 def searched(options: Options) -> tuple[Spec, Config]:
     """The spec of a search, and the Config that it starts from.
 
-    Raises:
-        ConfigError: several benchmarks, numbers of labels or seeds; a seed that would confirm itself.
+    Raises ConfigError for several benchmarks, numbers of labels or seeds, or a seed that confirms itself.
     """
     spec, base = spec_and_base(options, SEARCH)
     chosen: dict[str, Sequence[object] | None] = {

@@ -66,11 +66,7 @@ class Stamp:
 
 
 class BucketWorkspace(Workspace):
-    """A copy on this machine of a run that is kept in a bucket.
-
-    Attributes:
-        objects: of the whole bucket; those of the run are in the folder `key`.
-    """
+    """A copy on this machine of a run that is kept in the folder `key` of a bucket."""
 
     travels = True
     remedy = f"name another folder for copies of runs with {VARIABLE}"
@@ -261,9 +257,8 @@ class Bucket(Storage):
         return sorted(found.items())
 
     def _write(self, name: str) -> None:
-        make_folder(
-            self.folder, BucketWorkspace.remedy
-        )  # without copies, nothing can be kept either
+        # Without copies, nothing can be kept either.
+        make_folder(self.folder, BucketWorkspace.remedy)
         self.objects.write(name, "")
 
     def _has(self, name: str) -> bool:

@@ -41,7 +41,6 @@ class Objects:
             out.write(text.encode())
 
     def names(self) -> list[str]:
-        """All that there are."""
         from pyarrow.fs import FileSelector
 
         with self._file_system() as system:
@@ -52,17 +51,15 @@ class Objects:
         """Copies a file of this machine; one that is replaced meanwhile as it was."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        local = LocalFileSystem()
-        with self._file_system() as system:
-            copy_files(str(path), name, source_filesystem=local, destination_filesystem=system)
+        with self._file_system() as there:
+            copy_files(str(path), name, LocalFileSystem(), there)
 
     def get_folder(self, name: str, folder: Path) -> None:
         """Copies all objects of a folder into one of this machine; raises DiskFull, too."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
-        local = LocalFileSystem()
-        with self._file_system() as system, on_disk(folder):
-            copy_files(name, str(folder), source_filesystem=system, destination_filesystem=local)
+        with self._file_system() as there, on_disk(folder):
+            copy_files(name, str(folder), there, LocalFileSystem())
 
     def delete(self, name: str) -> None:
         """Deletes an object, if it is there."""

@@ -28,31 +28,25 @@ class Workspace:
     """The folder in which a run works; here it is also where the run is kept.
 
     All methods raise StorageError if the storage is away or cannot be used; everything stays as it was.
-
-    Attributes:
-        folder: on this machine.
-        uri: where the run is kept: a path, or an address that any machine can open.
-        travels: whether another machine works on the run in another folder, which may be ahead of this one.
-        remedy: what to do where the folder cannot be made.
     """
 
-    travels = False
-    remedy = "name another folder or a bucket with --storage"
+    travels = (
+        False  # whether another machine works in another folder, which may be ahead of this one
+    )
+    remedy = "name another folder or a bucket with --storage"  # where the folder cannot be made
 
     def __init__(self, folder: Path, uri: str) -> None:
-        self.folder, self.uri = folder, uri
+        self.folder = folder  # on this machine
+        self.uri = uri  # where the run is kept: a path, or an address that any machine can open
 
     def fetch(self, epoch: int, run_id: str) -> None:
-        """Makes the folder, with what the run has so far.
+        """Makes the folder, with what the run has so far. Raises DiskFull, too.
 
         Args:
-            epoch: of the lease under which the run is trained or delivered; see `sweeps.track.lease`. If a
-                later one has been at the run, the folder stays as it is, and nothing of it is pushed.
+            epoch: of the lease under which the run is trained or delivered. If a later one has been at the
+                run, the folder stays as it is, and nothing of it is pushed.
             run_id: the run in the tracking store whose epochs these are. Epochs of different runs (one was
                 deleted, or there is another store) are not compared: the later fetch goes on.
-
-        Raises:
-            DiskFull: of this machine.
         """
         with on_disk(self.folder):
             make_folder(self.folder, self.remedy)
@@ -81,13 +75,10 @@ class Storage:
     """Keeps the folders of runs that have not ended. It travels to other machines, pickled.
 
     All methods raise StorageError if the storage is away or cannot be used.
-
-    Attributes:
-        uri: what `--storage` takes, without its trailing slash.
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri = uri  # what `--storage` takes, without its trailing slash
 
     @property
     def folder(self) -> Path:
@@ -99,7 +90,6 @@ class Storage:
         return str(self.folder / key)
 
     def workspace(self, key: str) -> Workspace:
-        """The workspace of a run."""
         return Workspace(self.folder / key, self.of(key))
 
     def keys(self) -> set[str]:
@@ -180,11 +170,7 @@ class Storage:
 
 
 def make_folder(folder: Path, remedy: str) -> None:
-    """Makes a folder, if it is not there.
-
-    Raises:
-        StorageError: it cannot be made; the message ends with the remedy.
-    """
+    """Makes a folder, if it is not there; a StorageError ends with the remedy."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

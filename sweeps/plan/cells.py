@@ -12,7 +12,7 @@ from enum import StrEnum
 from semidavil.config import Config
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
-from sweeps.track.lease import lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun
 
 
@@ -82,22 +82,13 @@ class Plan:
             for cell in self.cells
             if cell.state is State.DONE
             and cell.run is not None
-            and made_by(cell.run) != self.grid_name
+            and cell.run.made_by != self.grid_name
             and self.grid_name not in cell.run.tags.get("grids", "").split()
         ]
 
     def seconds_left(self, concurrency: int) -> float:
         """Wall-clock seconds for the cells that wait; NaN while nothing like them has run."""
         return time_left([(cell.estimate, cell.left) for cell in self.waiting], concurrency)
-
-    def gpu_hours(self, gpus: float) -> float:
-        """What the cells that wait take of GPUs, with so many each; NaN as `seconds_left`."""
-        return self.seconds_left(1) * gpus / 3600
-
-
-def made_by(run: TrackedRun) -> str:
-    """The grid that made a run; its experiment may have been renamed since."""
-    return run.tags.get("grid") or run.experiment
 
 
 def make_plan(
@@ -108,24 +99,25 @@ def make_plan(
     retry_diverged: bool = False,
     pace: Pace | None = None,
 ) -> Plan:
-    """Matches Configs with tracked runs by key, whichever grid has made them.
+    """Matches Configs with tracked runs, oldest first, by key, whichever grid has made them.
 
-    Args:
-        runs: oldest first.
-        pace: by which runs cells are timed; by default those of this machine's sweeps.
+    Cells are timed by `pace`, or else by the runs of this machine's sweeps.
     """
     runs = list(runs)
     pace = pace or Pace(runs)
-    by_key: dict[str, list[TrackedRun]] = defaultdict(list)
-    for run in runs:
-        by_key[run.key].append(run)
-    now = time.time()
-    cells = []
+    now, by_key, cells = time.time(), runs_by_key(runs), []
     for config in configs:
-        state, known = state_of(by_key.get(config.key(), []), now)
+        state, known = state_of(by_key[config.key()], now)
         estimate = pace.seconds(kind_of(config.to_params()))
         cells.append(Cell(config, grid.name(config), state, known, estimate))
     return Plan(grid_name, grid, cells, retry_diverged)
+
+
+def runs_by_key(runs: Iterable[TrackedRun]) -> dict[str, list[TrackedRun]]:
+    by_key: dict[str, list[TrackedRun]] = defaultdict(list)
+    for run in runs:
+        by_key[run.key].append(run)
+    return by_key
 
 
 def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun | None]:
@@ -134,7 +126,7 @@ def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun 
         if run.status == "FINISHED":
             return State.DONE, run
     for run in reversed(runs):
-        if lease_state(run, now) == "held":
+        if is_held(run, now):
             return State.ELSEWHERE, run
     if not runs:
         return State.TODO, None

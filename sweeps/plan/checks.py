@@ -48,7 +48,6 @@ def find_problems(configs: Iterable[Config]) -> list[Problem]:
 
 
 def runnable(configs: Iterable[Config], problems: Iterable[Problem]) -> list[Config]:
-    """The cells that have no problem."""
     wrong = frozenset().union(*(problem.cells for problem in problems))
     return [config for config in configs if config.key() not in wrong]
 

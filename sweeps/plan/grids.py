@@ -1,7 +1,7 @@
 """Every grid, declared as data: which Configs answer which question.
 
-A grid is a function (base, benchmarks, budgets, seeds) -> Configs whose docstring says the question
-it answers, the figure or table it feeds and what it costs. Its entry in `GRIDS` adds what the
+A grid is a function (base, selection) -> Configs whose docstring says the question it answers, the
+figure or table it feeds and what it costs. Its entry in `GRIDS` adds what the
 harness needs to know about it: its baseline, and the settings that it varies.
 
     cells = GRIDS["attention"].cells(preset("toy"), seeds=[0, 1, 2])
@@ -16,30 +16,30 @@ from typing import Any
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 
-CellFunction = Callable[[Config, Sequence[str], Sequence[int] | None, Sequence[int]], list[Config]]
-
 # Settings that have an option of their own: every grid varies them, and --set does not.
 SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which of a grid's cells."""
+
+    benchmarks: tuple[str, ...] = ()  # empty: the grid's own
+    budgets: tuple[int, ...] = ()  # numbers of labelled target images; empty: each benchmark's own
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
 class Grid:
-    """A grid's function and what is fixed about it.
+    """A grid's function and what is fixed about it."""
 
-    Attributes:
-        build: the function.
-        baseline: the settings that it varies, with the values that the others are compared to; None
-            stands for the value that the preset has.
-        benchmarks: what it runs on unless told otherwise; toy runs take the first alone.
-        shown: of the settings that it varies, those that name a variant; empty: all of them.
-        name_of: names a variant instead, from its flat params.
-    """
-
-    build: CellFunction
+    build: Callable[[Config, Selection], list[Config]]
+    # The settings that it varies, with the values that the others are compared to; None stands for the
+    # value that the preset has.
     baseline: Mapping[str, Any]
-    benchmarks: tuple[str, ...]
-    shown: tuple[str, ...] = ()
-    name_of: Callable[[Mapping[str, str]], str] | None = None
+    benchmarks: tuple[str, ...]  # unless told otherwise; toy runs take the first alone
+    shown: tuple[str, ...] = ()  # of the settings that it varies, those that name a variant; or all
+    name_of: Callable[[Mapping[str, str]], str] | None = None  # names it instead, from flat params
 
     def around(self, base: Config) -> "Grid":
         """This grid with the baseline's open values taken from `base`."""
@@ -55,24 +55,17 @@ class Grid:
         self,
         base: Config,
         benchmarks: Sequence[str] = (),
-        budgets: Sequence[int] | None = None,
+        budgets: Sequence[int] = (),
         seeds: Sequence[int] = (0,),
     ) -> list[Config]:
-        """The grid's Configs around `base`, each once.
-
-        Args:
-            benchmarks: empty: the grid's own.
-            budgets: labelled target images; None: each benchmark's own.
-
-        Raises:
-            ConfigError: an unknown benchmark, or no cell is left.
-        """
+        """The grid's Configs around `base`, each once; raises ConfigError if none is left."""
         chosen = benchmarks or (self.benchmarks[:1] if base.data.toy else self.benchmarks)
-        cells = union(self.build(base, chosen, budgets, seeds))
+        which = Selection(tuple(chosen), tuple(budgets), tuple(seeds))
+        cells = union(self.build(base, which))
         if not cells:
             raise ConfigError(
                 f"no cell of this grid is left on {', '.join(chosen)} with budgets "
-                f"{' '.join(map(str, budgets or ()))}: give other --budgets"
+                f"{' '.join(map(str, budgets))}: give other --budgets"
             )
         return cells
 
@@ -117,47 +110,36 @@ def union(*parts: Iterable[Config]) -> list[Config]:
     return list(first.values())
 
 
-def budgets_of(
-    benchmark: str, budgets: Sequence[int] | None, usual: Sequence[int] = ()
-) -> list[int]:
+def budgets_of(benchmark: str, budgets: Sequence[int], usual: Sequence[int] = ()) -> list[int]:
     """The label budgets to run on a benchmark: those asked for, else the usual, else its own.
 
-    Without a source there is nothing to learn from at budget 0, so it is no cell there.
-
-    Args:
-        usual: a grid's own choice, for benchmarks that have it.
-
-    Raises:
-        ConfigError: no benchmark of that name.
+    Without a source there is nothing to learn from at budget 0, so it is no cell there. The usual are a
+    grid's own choice, for benchmarks that have them.
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {benchmark!r}: choose from {', '.join(BENCHMARKS)}")
     known = BENCHMARKS[benchmark]
-    if budgets is None:
+    if not budgets:
         budgets = [n for n in usual if n in known.budgets] or known.budgets
     return [budget for budget in budgets if budget > 0 or known.source is not None]
 
 
 def everywhere(
     base: Config,
-    benchmarks: Sequence[str],
-    budgets: Sequence[int] | None,
-    seeds: Sequence[int],
+    which: Selection,
     variants: Sequence[Mapping[str, Any]],
     usual: Sequence[int] = (),
 ) -> list[Config]:
     """Every variant at every seed, benchmark and budget; the variant changes fastest."""
     return [
         base.replace({"seed": seed, "data.benchmark": benchmark, "data.budget": budget, **variant})
-        for seed, benchmark in itertools.product(seeds, benchmarks)
-        for budget in budgets_of(benchmark, budgets, usual)
+        for seed, benchmark in itertools.product(which.seeds, which.benchmarks)
+        for budget in budgets_of(benchmark, which.budgets, usual)
         for variant in variants
     ]
 
 
-def attention(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def attention(base: Config, which: Selection) -> list[Config]:
     """Question: does dense language guidance (DLG) beat other ways of joining image and caption?
 
     Feeds: the attention figure, mIoU against label budget per attention.
@@ -165,19 +147,17 @@ def attention(
     """
     fusions = ("dlg", "vlga", "wpct", "cross_attention")
     variants = [{"model.fusion": fusion} for fusion in fusions]
-    return everywhere(base, benchmarks, budgets, seeds, variants)
+    return everywhere(base, which, variants)
 
 
-def losses(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def losses(base: Config, which: Selection) -> list[Config]:
     """Question: does DyCE beat other losses for imbalanced classes, and on which classes?
 
     Feeds: the loss table, and the figure of the gain of DyCE over CE per class.
     Cost: 6 losses x 6 budgets = 36 runs per benchmark and seed.
     """
     variants = [{"loss.name": name} for name in ("dyce", "ce", "wce", "focal", "dce", "dfl")]
-    return everywhere(base, benchmarks, budgets, seeds, variants)
+    return everywhere(base, which, variants)
 
 
 # What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
@@ -200,21 +180,17 @@ _RECIPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def semivl(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def semivl(base: Config, which: Selection) -> list[Config]:
     """Question: how far is SemiDAViL above SemiVL, with and without a domain shift?
 
     Feeds: the SemiVL table.
     Cost: 2 methods x 4 budgets = 8 runs per benchmark and seed.
     """
     variants = [RIVALS["semidavil"], RIVALS["semivl"]]
-    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100, 200, 500, 1000))
+    return everywhere(base, which, variants, usual=(100, 200, 500, 1000))
 
 
-def methods(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def methods(base: Config, which: Selection) -> list[Config]:
     """Question: how does SemiDAViL compare with its parts and its rivals at few labels?
 
     Feeds: the comparison of methods and the qualitative grid.
@@ -223,13 +199,14 @@ def methods(
     """
     trained = [{"training.method": name} for name in ("target_only", "supervised")]
     cells = []
-    for benchmark in benchmarks:
+    for benchmark in which.benchmarks:
+        here = replace(which, benchmarks=(benchmark,))
         if BENCHMARKS[benchmark].source is not None:
             alone = [{"training.method": "source_only"}]
-            cells += everywhere(base, [benchmark], [0], seeds, alone)
+            cells += everywhere(base, replace(here, budgets=(0,)), alone)
         depth = BENCHMARKS[benchmark].has_disparity or base.data.depth != "disparity"
         rivals = [recipe for name, recipe in RIVALS.items() if depth or name != "sdepth"]
-        cells += everywhere(base, [benchmark], budgets, seeds, [*trained, *rivals], usual=(100,))
+        cells += everywhere(base, here, [*trained, *rivals], usual=(100,))
     return cells
 
 
@@ -242,9 +219,7 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 
 
-def components(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def components(base: Config, which: Selection) -> list[Config]:
     """Question: what does each part of SemiDAViL add, alone and together with the others?
 
     The parts: vision-language initialisation (VL), dense language guidance (DLG), consistency
@@ -256,7 +231,7 @@ def components(
         {setting: off for (setting, off), on in zip(PARTS.values(), chosen, strict=True) if not on}
         for chosen in itertools.product((True, False), repeat=len(PARTS))
     ]
-    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+    return everywhere(base, which, variants, usual=(100,))
 
 
 def _parts_of(params: Mapping[str, str]) -> str:
@@ -264,9 +239,7 @@ def _parts_of(params: Mapping[str, str]) -> str:
     return "+".join(on) or "nothing"
 
 
-def captions(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def captions(base: Config, which: Selection) -> list[Config]:
     """Question: does it matter what the caption says?
 
     From no caption over fixed class names to what is where; `shuffled` (captions of other images)
@@ -279,7 +252,7 @@ def captions(
     if not base.data.toy:
         names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
     variants = [{"model.captions": name} for name in names]
-    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+    return everywhere(base, which, variants, usual=(100,))
 
 
 def _captioner_of(params: Mapping[str, str]) -> str:
@@ -296,9 +269,7 @@ SENSITIVITY: dict[str, tuple[float, ...]] = {
 }
 
 
-def sensitivity(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def sensitivity(base: Config, which: Selection) -> list[Config]:
     """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
 
     Feeds: the sensitivity curves.
@@ -306,16 +277,14 @@ def sensitivity(
     """
     variants: list[dict[str, Any]] = [{}]
     variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]
-    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(100,))
+    return everywhere(base, which, variants, usual=(100,))
 
 
 def _settings_of(params: Mapping[str, str]) -> str:
     return ",".join(f"{name.rpartition('.')[2]}={params[name]}" for name in SENSITIVITY)
 
 
-def synapse(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def synapse(base: Config, which: Selection) -> list[Config]:
     """Question: does DyCE help rare organs in other semi-supervised methods?
 
     Feeds: the Synapse figure, Dice and surface distance per organ.
@@ -325,12 +294,10 @@ def synapse(
         {"training.method": method, "loss.name": loss}
         for method, loss in itertools.product(("uamt", "urpc"), ("dyce", "ce"))
     ]
-    return everywhere(base, benchmarks, budgets, seeds, variants, usual=(4,))
+    return everywhere(base, which, variants, usual=(4,))
 
 
-def baselines(
-    base: Config, benchmarks: Sequence[str], budgets: Sequence[int] | None, seeds: Sequence[int]
-) -> list[Config]:
+def baselines(base: Config, which: Selection) -> list[Config]:
     """Question: what does each stream of data add: source, labelled target, unlabelled target?
 
     Feeds: the reference lines of every comparison on the same benchmark.
@@ -341,8 +308,8 @@ def baselines(
     nothing to learn from and supervised would be source_only again.
     """
     cells: list[Config] = []
-    for seed, benchmark in itertools.product(seeds, benchmarks):
-        known = budgets_of(benchmark, budgets)
+    for seed, benchmark in itertools.product(which.seeds, which.benchmarks):
+        known = budgets_of(benchmark, which.budgets)
         here = base.replace({"seed": seed, "data.benchmark": benchmark})
         if known and BENCHMARKS[benchmark].source is not None:
             cells += product(here, {"data.budget": [0], "training.method": ["source_only"]})

@@ -72,8 +72,7 @@ class Pace:
 def time_left(cells: Iterable[tuple[float, float]], concurrency: int) -> float:
     """Seconds until all cells have ended, so many at a time; NaN if the length of none is known.
 
-    Args:
-        cells: the seconds of a whole run, NaN where unknown, and the share of it that is left.
+    Of each cell: the seconds of a whole run, NaN where unknown, and the share of it that is left.
     """
     cells = list(cells)
     known = [seconds for seconds, _ in cells if not math.isnan(seconds)]

@@ -10,32 +10,19 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from semidavil.config import Config, ConfigError, parse_settings, preset
-from sweeps.plan.grids import GRIDS, Grid, union
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a grid's cells."""
-
-    benchmarks: tuple[str, ...] = ()  # empty: the grid's own
-    budgets: tuple[int, ...] = ()  # numbers of labelled target images; empty: each benchmark's own
-    seeds: tuple[int, ...] = (0,)
+from sweeps.plan.grids import GRIDS, Grid, Selection, union
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A grid with settings, and which of its cells were asked for. Of a search: its study.
-
-    Attributes:
-        settings: as given to --set, `name=value`, without those of `runtime`, which change no result.
-        trials, study: of a search alone.
-    """
+    """A grid with settings, and which of its cells were asked for. Of a search: its study."""
 
     grid: str
     preset: str
+    # As given to --set, `name=value`, without those of `runtime`, which change no result.
     settings: tuple[str, ...] = ()
     selections: tuple[Selection, ...] = (Selection(),)
-    trials: int = 0
+    trials: int = 0  # of a search alone, as is the study
     study: str = ""
 
     @property
@@ -48,18 +35,12 @@ class Spec:
         return preset(self.preset, parse_settings(self.settings))
 
     def cells(self, base: Config | None = None) -> list[Config]:
-        """The Configs that were asked for, each once.
+        """The Configs that were asked for, each once, around `base`, which may have settings of `runtime`.
 
-        Args:
-            base: instead of this spec's own, with settings of `runtime`.
-
-        Raises:
-            ConfigError: the grid has no cell on these benchmarks with these budgets.
+        Raises ConfigError if the grid has no cell on these benchmarks with these budgets.
         """
         base, grid = base or self.base(), GRIDS[self.grid]
-        return union(
-            *(grid.cells(base, s.benchmarks, s.budgets or None, s.seeds) for s in self.selections)
-        )
+        return union(*(grid.cells(base, s.benchmarks, s.budgets, s.seeds) for s in self.selections))
 
     def around(self, base: Config) -> Grid:
         """The grid with the baseline's open values taken from the settings."""

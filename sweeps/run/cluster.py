@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semidavil.config import Config
 from sweeps.keep.storage import Storage
-from sweeps.run.connection import ClusterError, first_line, living_nodes
+from sweeps.run.connection import ClusterError, Node, first_line, living_nodes
 from sweeps.track.provenance import package_versions
 from sweeps.track.retry import TrackingError, check_server
 
@@ -30,19 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Common:
-    """What every node must reach as the sweep's own machine does.
-
-    Attributes:
-        database: the SQLite file of the tracking store, if it is one.
-        storage: where checkpoints and logs are kept.
-        data_roots, caches: `runtime.data_root` and `runtime.cache_dir` of the cells.
-    """
+    """What every node must reach as the sweep's own machine does."""
 
     tracking_uri: str
-    database: Path | None
-    storage: Storage
-    data_roots: frozenset[str]
-    caches: frozenset[str]
+    database: Path | None  # the tracking store's SQLite file, if it is one
+    storage: Storage  # where checkpoints and logs are kept
+    data_roots: frozenset[str]  # `runtime.data_root` of the cells
+    caches: frozenset[str]  # `runtime.cache_dir` of the cells
 
     @classmethod
     def of(
@@ -54,9 +48,7 @@ class Common:
 
 
 def require_common(common: Common, cpus: float, gpus: float) -> None:
-    """Has every node that may get a trial of so many CPUs and GPUs look for what it needs.
-
-    Ray must be connected.
+    """Has every node that may get a trial of so many CPUs and GPUs look for what it needs. Ray must be up.
 
     Raises:
         ClusterError: a node lacks something, or holds other versions.
@@ -69,19 +61,15 @@ def require_common(common: Common, cpus: float, gpus: float) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with common.storage.marked() as mark:
         look = ray.remote(num_cpus=0, max_retries=0)(lacks)
-        answers = [
-            look.options(
+        answers: dict[Node, Any] = {}
+        for node in nodes:  # all of them at the same time
+            there = look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)
-            ).remote(common, mark, package_versions())
-            for node in nodes
-        ]
-        found = [
-            f"{node.host}: {text}"
-            for node, answer in zip(nodes, answers, strict=True)
-            for text in _result(answer)
-        ]
+            )
+            answers[node] = there.remote(common, mark, package_versions())
+        found = {f"{node.host}: {text}" for node, a in answers.items() for text in _result(a)}
     if found:
-        raise ClusterError("the cluster is not ready:\n  " + "\n  ".join(sorted(set(found))))
+        raise ClusterError("\n  ".join(["the cluster is not ready:", *sorted(found)]))
 
 
 def require_server(common: Common, hosts: set[str]) -> None:
@@ -130,14 +118,9 @@ def _public(version: str) -> str:
 def run_on_cluster(work: Callable[[], T], cpus: float, gpus: float) -> T:
     """Does `work` once on whichever node has room; the sweep's own machine may have no GPU.
 
-    Raises:
-        whatever `work` raises; ClusterError: its node was lost.
+    Raises what `work` raises, or ClusterError if its node was lost.
     """
-    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(_do).remote(work))
-
-
-def _do(work: Callable[[], T]) -> T:
-    return work()
+    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(lambda: work()).remote())
 
 
 def _result(answer: Any) -> Any:

@@ -11,15 +11,14 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from sweeps import QUIET_ENVIRONMENT
 from sweeps.run.signals import deaf_processes, killed_when_asked, stopping_signals
@@ -31,7 +30,6 @@ PACKAGES = ("semidavil", "sweeps")  # whose code travels
 JOIN_SECONDS = 20.0  # for a cluster to let this process in; Ray itself would try for two minutes
 PYTHONPATH = "PYTHONPATH"
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -65,29 +63,48 @@ def trials_per_gpu(share: float) -> int:
 
 @contextmanager
 def local_ray(**options: Any) -> Iterator[None]:
-    """Ray, started on this machine and ended with all its processes.
-
-    A signal that comes meanwhile waits until Ray has started or ended.
-
-    Args:
-        options: of `ray.init`.
+    """Ray, started on this machine with `ray.init`'s options and ended with all its processes.
 
     Raises:
         ClusterError: it does not start.
         Stopped, KeyboardInterrupt: a signal came while it started.
     """
     put_code_first()
+    with _ray(_source("sweeps").parent, _why_not_started, address="local", **options):
+        yield
+
+
+@contextmanager
+def joined_cluster(address: str, train: str) -> Iterator[None]:
+    """The running cluster at `address`, with the code of this process's packages and of `train`'s module.
+
+    Raises as `local_ray`.
+    """
+    code = runtime_env(train)
+
+    def why_not(error: Exception) -> str:
+        return _why_not_joined(address, first_line(error))
+
+    # Nodes have no checkout: what they run is what they were sent.
+    with (
+        tempfile.TemporaryDirectory() as nowhere,
+        _ray(nowhere, why_not, address=address, runtime_env=code),
+    ):
+        yield
+
+
+@contextmanager
+def _ray(folder: Path | str, why_not: Callable[[Exception], str], **options: Any) -> Iterator[None]:
+    """Ray; a signal that comes meanwhile waits until it has started or ended."""
     with stopping_signals() as signals, deaf_processes() as processes:
         try:
-            _init(_source("sweeps").parent, address="local", **options)
-        except (
-            SystemExit
-        ):  # Ray's handler of SIGTERM, by way of a thread that does not have it blocked
+            _init(folder, **options)
+        except SystemExit:  # Ray's handler of SIGTERM, in a thread that does not have it blocked
             ray.shutdown()
             raise Stopped(signal.SIGTERM) from None
         except Exception as error:
             ray.shutdown()
-            raise ClusterError(_why_not_started(error)) from error
+            raise ClusterError(why_not(error)) from error
         signals.install()  # Ray has set a handler of its own
     try:
         signals.raise_first()
@@ -97,34 +114,8 @@ def local_ray(**options: Any) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextmanager
-def joined_cluster(address: str, train: str) -> Iterator[None]:
-    """The running cluster at `address`, with the code of this process's packages and of `train`'s module.
-
-    Raises:
-        ClusterError: it does not let this process in.
-    """
-    # Nodes have no checkout: what they run is what they were sent.
-    with stopping_signals() as signals, tempfile.TemporaryDirectory() as nowhere:
-        try:
-            _init(nowhere, address=address, runtime_env=runtime_env(train))
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise ClusterError(_why_not_joined(address, first_line(error))) from error
-        signals.install()
-    try:
-        signals.raise_first()
-        yield
-    finally:
-        with stopping_signals():
-            ray.shutdown()
-
-
 def find_nodes(address: str) -> list[Node]:
-    """The nodes of a running cluster that are alive.
-
-    Raises:
-        ClusterError: no cluster answers there within `JOIN_SECONDS`.
-    """
+    """The living nodes of a cluster; raises ClusterError if none answers within `JOIN_SECONDS`."""
     if address.startswith("ray://"):
         raise ClusterError(
             f"--address {address}: the sweep must run on a machine of the cluster; log in to one "
@@ -198,16 +189,12 @@ def first_line(error: BaseException) -> str:
 
 
 def living_nodes() -> list[Node]:
-    return [
-        Node(
-            host=node["NodeManagerHostname"],
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=node["Resources"].get("GPU", 0.0),
-            id=node["NodeID"],
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    nodes = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            cpus, gpus = (node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU"))
+            nodes.append(Node(node["NodeManagerHostname"], cpus, gpus, node["NodeID"]))
+    return nodes
 
 
 def put_code_first() -> None:
@@ -225,17 +212,12 @@ def runtime_env(train: str) -> dict[str, Any]:
     the same cluster are not disturbed.
     """
     own = train.partition(":")[0].partition(".")[0]
+    variables = [*QUIET_ENVIRONMENT, PATIENCE]  # no passwords: Ray shows all in its dashboard
     return {
         "py_modules": [str(_source(name)) for name in dict.fromkeys([*PACKAGES, own])],
         "excludes": ["**/__pycache__"],
-        "env_vars": _environment(),
+        "env_vars": {name: os.environ[name] for name in variables if name in os.environ},
     }
-
-
-def _environment() -> dict[str, str]:
-    """For workers on other machines; no passwords, which Ray would show in its dashboard."""
-    names = [*QUIET_ENVIRONMENT, PATIENCE]
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _source(package: str) -> Path:

@@ -94,43 +94,35 @@ class QueueSource:
 
 
 @dataclass(frozen=True)
-class SweepContext:
-    """What all cells of a sweep have in common.
+class SweepOptions:
+    """How a command wants its cells run."""
 
-    Attributes:
-        grid: the experiment's name.
-        parent: the run that theirs are shown below; empty if there is none.
-        tags: of their runs: commit, versions, preset.
-        train: the training function as `module:function`.
-        retries: how often a cell that fails is tried again, unless it would fail in the same way.
-    """
+    tags: Mapping[str, str]  # of all runs: commit, versions, preset
+    train: str  # the training function as `module:function`
+    retries: int = 1  # of a cell that fails, unless it would fail in the same way
+    retry_diverged: bool = False  # cells whose loss became infinite are run again
+    wait: bool = False  # for cells that other sweeps train, and take over what these leave
+
+
+@dataclass(frozen=True)
+class SweepContext:
+    """What all cells of a sweep have in common."""
 
     store: Store
     resources: Resources
-    grid: str
+    options: SweepOptions
+    grid: str  # the experiment's name
     experiment_id: str
-    parent: str
-    tags: Mapping[str, str]
-    train: str
-    retries: int
+    parent: str  # the run that theirs are shown below; empty if there is none
 
 
 @dataclass
 class Outcome:
     """What became of the cells that ran."""
 
-    finished: int = 0
     failed: list[FailedCell] = field(default_factory=list)
-    held: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
+    taken: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
     undelivered: list[Task] = field(default_factory=list)  # ended, and the store does not have them
-
-
-@dataclass(frozen=True)
-class _Left:
-    """A cell that another sweep has."""
-
-    cell: Cell
-    reason: str
 
 
 class Driver:
@@ -162,10 +154,8 @@ class Driver:
         self.thread.poll()
         if self.ready:
             return self.ready.popleft()
-        if (
-            not (self.claiming or self.problem or self._is_exhausted())
-            and time.monotonic() >= self.next_claim
-        ):
+        waits = time.monotonic() < self.next_claim
+        if not (self.claiming or self.problem or waits or self._is_exhausted()):
             self.claiming = True
             self.thread.submit(self._claim_next, self._on_claimed)
         return None
@@ -209,7 +199,7 @@ class Driver:
             case Failed():
                 self._on_failed(task, cell, event)
             case Taken():
-                self._on_taken(task, cell, event.reason, event.gone)
+                self._on_taken(cell, event)
             case Halted():
                 self._on_stopped(task, cell, event.step)
             case Lost():
@@ -217,40 +207,32 @@ class Driver:
         return False
 
     def _stops(self, task: Task, cell: Cell, progress: Progress) -> bool:
-        if (
-            progress.score is None
-            or progress.step >= progress.total
-            or task.run_id in self.stopping
-        ):
+        ends = progress.score is None or progress.step >= progress.total
+        if ends or task.run_id in self.stopping or not self.source.should_stop(cell, progress):
             return False
-        if self.source.should_stop(cell, progress):
-            self.stopping.add(task.run_id)
-        return task.run_id in self.stopping
+        self.stopping.add(task.run_id)
+        return True
 
     # Claims
 
     def _is_exhausted(self) -> bool:
         return not (self.to_claim or self.again or self.exclusive_queue) and self.source.exhausted()
 
-    def _claim_next(self) -> Task | _Left | None:
-        """In the store thread: a task, or a cell that is another sweep's; None without a cell."""
+    def _claim_next(self) -> Task | tuple[Cell, Held] | None:
+        """In the store thread: a task, or a cell that another sweep has; None without a cell."""
         if self.to_claim is None:
             self.to_claim = self._next_cell()
         cell = self.to_claim
         if cell is None:
             return None
         context, config = self.context, self._placed(cell.config)
-        tags = {
-            **context.tags,
-            **self.source.tags(cell),
-            "benchmark": config.data.benchmark,
-            "grid": context.grid,
-        }
+        tags = {**context.options.tags, **self.source.tags(cell)}
+        tags |= {"benchmark": config.data.benchmark, "grid": context.grid}
         lease = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
         self.to_claim = None
         if isinstance(lease, Held):
             self.source.taken(cell)
-            return _Left(cell, lease.reason)
+            return cell, lease
         task = self._task(cell, config, lease)
         self.open[task.run_id] = task, cell
         return task
@@ -266,12 +248,10 @@ class Driver:
     def _placed(self, config: Config) -> Config:
         """With this sweep's share of the machine, unless the user has chosen."""
         resources, runtime = self.context.resources, config.runtime
-        return config.replace(
-            {
-                "runtime.threads": runtime.threads or resources.threads,
-                "runtime.device": resources.device(runtime.device),
-            }
-        )
+        return config.replace({
+            "runtime.threads": runtime.threads or resources.threads,
+            "runtime.device": resources.device(runtime.device),
+        })  # fmt: skip
 
     def _task(self, cell: Cell, config: Config, claimed: Claimed) -> Task:
         return Task(
@@ -283,20 +263,21 @@ class Driver:
             workspace=self.store.storage.of(config.key()),
             logged_step=claimed.logged_step,
             seconds=claimed.seconds,
-            train=self.context.train,
+            train=self.context.options.train,
             exclusive=cell.name in self.exclusive,
             gpus=self.context.resources.gpus,
         )
 
-    def _on_claimed(self, result: Task | _Left | Exception | None) -> None:
+    def _on_claimed(self, result: Task | tuple[Cell, Held] | Exception | None) -> None:
         self.claiming = False
         if isinstance(result, Task):
             self.ready.append(result)
         elif result is None:
             self.next_claim = time.monotonic() + NEXT_LOOK_SECONDS
-        elif isinstance(result, _Left):
-            self.outcome.held.add(result.cell.config.key())
-            self.progress.leave(result.cell.name, result.reason)
+        elif isinstance(result, tuple):
+            taken, held = result
+            self.outcome.taken.add(taken.config.key())
+            self.progress.taken(taken.name, held.reason)
         elif isinstance(result, StoreRefused | RunGone):
             cell, self.to_claim = self.to_claim, None
             self.next_claim = time.monotonic() + REFUSED_SECONDS
@@ -311,7 +292,6 @@ class Driver:
     # Ends
 
     def _on_done(self, task: Task, cell: Cell, done: Done) -> None:
-        self.outcome.finished += 1
         self.progress.end(task.name, summary=done.summary, seconds=done.seconds)
         self._note_undelivered(task, done.delivered)
         self.thread.submit(lambda: self.source.finished(cell, done, task.run_id))
@@ -319,26 +299,24 @@ class Driver:
     def _note_undelivered(self, task: Task, delivered: bool) -> None:
         if not delivered:
             self.outcome.undelivered.append(task)
-            where = escape(task.workspace)
-            self.progress.print(
-                f"{escape(task.name)}: the store does not have all of it; it waits in {where}"
-            )
+            what = f"the store does not have all of it; it waits in {task.workspace}"
+            self.progress.say(task.name, what)
 
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
         self._note_undelivered(task, failed.delivered)
         may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
         if failed.failure is Failure.MEMORY and failed.delivered and self._may_be_exclusive(task):
             self._try_exclusively(cell, failed.reason)
-        elif may_help and self.retried[cell.name] < self.context.retries:
+        elif may_help and self.retried[cell.name] < self.context.options.retries:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
         else:
             self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
 
-    def _on_taken(self, task: Task, cell: Cell, reason: str, gone: bool = False) -> None:
-        if not gone:
-            self.outcome.held.add(cell.config.key())
-        self.progress.leave(task.name, reason)
+    def _on_taken(self, cell: Cell, taken: Taken) -> None:
+        if not taken.gone:
+            self.outcome.taken.add(cell.config.key())
+        self.progress.taken(cell.name, taken.reason)
         self.thread.submit(lambda: self.source.taken(cell))
 
     def _on_lost(self, task: Task, cell: Cell, lost: Lost) -> None:
@@ -355,8 +333,8 @@ class Driver:
                 self._give_up(cell, f"{lost.reason}; {ours}", task.run_id)
                 return
             if not ours or isinstance(ours, RunGone):
-                what = "its run had ended, or is another sweep's by now"
-                self._on_taken(task, cell, f"{lost.reason}; {what}", isinstance(ours, RunGone))
+                reason = f"{lost.reason}; its run had ended, or is another sweep's by now"
+                self._on_taken(cell, Taken(reason, gone=isinstance(ours, RunGone)))
                 return
             self.died[cell.name] += 1
             if (lost.out_of_memory or self.died[cell.name] > 1) and self._may_be_exclusive(task):
@@ -375,13 +353,11 @@ class Driver:
     def _try_exclusively(self, cell: Cell, reason: str) -> None:
         self.exclusive.add(cell.name)
         self.exclusive_queue.append(cell)
-        self.progress.print(
-            f"{escape(cell.name)}: {escape(reason)}; it is tried by itself, after the others"
-        )
+        self.progress.say(cell.name, f"{reason}; it is tried by itself, after the others")
 
     def _try_again(self, cell: Cell, reason: str) -> None:
         self.again.append(cell)
-        self.progress.print(f"{escape(cell.name)}: {escape(reason)}; it is tried again")
+        self.progress.say(cell.name, f"{reason}; it is tried again")
 
     def _give_up(self, cell: Cell, reason: str, run_id: str, diverged: bool = False) -> None:
         log = file_of(self.store.storage.of(cell.config.key()), LOG) if run_id else ""
@@ -395,14 +371,12 @@ class Driver:
         def stop() -> None:
             # Where it is another sweep's by now, that one trains in the folder.
             with suppress(StorageError, RunGone, StoreRefused):
-                if self.store.close(
-                    task.run_id, "KILLED", reason, task.epoch, {"stopped_early": str(step)}
-                ):
+                tags = {"stopped_early": str(step)}
+                if self.store.close(task.run_id, "KILLED", reason, task.epoch, tags):
                     self.store.storage.remove(cell.config.key())
             self.source.stopped(cell, task.run_id)
 
         self.thread.submit(stop)
-        self.outcome.finished += 1
         self.progress.end(task.name, summary=f"stopped early at step {step}")
 
     # The end of the sweep

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +26,21 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.run.connection import ClusterError, first_line, joined_cluster, local_ray
-from sweeps.run.deaths import cause_of_death, kernel_kills
-from sweeps.run.events import Event, Progress, Task, event_from_json, event_to_json
+from sweeps.run.events import Event, Lost, Progress, Task, event_from_json, event_to_json
 from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals, stopping_signals
 from sweeps.run.worker import run_task
 from sweeps.stopping import Stopped
+from sweeps.track.credentials import redact
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers travels
 POLL_SECONDS = 0.1  # between two questions for a task while none runs
 GRACE_SECONDS = 30.0  # for checkpoints after a signal; batch systems give about as much
 ANSWER_SECONDS = 5.0  # for the stop board to answer; a worker that hears nothing trains on
+# Ray's words for what its memory monitor has killed. It names the kernel's "OOM killer" for any death.
+OUT_OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY")
+# Where the kernel counts the processes that it has killed for want of memory: all, and a container's.
+KILL_COUNTERS = (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events"))
 # Keys of a trial's config, and of its results.
 TASK, BOARD, RESOURCES, EVENT = "task", "board", "resources", "event"
 
@@ -44,15 +48,16 @@ TASK, BOARD, RESOURCES, EVENT = "task", "board", "resources", "event"
 class Listener(Protocol):
     """What a sweep does about its tasks. No method may wait, for a store least of all: Tune waits for it."""
 
+    def next_task(self) -> Task | None:
+        """A task; None when there is none now."""
+
     def on_start(self, task: Task) -> None:
         """A worker has begun the task."""
 
     def on_event(self, task: Task, event: Event) -> bool:
         """The task has got on, or ended: nothing more comes of it after any event but `Progress`.
 
-        Returns:
-            whether a running task is to end now. Its worker answers with `Halted`, unless it ends by itself
-            before.
+        Returns whether it is to end now; its worker answers with `Halted`, unless it ends by itself before.
         """
         ...
 
@@ -68,8 +73,7 @@ class Listener(Protocol):
 def started_ray(resources: Resources, train: str) -> Iterator[None]:
     """Ray, local with just the resources that the trials take, or the cluster at `resources.address`.
 
-    Args:
-        train: the training function as `module:function`; its code goes to the cluster with ours.
+    The code of `train`, given as `module:function`, goes to the cluster with ours.
 
     Raises:
         ClusterError: Ray does not start, or the cluster does not let this process in.
@@ -89,16 +93,11 @@ def started_ray(resources: Resources, train: str) -> Iterator[None]:
         yield
 
 
-def run_tasks(
-    next_task: Callable[[], Task | None], listener: Listener, resources: Resources
-) -> None:
+def run_tasks(listener: Listener, resources: Resources) -> None:
     """Runs tasks until the listener has finished. Ray must be up.
 
     After a signal no task begins, and each one that runs is told to stop. Those that have not answered
     after `GRACE_SECONDS`, or at a second signal, are left to end with Ray.
-
-    Args:
-        next_task: a task, or None when there is none now.
 
     Raises:
         Stopped, KeyboardInterrupt: a signal has come.
@@ -114,15 +113,13 @@ def run_tasks(
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=_Tasks(next_task, trials, resources),
+                    search_alg=_Tasks(trials, resources),
                     num_samples=-1,
                     max_concurrent_trials=resources.concurrency,
                     reuse_actors=True,
-                    trial_dirname_creator=_trial_id,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
-                run_config=tune.RunConfig(
-                    storage_path=scratch, verbose=0, callbacks=[_Callback(trials)]
-                ),
+                run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[trials]),
             ).fit()
             trials.lose_all()
             signals.raise_first()
@@ -153,24 +150,50 @@ def _train(config: dict[str, Any]) -> None:
     run_task(Task.from_json(config[TASK]), tell)
 
 
-class _Trials:
-    """The tasks that Tune has been given and that have not ended, by Tune's ids."""
+class _DriverOnly:
+    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Trials(_DriverOnly, tune.Callback):
+    """The tasks that Tune has been given and that have not ended, by Tune's ids; hears from Tune of them."""
 
     def __init__(self, listener: Listener, signals: StopSignals) -> None:
         self.listener, self.signals = listener, signals
         self.open: dict[str, Task] = {}
         self.kills: dict[str, int] = {}  # what `kernel_kills` was when the trial began
         self.board_name = f"semidavil-stop-board-{uuid.uuid4().hex}"
-        self.board = _start_board(self.board_name)
-        self.halting = False
-        self.exhausted = False
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(num_cpus=0)(_StopBoard)
+        self.board = board.options(name=self.board_name, scheduling_strategy=here).remote()
+        self.began = self.halting = self.exhausted = False
 
     def add(self, trial_id: str, task: Task) -> None:
         self.open[trial_id], self.kills[trial_id] = task, kernel_kills()
 
-    def begin(self, trial_id: str) -> None:
-        if trial_id in self.open:
-            self.listener.on_start(self.open[trial_id])
+    def on_step_begin(self, **info: Any) -> None:
+        if not self.began:
+            self.began = True
+            self.signals.install()  # Tune has set a handler of its own
+
+    def on_trial_start(self, trial: Trial, **info: Any) -> None:
+        if trial.trial_id in self.open:
+            self.listener.on_start(self.open[trial.trial_id])
+
+    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self.hear(trial.trial_id, event_from_json(result[EVENT]))
+
+    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
+        self.lose(trial.trial_id)  # unless it has said how it ended
+
+    def on_trial_error(self, trial: Trial, **info: Any) -> None:
+        error = Path(trial.error_file).read_text() if trial.error_file else ""
+        self.lose(trial.trial_id, error)
+
+    def on_step_end(self, **info: Any) -> None:
+        self.step()
 
     def hear(self, trial_id: str, event: Event) -> None:
         """Passes an event on, unless the task has ended before."""
@@ -215,7 +238,7 @@ class _ListenerError(BaseException):
 
 
 class _StopBoard:
-    """A small process that knows which trials are to stop.
+    """A small process on this machine, where workers ask whether their trial is to stop.
 
     Tune could only end their processes: it does not wait for what they still have to write.
     """
@@ -230,32 +253,17 @@ class _StopBoard:
         return trial_id in self.stopped
 
 
-def _start_board(name: str) -> Any:
-    """Where workers ask whether their trial is to stop; on this machine."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0)(_StopBoard)
-    return board.options(name=name, scheduling_strategy=here).remote()
-
-
-class _DriverOnly:
-    """Tune saves its parts for a restore, which here is the same command again: nothing to save."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
 class _Tasks(_DriverOnly, Searcher):
     """Gives Tune the next task whenever it has a slot free."""
 
-    def __init__(
-        self, next_task: Callable[[], Task | None], trials: _Trials, resources: Resources
-    ) -> None:
+    def __init__(self, trials: _Trials, resources: Resources) -> None:
         super().__init__()
-        self.next_task, self.trials, self.resources = next_task, trials, resources
+        self.trials, self.resources = trials, resources
 
     def suggest(self, trial_id: str) -> Any:
-        while self.trials.signals.first is None and not self.trials.listener.finished():
-            if (task := self.next_task()) is not None:
+        listener = self.trials.listener
+        while self.trials.signals.first is None and not listener.finished():
+            if (task := listener.next_task()) is not None:
                 self.trials.add(trial_id, task)
                 cpus, gpus = self.resources.of(task)
                 return {
@@ -271,64 +279,31 @@ class _Tasks(_DriverOnly, Searcher):
         self.trials.exhausted = True
         return Searcher.FINISHED
 
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        pass
-
-    def save(self, checkpoint_path: str) -> None:
-        pass
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("repeat the sweep's command instead of restoring it")
+    def on_trial_complete(self, trial_id: str, **info: Any) -> None: ...
+    def save(self, checkpoint_path: str) -> None: ...
 
 
-class _Callback(_DriverOnly, tune.Callback):
-    def __init__(self, trials: _Trials) -> None:
-        self.trials = trials
-        self.began = False
+def cause_of_death(error: str, killed: bool) -> Lost:
+    """Why a worker died: it matters whether memory was short, since a cell by itself has more.
 
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if not self.began:
-            self.began = True
-            self.trials.signals.install()  # Tune has set a handler of its own
-
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.begin(_trial_id(trial))
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        self.trials.hear(_trial_id(trial), event_from_json(result[EVENT]))
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.lose(_trial_id(trial))  # unless it has said how it ended
-
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
-        self.trials.lose(_trial_id(trial), _error_of(trial))
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self.trials.step()
+    Judged by Ray's text, and by whether the kernel of this machine has killed for want of memory meanwhile.
+    """
+    if killed or any(words in error for words in OUT_OF_MEMORY):
+        return Lost("its worker process was killed: the machine was out of memory", True)
+    if "node has died" in error:
+        return Lost("its worker process died with its machine", False)
+    if not error or "actor died" in error:
+        return Lost("its worker process died", False)
+    return Lost(f"its worker failed: {redact(error.strip()).splitlines()[-1]}", False)
 
 
-# All that is read from Tune's own class of trials.
-
-
-def _trial_id(trial: Trial) -> str:
-    return trial.trial_id
-
-
-def _error_of(trial: Trial) -> str:
-    """What Ray says about a trial that has failed."""
-    return Path(trial.error_file).read_text() if trial.error_file else ""
+def kernel_kills() -> int:
+    """How many processes the kernel of this machine has killed for want of memory."""
+    kills = 0
+    for path in KILL_COUNTERS:
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        kills += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return kills

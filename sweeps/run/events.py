@@ -7,6 +7,7 @@ A worker sends `Progress` while it trains and ends with one of `Done`, `Failed`,
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import get_args
 
 TRAIN = "semidavil.train:train"
 STARTING, TRAINING, SAVING = "starting", "training", "saving"  # phases of a worker
@@ -14,34 +15,21 @@ STARTING, TRAINING, SAVING = "starting", "training", "saving"  # phases of a wor
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker needs to know to train one cell.
+    """What a worker needs to know to train one cell."""
 
-    Attributes:
-        name: the cell's readable name.
-        params: the Config, flat; see `Config.to_params`.
-        run_id: the MLflow run to log into; the driver has created it.
-        epoch: the fencing token of the lease under which the run is trained; see `sweeps.track.lease`.
-        tracking_uri: of the store that has the run.
-        workspace: address of the run's folder or of its copy; see `sweeps.keep.storage`.
-        logged_step: the last step that an earlier attempt has logged.
-        seconds: the training time of earlier attempts.
-        train: `module:function` with the signature and the behaviour of `semidavil.train.train`:
-            (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
-        exclusive: the cell ran out of memory beside others, and gets a whole GPU or machine.
-        gpus: how many the trial gets, or its share of one; 0 on a CPU.
-    """
-
-    name: str
-    params: dict[str, str]
-    run_id: str
-    epoch: int
-    tracking_uri: str
-    workspace: str
-    logged_step: int = 0
-    seconds: float = 0.0
+    name: str  # the cell's, for people
+    params: dict[str, str]  # the Config, flat; see `Config.to_params`
+    run_id: str  # the MLflow run to log into; the driver has created it
+    epoch: int  # the fencing token of the lease under which it is trained; see `sweeps.track.lease`
+    tracking_uri: str  # of the store that has the run
+    workspace: str  # address of the run's folder or of its copy; see `sweeps.keep.storage`
+    logged_step: int = 0  # the last step that an earlier attempt has logged
+    seconds: float = 0.0  # the training time of earlier attempts
+    # `module:function` with the signature and the behaviour of `semidavil.train.train`:
+    # (config, report, checkpoint_dir) -> Result, continuing from `checkpoint_dir`.
     train: str = TRAIN
-    exclusive: bool = False
-    gpus: float = 0.0
+    exclusive: bool = False  # it ran out of memory beside others, and gets a whole GPU or machine
+    gpus: float = 0.0  # how many the trial gets, or its share of one; 0 on a CPU
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -62,40 +50,24 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is.
+    """Where a training is."""
 
-    Attributes:
-        step: steps done; 0 before the first one.
-        total: steps in all; 0 while that is not known.
-        phase: `starting` (folder, imports, data), `training` or `saving` (results, to the store).
-        score: the benchmark's metric on the validation set, at steps that measure it.
-        loss: the training loss, where the step has reported one.
-    """
-
-    step: int
-    total: int
-    phase: str = ""
-    score: float | None = None
-    loss: float | None = None
+    step: int  # steps done; 0 before the first one
+    total: int  # steps in all; 0 while that is not known
+    phase: str = ""  # starting (folder, imports, data), training, or saving (results, to the store)
+    score: float | None = None  # on the validation set, at steps that measure it
+    loss: float | None = None  # of the training, where the step has reported one
 
 
 @dataclass(frozen=True)
 class Done:
-    """The training has ended well.
+    """The training has ended well."""
 
-    Attributes:
-        score: the benchmark's metric.
-        latency_ms: milliseconds per image; NaN where nobody measured them.
-        seconds: training time, earlier attempts included.
-        delivered: the tracking store has all of it; else the outbox keeps it for `sweeps.track.deliver`.
-        summary: the score with its name, for people.
-    """
-
-    score: float
-    latency_ms: float
-    seconds: float
-    delivered: bool
-    summary: str
+    score: float  # the benchmark's metric
+    latency_ms: float  # milliseconds per image; NaN where nobody measured them
+    seconds: float  # training time, earlier attempts included
+    delivered: bool  # the tracking store has all of it; else the outbox keeps it
+    summary: str  # the score with its name, for people
 
 
 @dataclass(frozen=True)
@@ -109,15 +81,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Taken:
-    """The run is not this sweep's any more.
-
-    Attributes:
-        gone: a person deleted it (`RunGone`), so that its cell is not begun again; else another sweep holds
-            its lease.
-    """
+    """The run is not this sweep's any more: another sweep holds its lease, or it is `gone`."""
 
     reason: str
-    gone: bool = False
+    gone: bool = False  # a person has deleted it, so that its cell is not begun again
 
 
 @dataclass(frozen=True)
@@ -125,34 +92,25 @@ class Halted:
     """The training has stopped because it was asked to; its run is still RUNNING in the store.
 
     The worker is out of the run's folder, and its checkpoint is of the last step that it has trained.
-
-    Attributes:
-        step: that step; 0 if it has trained none.
     """
 
-    step: int
+    step: int  # that step; 0 if it has trained none
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker's process or its machine died; its run is still RUNNING in the store.
-
-    Attributes:
-        out_of_memory: Ray's memory monitor or the kernel killed a process for want of memory.
-    """
+    """The worker's process or its machine died; its run is still RUNNING in the store."""
 
     reason: str
-    out_of_memory: bool
+    out_of_memory: bool  # a process was killed for want of memory, by Ray's monitor or the kernel
 
 
 Event = Progress | Done | Failed | Taken | Halted | Lost
-KINDS: dict[str, type[Event]] = {
-    kind.__name__.lower(): kind for kind in (Progress, Done, Failed, Taken, Halted, Lost)
-}
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 
 
 def event_to_json(event: Event) -> str:
-    return json.dumps({"event": type(event).__name__.lower(), **asdict(event)})
+    return json.dumps({"event": type(event).__name__, **asdict(event)})
 
 
 def event_from_json(text: str) -> Event:

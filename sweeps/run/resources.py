@@ -11,32 +11,26 @@ from sweeps.run.events import Task
 
 @dataclass(frozen=True)
 class Resources:
-    """What each trial gets, and how many run at a time.
-
-    Attributes:
-        cpus, gpus: of a trial; half a GPU is 0.5.
-        address: of a running Ray cluster; None starts a local one.
-        note: what was asked for and is not there, for people; or empty.
-    """
+    """What each trial gets, and how many run at a time."""
 
     concurrency: int
-    cpus: float
-    gpus: float
-    address: str | None = None
-    note: str = ""
+    cpus: float  # of a trial
+    gpus: float  # of a trial; half a GPU is 0.5
+    address: str | None = None  # of a running Ray cluster; None starts a local one
+    note: str = ""  # what was asked for and is not there, for people
 
     @property
     def threads(self) -> int:
         return max(1, int(self.cpus))
 
+    # What all trials take of one machine.
+
     @property
     def all_cpus(self) -> int:
-        """What all trials take of one machine."""
         return max(1, round(self.concurrency * self.cpus))
 
     @property
     def all_gpus(self) -> int:
-        """What all trials take of one machine."""
         if 0 < self.gpus < 1:
             return -(-self.concurrency // trials_per_gpu(self.gpus))
         return self.concurrency * int(self.gpus)
@@ -108,11 +102,8 @@ def choose_resources(
         note = f"{room} runs at a time instead of {concurrency} (--concurrency): {have}"
     concurrency = min(concurrency or room, room)
     if cpus is None:
-        shares = [
-            node.cpus // min(slot, concurrency)
-            for node, slot in zip(nodes, slots, strict=True)
-            if slot
-        ]
+        both = zip(nodes, slots, strict=True)
+        shares = [node.cpus // min(slot, concurrency) for node, slot in both if slot]
         cpus = max(world_size, int(min(shares))) if gpus else world_size
     return Resources(concurrency, cpus, gpus, address, note)
 

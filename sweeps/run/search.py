@@ -30,8 +30,8 @@ from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.run.events import Done, Progress
 from sweeps.run.resources import Resources
 from sweeps.run.study import GRACE_SECONDS, HEARTBEAT_SECONDS, Study, number_of
-from sweeps.show.overview import Overview, write_search_overview
-from sweeps.show.tables import duration
+from sweeps.show.overview import Overview
+from sweeps.show.tables import expected
 from sweeps.track.retry import RunGone, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -51,9 +51,8 @@ class StudySource:
         wait: stay until the trials that other searches and sweeps run have ended.
         retry_diverged: also run trials again whose loss became infinite; others that have failed are.
 
-    Raises (as do the methods that the driver's store thread calls):
-        StoreAway: the tracking store or the study does not answer; the thread repeats the call.
-        TrackingError: the study cannot be used.
+    Methods that the driver's store thread calls, and this, raise StoreAway if the tracking store or the
+    study does not answer, and TrackingError if the study cannot be used.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class StudySource:
 
     @property
     def total(self) -> int:
-        """Cells of this search that have ended, are open, or are left to run."""
         return self._ended + len(self.study.open) - len(self._pending) + self._left
 
     @property
@@ -86,7 +84,6 @@ class StudySource:
         return len(self._pending) + self.study.running_elsewhere()
 
     def next(self) -> Cell | None:
-        """The next trial that must be trained; None if there is none now."""
         now = time.monotonic()
         due = [cell for look_at, cell in self._pending.values() if look_at <= now]
         while cell := due.pop(0) if due else self._begin():
@@ -115,11 +112,9 @@ class StudySource:
 
     def _take_result(self, cell: Cell, run: TrackedRun) -> None:
         """The run of another sweep is this trial's, and `status.py` counts it for the study."""
-        studies = run.tags.get("studies", "").split()
-        if self.study.name not in (run.tags.get("study"), *studies):
+        if self.study.name != run.tags.get("study"):
             with suppress(RunGone, StoreRefused):
-                tags = {"studies": " ".join([*studies, self.study.name])}
-                self.store.log(run.run_id, tags=tags)
+                self.store.add_to(run, "studies", self.study.name)
         self.study.tell(cell.name, run.run_id, score=run.score, latency_ms=run.latency_ms)
         del self._pending[cell.name]
         self.say(f"{escape(cell.name)} has a finished run: {run.run_id[:8]}")
@@ -141,11 +136,9 @@ class StudySource:
         return now - self._nothing_since >= KNOWN_SECONDS
 
     def exhausted(self) -> bool:
-        """Whether `next` will give no cell any more. Called in Tune's loop."""
         return self._exhausted
 
     def should_stop(self, cell: Cell, progress: Progress) -> bool:
-        """Whether the cell's training ends here. Called in Tune's loop."""
         if progress.score is None or time.monotonic() < self._locked_until:
             return False
         try:
@@ -156,17 +149,14 @@ class StudySource:
             return False
 
     def finished(self, cell: Cell, done: Done, run_id: str) -> None:
-        """A cell has been trained to its end."""
         self.study.tell(cell.name, run_id, score=done.score, latency_ms=done.latency_ms)
         self._end(cell)
 
     def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
-        """A cell was given up."""
         self.study.tell(cell.name, run_id, TrialState.FAIL, diverged=diverged)
         self._end(cell)
 
     def stopped(self, cell: Cell, run_id: str) -> None:
-        """A cell was ended early after `should_stop`, and its run is closed."""
         self.study.tell(cell.name, run_id, TrialState.PRUNED)
         self._end(cell)
 
@@ -221,20 +211,20 @@ def print_confirmation(console: Console, plan: Plan) -> None:
     if gains:
         spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
         console.print(
-            f"found minus preset, on seeds that the search has not seen: "
-            f"{statistics.mean(gains):+.2f}{spread} (n={len(gains)})",
-            highlight=False,
+            "found minus preset, on seeds that the search has not seen: "
+            f"{statistics.mean(gains):+.2f}{spread} (n={len(gains)})"
         )
 
 
 def write_study(store: Store, overview: Overview, study: Study) -> None:
     """Brings the overview of a search in MLflow up to date: its trials and what mattered."""
+    metrics = {f"trials/{name}": count for name, count in study.counts().items()}
     texts = {
         f"studies/{study.name}.csv": study.csv(),
         f"studies/{study.name}-importances.csv": study.importances_csv(),
     }
-    ended = not (study.left() or study.running_elsewhere())
-    write_search_overview(store, overview, study.counts(), texts, ended)
+    status = "SCHEDULED" if study.left() or study.running_elsewhere() else "FINISHED"
+    store.update_overview(overview.run_id, status, metrics, texts)
 
 
 def print_search(console: Console, study: Study, pace: Pace, resources: Resources) -> None:
@@ -244,8 +234,12 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
     if elsewhere := study.running_elsewhere():
         text += f", {elsewhere} begun by other searches"
     if waiting := study.left() + len(study.failed("other")):
-        text += f"; {waiting} to run, {_when(study, waiting, pace, resources)}"
-    console.print(f"study {study.name}: {text}", highlight=False, soft_wrap=True)
+        seconds = pace.seconds(kind_of(study.base.to_params()))
+        left = time_left([(seconds, 1.0)] * waiting, resources.concurrency)
+        gpu_seconds = waiting * seconds * resources.gpus
+        text += f"; {waiting} to run, "
+        text += expected(left, gpu_seconds, resources.concurrency, "one")
+    console.print(f"study {study.name}: {text}")
     table = Table("", score, *(["ms per image"] if study.objective != "miou" else []))
     table.add_column("settings", overflow="fold")
     shown = [trial for trial in study.finished() if study.is_preset(trial)]
@@ -262,19 +256,7 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
         console.print(table)
     if important := study.importances():
         text = ", ".join(f"{path} {100 * share:.0f}%" for path, share in important.items())
-        console.print(f"importance for the {score}: {text}", highlight=False, soft_wrap=True)
-
-
-def _when(study: Study, trials: int, pace: Pace, resources: Resources) -> str:
-    """`about 5 min, 2 at a time`; where trials have GPUs, also GPU-hours."""
-    seconds = pace.seconds(kind_of(study.base.to_params()))
-    when = "time unknown until one has finished on this machine"
-    if not math.isnan(seconds):
-        left = time_left([(seconds, 1.0)] * trials, resources.concurrency)
-        gpu_hours = trials * seconds * resources.gpus / 3600
-        when = f"about {duration(left)}"
-        when += f" and {gpu_hours:.3g} GPU-hours" if gpu_hours else ""
-    return f"{when}, {resources.concurrency} at a time"
+        console.print(f"importance for the {score}: {text}")
 
 
 def _short(value: object) -> str:

@@ -23,18 +23,12 @@ PENDING = "ShdPnd:"  # in /proc/PID/status: signals that wait because the proces
 
 
 class StopSignals:
-    """The signals that came within `stopping_signals`.
-
-    Attributes:
-        first: the first one's number, if any.
-        since: when it came, by `time.monotonic`.
-        repeated: more came after it: whoever waits for something does not wait any longer.
-    """
+    """The signals that came within `stopping_signals`."""
 
     def __init__(self) -> None:
-        self.first: int | None = None
-        self.since = 0.0
-        self.repeated = False
+        self.first: int | None = None  # the first one's number
+        self.since = 0.0  # when it came, by `time.monotonic`
+        self.repeated = False  # more came: whoever waits for something does not wait any longer
 
     def install(self) -> None:
         """Takes the signals, also from a library that has set handlers of its own meanwhile."""
@@ -50,11 +44,7 @@ class StopSignals:
             self.repeated = True
 
     def raise_first(self) -> None:
-        """Honours what was recorded.
-
-        Raises:
-            Stopped: a signal has come; KeyboardInterrupt if that was Ctrl-C.
-        """
+        """Raises Stopped if a signal has come, or KeyboardInterrupt if that was Ctrl-C."""
         if self.first == signal.SIGINT:
             raise KeyboardInterrupt
         if self.first is not None:
@@ -79,8 +69,7 @@ def stopping_signals() -> Iterator[StopSignals]:
 def deaf_processes() -> Iterator[set[int]]:
     """Processes started within have `SIGNALS` blocked, as have those that they start.
 
-    Yields:
-        their process numbers, where /proc tells them; filled in at the end.
+    Yields a set that has their numbers in the end, where /proc tells them.
     """
     started: set[int] = set()
     before = _children()

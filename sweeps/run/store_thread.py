@@ -4,68 +4,54 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused
 
+Then = Callable[[Any], None] | None  # what gets a call's result
 AGAIN_SECONDS = 5.0  # before a store that is away is asked again
-
-
-@dataclass(frozen=True)
-class _Call:
-    function: Callable[[], Any]
-    then: Callable[[Any], None] | None
 
 
 class StoreThread:
     """Makes calls one after the other, in order, each until the store has answered it.
 
-    Args:
-        on_away: told once, by `poll`, when the store goes away.
+    `poll` tells `on_away` once when the store goes away.
     """
 
     def __init__(self, on_away: Callable[[StoreAway], None]) -> None:
         self.away: StoreAway | None = None
         self._on_away = on_away
         self._away_since = 0.0
-        self._calls: queue.Queue[_Call | None] = queue.Queue()
-        self._results: queue.SimpleQueue[tuple[_Call | None, Any]] = queue.SimpleQueue()
+        self._calls: queue.Queue[tuple[Callable[[], Any], Then] | None] = queue.Queue()
+        self._results: queue.SimpleQueue[tuple[Then, Any]] = queue.SimpleQueue()
         self._pending = 0  # submitted, and their results not yet taken by `poll`
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="store", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, function: Callable[[], Any], then: Callable[[Any], None] | None = None
-    ) -> None:
+    def submit(self, function: Callable[[], Any], then: Then = None) -> None:
         """Queues a call that bears repetition.
 
-        Args:
-            then: gets its result, or the `StoreRefused` or `RunGone` that it raised, in `poll`.
+        `then` gets its result, or the `StoreRefused` or `RunGone` that it raised, in `poll`.
         """
         self._pending += 1
-        self._calls.put(_Call(function, then))
+        self._calls.put((function, then))
 
     def poll(self) -> None:
-        """Hands results over, in the caller's thread.
-
-        Raises:
-            whatever a call raised that no store explains: a fault of this program.
-        """
+        """Hands results over, in the caller's thread; raises what a call raised and no store explains."""
         while True:
             try:
-                call, result = self._results.get_nowait()
+                then, result = self._results.get_nowait()
             except queue.Empty:
                 return
-            if call is None:
+            if isinstance(result, StoreAway):  # its call is made again
                 self._on_away(result)
                 continue
             self._pending -= 1
             if isinstance(result, Exception) and not isinstance(result, StoreRefused | RunGone):
                 raise result
-            if call.then is not None:
-                call.then(result)
+            if then is not None:
+                then(result)
 
     def is_idle(self) -> bool:
         """Every call has come back."""
@@ -76,11 +62,7 @@ class StoreThread:
         return time.monotonic() - self._away_since if self.away else 0.0
 
     def close(self, seconds: float) -> StoreAway | None:
-        """Makes the calls that are queued and ends the thread, all within `seconds`.
-
-        Returns:
-            Why some of them could not be made.
-        """
+        """Makes the queued calls within `seconds` and ends the thread; returns why some were not made."""
         self._ending.set()
         self._calls.put(None)
         self._thread.join(seconds)
@@ -89,12 +71,13 @@ class StoreThread:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            self._results.put((call, self._answer(call)))
+            function, then = call
+            self._results.put((then, self._answer(function)))
 
-    def _answer(self, call: _Call) -> Any:
+    def _answer(self, function: Callable[[], Any]) -> Any:
         while True:
             try:
-                answer = call.function()
+                answer = function()
             except StoreAway as error:
                 if self.away is None:
                     self._away_since = time.monotonic()

@@ -10,11 +10,12 @@ trial to Optuna; here it keeps the number of the first.
 """
 
 import copy
+import hashlib
 import math
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import (
     ExperimentalWarning,
     OptunaError,
@@ -35,7 +37,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from semidavil.config import Config
-from sweeps.run.space import space_of, study_name
+from semidavil.models.fusion import FUSIONS
 from sweeps.show.tables import csv_text
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.store import Store
@@ -50,15 +52,49 @@ LOCK_SECONDS = 60.0  # to wait for another search that begins or queues a trial
 FILE = "studies.db"
 
 
+def space_of(base: Config, objective: str) -> Mapping[str, BaseDistribution]:
+    """The settings that are searched, around those of `base`, which lie within."""
+    lr = base.training.lr
+    space: dict[str, BaseDistribution] = {
+        "training.lr": FloatDistribution(lr / 10, lr * 10, log=True),
+        "training.confidence": _floats(0.3, 0.99, base.training.confidence),
+        "training.temperature": _floats(0.3, 3.0, base.training.temperature, log=True),
+        "training.ema": _floats(0.8, 0.9999, base.training.ema),
+        "training.consistency_weight": _floats(0.0, 2.0, base.training.consistency_weight),
+    }
+    if base.loss.name == "dyce":
+        space["loss.hard_fraction"] = _floats(0.05, 1.0, base.loss.hard_fraction)
+        space["loss.omega"] = FloatDistribution(0.0, 1.0)
+    if objective == "miou-latency":
+        width, inner = base.model.decoder_dim, base.model.fusion_dim
+        space["model.fusion"] = CategoricalDistribution(tuple(sorted(FUSIONS)))
+        space["model.decoder_dim"] = CategoricalDistribution((width // 2, width, width * 2))
+        space["model.fusion_dim"] = CategoricalDistribution((inner // 2, inner, inner * 2))
+    return space
+
+
+def _floats(low: float, high: float, preset: float, log: bool = False) -> FloatDistribution:
+    """From `low` to `high`, and as far as the preset's value where that lies outside."""
+    return FloatDistribution(min(low, preset), max(high, preset), log=log)
+
+
+def study_name(base: Config, objective: str, uri: str) -> str:
+    """The name of the study that such a search goes on with: the same only if its trials are comparable.
+
+    Runs in a tracking store at another `uri` are other trials.
+    """
+    space = sorted((name, str(kind)) for name, kind in space_of(base, objective).items())
+    server = "" if uri.startswith("sqlite") else uri  # a file lies beside its studies
+    content = f"{base.key()} {base.runtime.eval_every} {space} {server}"
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{base.data.benchmark}-{base.data.budget}-s{base.seed}-{objective}-{digest}"
+
+
 @dataclass(frozen=True)
 class OpenTrial:
-    """A trial that this process has begun.
+    """A trial that this process has begun."""
 
-    Attributes:
-        name: unique within the study, the same when the trial is queued again, as is the number.
-    """
-
-    name: str
+    name: str  # unique within the study; the same when the trial is queued again, as is the number
     number: int
     config: Config
     trial: Trial
@@ -68,9 +104,6 @@ class Study:
     """Asks Optuna for trials, tells it how they end, and says what was found.
 
     One thread asks and tells; `should_stop` may be called from another one.
-
-    Attributes:
-        open: the trials that this process has begun and has not told the end of, by name.
 
     Args:
         base: the preset; trials differ from it in the space's settings alone.
@@ -90,6 +123,7 @@ class Study:
         self.space = space_of(base, objective)
         self.name = study_name(base, objective, store.uri)
         self.file = store.folder / FILE
+        # What this process has begun and has not told the end of, by name.
         self.open: dict[str, OpenTrial] = {}
         self._lock = FileLock(f"{self.file}.lock", timeout=LOCK_SECONDS)
         self._closed = threading.Event()
@@ -227,10 +261,8 @@ class Study:
     ) -> None:
         """How a trial has ended, unless this or another search has told already.
 
-        A finished trial without one of its values, as runs of old are, has failed for good.
-
-        Args:
-            diverged: a trial that has failed would do so again in the same way.
+        One that is `diverged` would fail again in the same way. A finished trial without one of its values,
+        as runs of old are, has failed for good.
         """
         if name not in self.open:
             return

@@ -1,9 +1,10 @@
 """A sweep from its start to its end: tidy up, prepare data, start Ray, run what waits, say what is left."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,14 +22,16 @@ from sweeps.run.driver import (
     Outcome,
     QueueSource,
     SweepContext,
+    SweepOptions,
 )
 from sweeps.run.engine import run_tasks, started_ray
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
+from sweeps.run.worker import is_input_error
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.track.deliver import advice, deliver_all
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
@@ -41,40 +44,14 @@ LOOK_SECONDS = 10.0  # between two looks at cells that others train, with --wait
 Work = Sequence[tuple[Kind, float]]
 
 
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a command wants its cells run.
-
-    Attributes:
-        tags: of all runs: commit, versions, preset.
-        train: the training function as `module:function`.
-        retries: how often a cell that fails is tried again, unless it would fail in the same way.
-        retry_diverged: cells whose loss became infinite are run again.
-        wait: stay until cells that other sweeps train are done, and take over what these leave.
-    """
-
-    tags: Mapping[str, str]
-    train: str
-    retries: int = 1
-    retry_diverged: bool = False
-    wait: bool = False
-
-
 @dataclass
 class SweepResult:
-    """What is not done, and why.
+    """What is not done, and why."""
 
-    Attributes:
-        failed: cells that were given up, or could not be prepared.
-        undelivered: runs that ended, and that the store does not have.
-        elsewhere: cells that other sweeps are at.
-        plans: of each job, as things are at the end, by its name.
-    """
-
-    failed: list[FailedCell] = field(default_factory=list)
-    undelivered: int = 0
-    elsewhere: int = 0
-    plans: dict[str, Plan] = field(default_factory=dict)
+    failed: list[FailedCell] = field(default_factory=list)  # given up, or could not be prepared
+    undelivered: int = 0  # runs that ended, and that the store does not have
+    elsewhere: int = 0  # cells that other sweeps are at
+    plans: dict[str, Plan] = field(default_factory=dict)  # of each job at the end, by its name
 
 
 @dataclass
@@ -118,11 +95,7 @@ class Sweep:
     def run_source(
         self, source: CellSource, overview: Overview, configs: Sequence[Config]
     ) -> Outcome:
-        """Runs the cells of a source, such as a search, below its overview.
-
-        Args:
-            configs: what is prepared before the first cell.
-        """
+        """Prepares what `configs` need, and runs a source such as a search below its overview."""
         work = [(kind_of(config.to_params()), 1.0) for config in configs]
         with self._ready(configs) as ray_is_up:
             if not ray_is_up:
@@ -144,24 +117,22 @@ class Sweep:
         local = not self.resources.address
         if local:
             self._prepare(configs)
-        if local and not self._runnable(configs) and not wait:
+        if local and not wait and self._unprepared.keys() >= set(map(preparation_of, configs)):
             yield False
             return
         try:
             with started_ray(self.resources, self.options.train):
                 if not local:
-                    self._require_cluster(configs)
+                    store, each = self.store, self.resources
+                    common = Common.of(store.uri, store.database, store.storage, configs)
+                    require_common(common, each.cpus, each.gpus)
+                    self.console.print("the cluster is ready; preparing data and captions on it")
                     self._prepare(configs)
                 yield True
         finally:
             # After Ray: a worker that trains on in a run that was closed would be one of two.
             for driver in self._drivers:
                 driver.close("the sweep was stopped")
-
-    def _require_cluster(self, configs: Sequence[Config]) -> None:
-        common = Common.of(self.store.uri, self.store.database, self.store.storage, configs)
-        require_common(common, self.resources.cpus, self.resources.gpus)
-        self.console.print("the cluster is ready; preparing data and captions on it")
 
     def _prepare(self, configs: Sequence[Config]) -> None:
         """What cannot be prepared costs its own cells, and no others."""
@@ -172,15 +143,10 @@ class Sweep:
                 else:
                     prepare()
             except Exception as error:
-                if not kind.explains(error):
+                if not is_input_error(error):
                     raise
                 self._unprepared[kind] = str(error)
-                self.console.print(
-                    f"[red]left out:[/] {escape(str(error))}", soft_wrap=True, highlight=False
-                )
-
-    def _runnable(self, configs: Sequence[Config]) -> list[Config]:
-        return [config for config in configs if preparation_of(config) not in self._unprepared]
+                self.console.print(f"[red]left out:[/] {escape(str(error))}")
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""
@@ -192,10 +158,10 @@ class Sweep:
             if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
                 overview = self._overview(job, plan)
                 outcome = self._drive(QueueSource(cells), overview, _work(cells), runs)
-                self._attempted |= {cell.config.key() for cell in cells} - outcome.held
+                self._attempted |= {cell.config.key() for cell in cells} - outcome.taken
                 self.result.failed += outcome.failed
                 # A claim of another sweep may not show in the plan yet.
-                in_vain = in_vain + 1 if len(outcome.held) == len(cells) else 0
+                in_vain = in_vain + 1 if len(outcome.taken) == len(cells) else 0
                 time.sleep(in_vain)
             elif (plan.elsewhere or cells) and self.options.wait:
                 waiting = len(plan.elsewhere) + len(cells)
@@ -207,7 +173,7 @@ class Sweep:
         for run in plan.foreign():
             self._overview(job, plan)
             with self._left_out_if_refused():
-                self.store.add_to_grid(run, job.name)
+                self.store.add_to(run, "grids", job.name)
         self._write_overview(job, self.store)
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
@@ -259,37 +225,33 @@ class Sweep:
     def _say_once(self, text: str) -> None:
         if text != self._said:
             self._said = text
-            self.console.print(text, soft_wrap=True, highlight=False)
+            self.console.print(text)
 
     def _drive(
         self, source: CellSource, overview: Overview, to_come: Work, runs: Sequence[TrackedRun]
     ) -> Outcome:
-        store, options = self.store, self.options
+        grid = overview.spec.grid
         context = SweepContext(
-            store, self.resources, overview.spec.grid, store.experiment_id(overview.spec.grid),
-            overview.run_id, options.tags, options.train, options.retries,
+            self.store, self.resources, self.options, grid, self.store.experiment_id(grid),
+            overview.run_id,
         )  # fmt: skip
         pace = Pace(runs)
         progress = SweepProgress(self.console, source, to_come, self.resources.concurrency, pace)
         driver = Driver(source, context, progress)
         self._drivers.append(driver)
         with progress:
-            run_tasks(driver.next_task, driver, self.resources)
+            run_tasks(driver, self.resources)
         driver.close("the sweep has ended")
         self._drivers.remove(driver)
         self._settle(driver)
         return driver.outcome
 
     def _settle(self, driver: Driver) -> None:
-        """Delivers what workers could not.
-
-        Raises:
-            StoreAway: the store is away still, or cells were not begun because it was.
-        """
+        """Delivers what workers could not; raises StoreAway also if cells were not begun because of that."""
         patient, waiting = self.store.within(CLOSING_SECONDS), driver.outcome.undelivered
         try:
             if waiting:
-                deliver_all(patient, self._show)
+                deliver_all(patient, partial(self.console.print, markup=False))
                 for task in waiting:  # refused still: the run must not look as if it went on
                     why = "its results wait to be delivered"
                     self.result.undelivered += patient.close(task.run_id, "KILLED", why, task.epoch)
@@ -303,9 +265,6 @@ class Sweep:
         if driver.problem is not None:
             raise driver.problem
 
-    def _show(self, text: str) -> None:
-        self.console.print(escape(text), soft_wrap=True, highlight=False)
-
 
 def _work(cells: Sequence[Cell]) -> Work:
     return [(kind_of(cell.config.to_params()), cell.left) for cell in cells]
@@ -313,10 +272,7 @@ def _work(cells: Sequence[Cell]) -> Work:
 
 def tidy(store: Store, console: Console) -> None:
     """Ends what earlier sweeps have left unended, and removes what nobody needs any more."""
-
-    def show(text: str) -> None:
-        console.print(escape(text), soft_wrap=True, highlight=False)
-
+    show = partial(console.print, markup=False)
     try:
         if count := deliver_all(store, show):
             show(f"delivered {count} runs that had ended while the tracking store was away")
@@ -326,7 +282,7 @@ def tidy(store: Store, console: Console) -> None:
         show(str(error))
     runs, now, closed = store.runs(), time.time(), 0
     for run in runs:
-        if lease_state(run, now) is LeaseState.EXPIRED:
+        if run.is_open and not is_held(run, now):
             with suppress(RunGone, StoreRefused):
                 closed += store.close(
                     run.run_id, "KILLED", "its process ended without a word", run.epoch
@@ -335,7 +291,7 @@ def tidy(store: Store, console: Console) -> None:
         console.print(f"closed {closed} runs that a stopped sweep had left open")
     done = {run.key for run in runs if run.status == "FINISHED"}
     ended = done | {run.key for run in runs if run.stopped_early}
-    held = {run.key for run in runs if lease_state(run, now) is LeaseState.HELD}
+    held = {run.key for run in runs if is_held(run, now)}
     for key in (ended - held) & store.storage.keys():
         # Another sweep may have begun meanwhile to go on with what was stopped early.
         if key in done or not any(run.is_open for run in store.runs(key)):

@@ -21,20 +21,8 @@ from semidavil.config import Config
 from semidavil.full_disk import DiskFull, on_disk
 from sweeps.keep.storage import workspace as open_workspace
 from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
-from sweeps.run.events import (
-    SAVING,
-    STARTING,
-    TRAIN,
-    TRAINING,
-    Done,
-    Event,
-    Failed,
-    Failure,
-    Halted,
-    Progress,
-    Taken,
-    Task,
-)
+from sweeps.run import events
+from sweeps.run.events import Done, Event, Failed, Failure, Halted, Progress, Taken, Task
 from sweeps.run.train_log import train_log
 from sweeps.track.credentials import redact
 from sweeps.track.outbox import Ending, LeaseLost, Outbox
@@ -69,8 +57,6 @@ def run_task(task: Task, tell: Tell) -> None:
 
 
 class _Attempt:
-    """One attempt to train a task."""
-
     def __init__(self, task: Task, tell: Tell) -> None:
         self.task, self.tell = task, tell
         self.config = Config.from_params(task.params)
@@ -108,10 +94,10 @@ class _Attempt:
         ending = Ending.read(self.folder)
         if ending is not None and ending.status == "FINISHED":  # trained, but the store was away
             return self._done(ending.values, self.outbox.delivered())
-        self._tell(Progress(0, 0, STARTING))
+        self._tell(Progress(0, 0, events.STARTING))
         _, train = load_training(self.task.train)
         _prepare_process()
-        if self.task.train == TRAIN:  # another training chooses its device by itself
+        if self.task.train == events.TRAIN:  # another training chooses its device by itself
             require_device(self.task, self.config)
         # They go out with the first metrics.
         self.outbox.tag({
@@ -119,7 +105,7 @@ class _Attempt:
         })  # fmt: skip
         with self.workspace.pushing(self.log):
             result = train(self.config, report=self._report, checkpoint_dir=self.folder)
-        self.tell(Progress(result.steps, result.steps, SAVING))
+        self.tell(Progress(result.steps, result.steps, events.SAVING))
         self.outbox.tag({"data": result.data})  # goes out with the ending
         values = {f"final/{name}": value for name, value in result.metrics.items()}
         values |= {"final/seconds": self.outbox.seconds, "final/steps": result.steps}
@@ -146,16 +132,11 @@ class _Attempt:
         )
 
     def _score(self, values: Mapping[str, float]) -> float:
-        """The benchmark's own.
-
-        Raises:
-            ValueError: the training has not measured it.
-        """
+        """The benchmark's own; raises ValueError if the training has not measured it."""
         name = f"final/{self.benchmark.metric}"
         if name not in values:
-            raise ValueError(
-                f"the training returned no {self.benchmark.metric}, by which it is scored"
-            )
+            what = f"no {self.benchmark.metric}, by which it is scored"
+            raise ValueError(f"the training returned {what}")
         return values[name]
 
     def _report(self, report: Any) -> None:
@@ -167,7 +148,7 @@ class _Attempt:
         score = report.metrics.get(f"val/{self.benchmark.metric}")
         loss = report.metrics.get("train/loss")
         if score is not None or time.monotonic() >= self.next_tell:
-            self._tell(Progress(report.step, report.total_steps, TRAINING, score, loss))
+            self._tell(Progress(report.step, report.total_steps, events.TRAINING, score, loss))
             self.next_tell = time.monotonic() + TELL_SECONDS
 
     def _tell(self, progress: Progress) -> None:
@@ -175,7 +156,7 @@ class _Attempt:
         try:
             self.halting = self.tell(progress)
         except SystemExit:
-            self.halting, self.tell = True, _tell_nobody
+            self.halting, self.tell = True, lambda event: False
         if self.halting:
             from semidavil.checkpoint import StopTraining
 
@@ -219,10 +200,6 @@ class _Attempt:
             self.log(f"{error}; what this run leaves stays in {self.folder}")
 
 
-def _tell_nobody(event: Event) -> bool:
-    return False
-
-
 def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
     """The training function of `module:function`, and its module, which has `prepare` beside it."""
     module_name, _, name = train.partition(":")
@@ -231,11 +208,7 @@ def load_training(train: str) -> tuple[ModuleType, Callable[..., Any]]:
 
 
 def require_device(task: Task, config: Config) -> None:
-    """Refuses to train for weeks on a CPU what was promised a GPU.
-
-    Raises:
-        DeviceError: PyTorch sees no GPU.
-    """
+    """Refuses to train for weeks on a CPU what was promised a GPU, of which PyTorch sees none."""
     import torch
 
     wanted = task.gpus > 0 and config.runtime.device.startswith(("auto", "cuda"))
@@ -257,6 +230,11 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
     (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
     for path in (*result.artifacts.values(), folder / LOG):
         shutil.copyfile(path, target / Path(path).name)
+
+
+def is_input_error(error: Exception) -> bool:
+    """Whether an error of `prepare` is of the input, such as a missing data set, and not of the code."""
+    return type(error).__name__ in INPUT_ERRORS or isinstance(error, FileNotFoundError)
 
 
 def failure_of(error: Exception) -> Failure:

@@ -8,7 +8,7 @@ next sweep of the same settings goes on with the same run.
 
 import io
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -39,14 +39,16 @@ def open_overview(store: Store, spec: Spec, about: str, concurrency: int) -> Ove
 
     Its tags say that this process sweeps its cells now; `about` is Markdown that stands above a new one.
     """
-    settings = spec.key()
+    grid, settings, run_id = spec.grid, spec.key(), ""
     for run in store.overviews():
-        if (run.tags["overview"], run.tags.get("settings")) == (spec.grid, settings):
-            with suppress(ConfigError):  # another version has written it
-                spec = spec.with_earlier(Spec.from_json(run.tags["spec"]))
+        if (run.tags["overview"], run.tags.get("settings")) == (grid, settings):
+            run_id = run_id or run.run_id
+            with suppress(ConfigError):  # another version has written it, or its writer was killed
+                spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
+    run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now, **owner_tags()}
-    run_id = store.overview(spec.grid, settings, f"{spec.grid}: {spec.label}", about, tags)
+    store.log(run_id, tags=tags)
     return Overview(run_id, spec, concurrency)
 
 
@@ -62,18 +64,6 @@ def write_overview(store: Store, overview: Overview, runs: Iterable[TrackedRun])
     metrics = {"cells/total": total, "cells/done": done, "cells/failed": failed}
     texts = {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, overview.concurrency)}
     store.update_overview(overview.run_id, status, metrics, texts)
-
-
-def write_search_overview(
-    store: Store,
-    overview: Overview,
-    counts: Mapping[str, int],
-    texts: Mapping[str, str],
-    ended: bool,
-) -> None:
-    """As `write_overview`, of a search: its trials by state, and its artifacts by file name."""
-    metrics = {f"trials/{name}": count for name, count in counts.items()}
-    store.update_overview(overview.run_id, "FINISHED" if ended else "SCHEDULED", metrics, texts)
 
 
 def results_text(plan: Plan, concurrency: int) -> str:

@@ -29,8 +29,6 @@ class Counted(Protocol):
 
 @dataclass
 class _Running:
-    """A cell that runs."""
-
     kind: Kind
     bar: TaskID  # its line on the terminal
     share: float = 0.0  # of its steps that are done
@@ -109,11 +107,9 @@ class SweepProgress:
     def end(
         self, name: str, *, summary: str = "", seconds: float | None = None, error: str = ""
     ) -> None:
-        """A cell is done, or is given up if there is an `error`.
+        """A cell is done with `summary`, such as "mIoU 34.20", or is given up with an `error`.
 
-        Args:
-            summary: its score with its name, such as "mIoU 34.20".
-            seconds: that its training took; None where that says nothing about the others.
+        `seconds` are what its training took; None where that says nothing about the others.
         """
         cell = self.pause(name)
         if error:
@@ -131,10 +127,10 @@ class SweepProgress:
         self.print(f"{ended:{len(str(total))}}/{total}  {escape(name)}  {outcome}{left}")
         self._refresh()
 
-    def leave(self, name: str, reason: str) -> None:
+    def taken(self, name: str, reason: str) -> None:
         """A cell is another sweep's, or nobody's any more."""
         self.pause(name)
-        self.print(f"{escape(name)}: {escape(reason)}")
+        self.say(name, reason)
         self._refresh()
 
     def pause(self, name: str) -> _Running | None:
@@ -144,9 +140,13 @@ class SweepProgress:
             self.bars.remove_task(cell.bar)
         return cell
 
+    def say(self, name: str, text: str) -> None:
+        """A line about a cell, above the bars."""
+        self.print(f"{escape(name)}: {escape(text)}")
+
     def print(self, text: str) -> None:
         """A line above the bars, with rich's markup."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)
 
     def seconds_left(self) -> float:
         """Until all cells have ended; NaN while nothing like them has run."""

@@ -36,8 +36,7 @@ def rerun(
         root: the checkout, whose code runs.
         train: the training function as `module:function`.
 
-    Raises:
-        TrackingError: no such run, or it has not finished, or its Config means something else now.
+    Raises TrackingError if there is no such run, it has not finished, or its Config means something else now.
     """
     run = find(store, run_id)
     # The run's own device need not exist on this machine.

@@ -6,7 +6,7 @@ itself. A sweep is running while its process lives or somebody is at work on one
 
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -20,7 +20,7 @@ from rich.text import Text
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError
 from sweeps.keep.storage import StorageError
-from sweeps.plan.cells import Cell, State, make_plan, state_of
+from sweeps.plan.cells import Cell, State, make_plan, runs_by_key, state_of
 from sweeps.plan.grids import SEARCH
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Spec
@@ -95,11 +95,8 @@ def _cells(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
 def _trials(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
     """The trials that have a run, and those that a search has not begun."""
     base, now = spec.base(), time.time()  # the trials' own Configs do not matter here
-    by_key: dict[str, list[TrackedRun]] = defaultdict(list)
-    for run in runs:
-        by_key[run.key].append(run)
     trials = []
-    for of_trial in by_key.values():
+    for of_trial in runs_by_key(runs).values():
         mine = [run for run in of_trial if _is_trial_of(run, spec.study)]
         if not mine:
             continue
@@ -120,8 +117,7 @@ def _is_trial_of(run: TrackedRun, study: str) -> bool:
 def look(store: Store, grid: str | None = None) -> RenderableType:
     """All that there is to show now, of every grid and settings that have run, or of one grid's.
 
-    Raises:
-        TrackingError: none has; as of every call to the store.
+    Raises TrackingError if none has.
     """
     overviews: dict[tuple[str, str], TrackedRun] = {}
     for run in store.overviews():
@@ -141,7 +137,7 @@ def look(store: Store, grid: str | None = None) -> RenderableType:
 def _undelivered(store: Store, now: float) -> str:
     """What to say about ended runs that wait beside this store; the tables do not count them as ended."""
     try:
-        ages = [now - one.ending.time / 1000 for one in undelivered(store)]
+        ages = [now - ending.time / 1000 for _, ending in undelivered(store)]
     except StorageError as error:  # the sweeps may be well
         return str(error)
     count = sum(age > DELIVERY_SECONDS for age in ages)
@@ -185,11 +181,7 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
 
 
 def watch(console: Console, show: Callable[[], RenderableType], seconds: float) -> NoReturn:
-    """Shows it again and again, until Ctrl-C; waits for a store that is away.
-
-    Raises:
-        TrackingError: the store answers, and cannot be used.
-    """
+    """Shows it again and again, until Ctrl-C; waits for a store that is away."""
     shown: RenderableType = Text("")
     with Live(shown, console=console, auto_refresh=False) as live:
         while True:

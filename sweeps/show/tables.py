@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
-from sweeps.plan.cells import Cell, FailedCell, Plan, State, made_by
+from sweeps.plan.cells import Cell, FailedCell, Plan, State
 
 COLOURS = {
     State.DONE: "green",
@@ -55,9 +55,8 @@ def _detail(plan: Plan, cell: Cell) -> str:
     if run is None:
         return ""
     if cell.state is State.DONE:
-        by = made_by(run)
         score = BENCHMARKS[cell.config.data.benchmark].score
-        other = "" if by == plan.grid_name else f", by {by}"
+        other = "" if run.made_by == plan.grid_name else f", by {run.made_by}"
         return f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
@@ -73,11 +72,7 @@ def _time(cell: Cell) -> str:
 
 
 def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
-    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`.
-
-    Args:
-        gpus: of each run; where there are some, GPU-hours are shown too.
-    """
+    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`; `gpus` are those of each run."""
     if not plan.cells:
         return "no cell can run here"
     counts = plan.counts()
@@ -85,13 +80,19 @@ def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
     text = f"{len(plan.cells)} cells: {states}"
     if not plan.waiting:
         return f"{text}; nothing to run"
-    seconds = plan.seconds_left(concurrency)
+    seconds, gpu_seconds = plan.seconds_left(concurrency), plan.seconds_left(1) * gpus
+    when = expected(seconds, gpu_seconds, concurrency, "a run like them")
+    return f"{text}; {len(plan.waiting)} to run, {when}"
+
+
+def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) -> str:
+    """`about 5 min and 0.2 GPU-hours, 2 at a time`; NaN is not known until something `like` it has run."""
     if math.isnan(seconds):
-        when = "time unknown until a run like them has finished on this machine"
+        text = f"time unknown until {like} has finished on this machine"
     else:
-        when = f"about {duration(seconds)}"
-        when += f" and {plan.gpu_hours(gpus):.3g} GPU-hours" if gpus else ""
-    return f"{text}; {len(plan.waiting)} to run, {when}, {concurrency} at a time"
+        text = f"about {duration(seconds)}"
+        text += f" and {gpu_seconds / 3600:.3g} GPU-hours" if gpu_seconds else ""
+    return f"{text}, {concurrency} at a time"
 
 
 def print_results(console: Console, plan: Plan) -> None:
@@ -126,7 +127,6 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table as CSV."""
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(header)
@@ -145,7 +145,7 @@ def plan_csv(plan: Plan) -> str:
             seconds = run.metrics.get("final/seconds", math.nan)
             done = cell.state is State.DONE
             row += [f"{run.score:.4f}", f"{seconds:.1f}"] if done else ["", ""]
-            row += [run.run_id, made_by(run), run.tags.get("reason", "")]
+            row += [run.run_id, run.made_by, run.tags.get("reason", "")]
         rows.append(row)
     header = "cell differs_by key state score seconds run_id made_by reason"
     return csv_text(header.split(), rows)

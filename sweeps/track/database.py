@@ -29,11 +29,8 @@ BUSY_SECONDS = 5.0  # that another program may hold the file before it counts as
 def store_uri(text: str, root: Path) -> tuple[str, Path | None]:
     """The address that MLflow takes for `text`, without credentials; and the SQLite file, if it is one.
 
-    Args:
-        text: MLFLOW_TRACKING_URI; empty for `mlflow.db` below `root`.
-
-    Raises:
-        TrackingError: it is a folder, or no address that this program can use.
+    An empty `text` stands for `mlflow.db` below `root`; a folder, and what this program cannot use, raises
+    TrackingError.
     """
     if not text:
         return _sqlite_uri(root / "mlflow.db"), root / "mlflow.db"
@@ -70,8 +67,7 @@ def _sqlite_uri(path: Path, url: URL | None = None) -> str:
 def created_once(path: Path) -> Iterator[None]:
     """What is done within finds the file whole, or is the only process that creates it.
 
-    Raises:
-        TrackingError: the file, or its folder, cannot be used; found out within seconds.
+    Raises TrackingError, within seconds, if the file, or its folder, cannot be used.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,12 +7,11 @@ import shlex
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from sweeps.keep.storage import StorageError, file_of, workspace
 from sweeps.keep.workspace import ENDING, Workspace
 from sweeps.track.credentials import redact
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.outbox import Ending, LeaseLost, Outbox
 from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
@@ -23,24 +22,13 @@ COMMAND = "python sweeps/deliver.py"
 Print = Callable[[str], None]  # text without markup
 
 
-@dataclass(frozen=True)
-class Undelivered:
-    """An ending that waits where its run is kept."""
+def undelivered(store: Store) -> list[tuple[str, Ending]]:
+    """All endings that wait beside this store, with their runs' workspaces; does not ask the store.
 
-    workspace: str
-    ending: Ending
-
-
-def undelivered(store: Store) -> list[Undelivered]:
-    """All that wait beside this store; does not ask it.
-
-    Raises:
-        TrackingError: one cannot be read.
-        StorageError: the bucket where they are is away.
+    Raises TrackingError if one cannot be read, StorageError if the bucket where they are is away.
     """
     return [
-        Undelivered(uri, Ending.parse(text, file_of(uri, ENDING)))
-        for uri, text in store.storage.undelivered()
+        (uri, Ending.parse(text, file_of(uri, ENDING))) for uri, text in store.storage.undelivered()
     ]
 
 
@@ -48,40 +36,36 @@ def deliver_all(store: Store, show: Print) -> int:
     """Delivers what waits beside this store and belongs to it; returns how many runs it has got.
 
     A cell that another sweep has finished meanwhile keeps that run: ours is closed, so that no cell
-    has two.
-
-    Raises:
-        StoreAway: all that is not delivered stays kept.
-        StorageError: the bucket where it is kept is away.
+    has two. After StoreAway and StorageError (a bucket is away), what is not delivered stays kept.
     """
     waiting = undelivered(store)
     if not waiting:
         return 0
     runs = {run.run_id: run for run in store.runs()}
     delivered = 0
-    for one in waiting:
-        run = runs.get(one.ending.run_id)
+    for uri, ending in waiting:
+        run = runs.get(ending.run_id)
         if run is None:
             show(
-                f"{one.workspace} holds a run of {one.ending.store} that is not in {redact(store.uri)}: "
-                f"deliver it with MLFLOW_TRACKING_URI={one.ending.store} {COMMAND}; where its run was "
+                f"{uri} holds a run of {ending.store} that is not in {redact(store.uri)}: "
+                f"deliver it with MLFLOW_TRACKING_URI={ending.store} {COMMAND}; where its run was "
                 "deleted, a sweep of its grid logs it into a new one"
             )
         elif _finished_elsewhere(run, runs.values()):
             store.close(run.run_id, "KILLED", "another sweep has finished this cell")
-            workspace(one.workspace).remove()
+            workspace(uri).remove()
             show(f"{run.name}: another sweep has finished it; its own numbers are kept")
         else:
-            delivered += _deliver(store, run, one, show)
+            delivered += _deliver(store, run, uri, ending, show)
     return delivered
 
 
-def _deliver(store: Store, run: TrackedRun, one: Undelivered, show: Print) -> bool:
-    here = workspace(one.workspace)
-    here.fetch(one.ending.epoch, run.run_id)
+def _deliver(store: Store, run: TrackedRun, uri: str, ending: Ending, show: Print) -> bool:
+    here = workspace(uri)
+    here.fetch(ending.epoch, run.run_id)
     if Ending.read(here.folder) is None:  # another machine has delivered it
         return False
-    outbox = Outbox(store, run.run_id, one.ending.epoch, here.folder, run.progress.step)
+    outbox = Outbox(store, run.run_id, ending.epoch, here.folder, run.progress.step)
     if run.tags.get("reason"):  # its sweep was stopped while it waited
         outbox.tag({"reason": ""})
     try:
@@ -91,12 +75,12 @@ def _deliver(store: Store, run: TrackedRun, one: Undelivered, show: Print) -> bo
         _forget(here, run)
         return False
     except StoreRefused as error:  # such as a proxy that takes no large files
-        show(f"{run.name} is refused and stays in {one.workspace}: {error}")
+        show(f"{run.name} is refused and stays in {uri}: {error}")
         return False
     if not done:
         show(f"{run.name}: another process delivers it")
         return False
-    if one.ending.status == "FINISHED":
+    if ending.status == "FINISHED":
         here.remove()  # all of it is an artifact now
     else:
         here.push()  # its checkpoint stays, without the ending
@@ -107,17 +91,17 @@ def _forget(here: Workspace, run: TrackedRun) -> None:
     """The ending of an attempt after which there was another; while that trains, all stays as it is."""
     if run.status == "FINISHED":
         here.remove()
-    elif lease_state(run, time.time()) is not LeaseState.HELD:
+    elif not is_held(run, time.time()):
         (here.folder / ENDING).unlink(missing_ok=True)
         with suppress(StorageError):  # another machine is at it
             here.push()
 
 
 def _finished_elsewhere(run: TrackedRun, runs: Iterable[TrackedRun]) -> bool:
-    return any(
-        other.key == run.key and other.run_id != run.run_id and other.status == "FINISHED"
-        for other in runs
-    )
+    finished = {
+        other.run_id for other in runs if (other.key, other.status) == (run.key, "FINISHED")
+    }
+    return bool(finished - {run.run_id})
 
 
 def advice(store: Store) -> str:

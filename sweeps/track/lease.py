@@ -10,8 +10,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field
 
 from semidavil.config import Config
 from sweeps.track.once import WriteOnce
@@ -24,17 +23,9 @@ LEASE_SECONDS = 300.0  # without a sign of life, after which a lease of another 
 SIGN_SECONDS = 60.0  # between two signs of life of a run that has nothing to log
 
 
-class LeaseState(StrEnum):
-    HELD = "held"
-    EXPIRED = "expired"  # the run is open, but its holder has died
-    ENDED = "ended"
-
-
-def lease_state(run: TrackedRun, now: float) -> LeaseState:
+def is_held(run: TrackedRun, now: float) -> bool:
     """Whether somebody is at work on a run, `now` in seconds since 1970."""
-    if not run.is_open:
-        return LeaseState.ENDED
-    return LeaseState.EXPIRED if has_died(run.tags, run.last_seen, now) else LeaseState.HELD
+    return run.is_open and not has_died(run.tags, run.last_seen, now)
 
 
 def has_died(owner: Mapping[str, str], last_seen: float, now: float) -> bool:
@@ -45,74 +36,43 @@ def has_died(owner: Mapping[str, str], last_seen: float, now: float) -> bool:
 
 @dataclass(frozen=True)
 class Claimed:
-    """The lease is ours.
+    """The lease is ours."""
 
-    Attributes:
-        run_id: the cell's run, open.
-        epoch: the fencing token.
-        logged_step, seconds: what the store has of earlier attempts, and their training time.
-    """
-
-    run_id: str
-    epoch: int
-    logged_step: int = 0
-    seconds: float = 0.0
+    run_id: str  # the cell's run, open
+    epoch: int  # the fencing token
+    logged_step: int = 0  # what the store has of earlier attempts
+    seconds: float = 0.0  # their training time
 
 
 @dataclass(frozen=True)
 class Held:
-    """Another sweep has the cell.
+    """Another sweep has the cell."""
 
-    Attributes:
-        run: that tells it; None while its holder has not opened one.
-        finished: the cell is done.
-    """
-
-    run: TrackedRun | None = None
-    finished: bool = False
     reason: str = "another sweep has begun it"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Token:
     """What a claim writes: who, when (in seconds since 1970), and which claim."""
 
-    owner: dict[str, str]
-    at: float
-    id: str
-
-    @classmethod
-    def new(cls) -> "_Token":
-        return cls(owner_tags(), time.time(), uuid.uuid4().hex)
-
-    @classmethod
-    def parse(cls, text: str) -> "_Token":
-        return cls(**json.loads(text))
-
-    def text(self) -> str:
-        """As it is written now: a claim that waited for the store is not as old as its first try."""
-        return json.dumps(asdict(replace(self, at=time.time())))
+    owner: dict[str, str] = field(default_factory=owner_tags)
+    at: float = 0.0
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def is_of(self, run: TrackedRun) -> bool:
         """Whether this claim has opened the run."""
         return run.tags.get("lease") == self.id
 
 
-@dataclass
 class Leases:
-    """The leases of this process.
+    """The leases of this process, which are kept in `store`."""
 
-    Attributes:
-        store: where the leases are kept.
-    """
-
-    store: Store
-    # Of claims that have not come through, by key: the same token may be written again.
-    _tokens: dict[str, _Token] = field(default_factory=dict)
-    _won: dict[str, int] = field(default_factory=dict)  # the epochs of those that are ours already
-
-    def __post_init__(self) -> None:
-        self._once = WriteOnce(self.store)
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._once = WriteOnce(store)
+        # Of claims that have not come through, by key: the same token may be written again.
+        self._tokens: dict[str, _Token] = {}
+        self._won: dict[str, int] = {}  # the epochs of those that are ours already
 
     def claim(
         self,
@@ -133,53 +93,57 @@ class Leases:
             StoreRefused: as of every call.
         """
         key = config.key()
-        token = self._tokens.setdefault(key, _Token.new())
-        result = self._claim(key, token, experiment_id, name, config, tags, parent)
+        token = self._tokens.setdefault(key, _Token())
+        result: Claimed | Held
+        while True:
+            won = self._win(key, token)
+            if isinstance(won, Held):
+                result = won
+                break
+            epoch, unfinished = won
+            mine = {"key": key, "lease": token.id, "epoch": str(epoch), **tags, **owner_tags()}
+            try:
+                if unfinished:
+                    result = self._continue(unfinished, config, mine)
+                else:
+                    new = {"attempts": "1", **mine}
+                    run_id = self.store.create_run(experiment_id, name, config, new, parent)
+                    result = Claimed(run_id, epoch)
+                self.store.attach(result.run_id)
+                break
+            except RunGone as error:
+                if not unfinished:
+                    raise StoreRefused(f"no run can be created: {error}") from None
+                # Else somebody deletes what was to be continued.
         del self._tokens[key]
         self._won.pop(key, None)
         return result
 
-    def _claim(
-        self,
-        key: str,
-        token: _Token,
-        experiment_id: str,
-        name: str,
-        config: Config,
-        tags: Mapping[str, str],
-        parent: str,
-    ) -> Claimed | Held:
+    def _win(self, key: str, token: _Token) -> tuple[int, list[TrackedRun]] | Held:
+        """The epoch that is ours now, and the runs that may be continued under it."""
         fresh = False
         while True:
             runs = self.store.runs(key, deleted=True, fresh=fresh)
-            others = [run for run in runs if not (run.deleted or token.is_of(run))]
-            if held := _holder(others, self._won.get(key, 0)):
+            fresh = True
+            if held := _holder(runs, token, self._won.get(key, 0)):
                 return held
             epoch = self._next_epoch(key, token, runs)
             if isinstance(epoch, Held):
                 return epoch
-            fresh = True
-            if not epoch:
-                continue
-            # Again under the lease: a run may have been delivered, or opened by a later holder, meanwhile.
-            runs = [run for run in self.store.runs(key, fresh=False)]
-            others = [run for run in runs if not token.is_of(run)]
-            if held := _holder(others, epoch):
-                return held
-            mine = {"key": key, "lease": token.id, "epoch": str(epoch), **tags, **owner_tags()}
-            try:
-                return self._open(runs, mine, experiment_id, name, config, parent)
-            except RunGone as error:
-                if not runs:
-                    raise StoreRefused(f"no run can be created: {error}") from None
-                # Else somebody deletes what was to be continued.
+            if epoch:
+                # Again under the lease: a run may have been delivered meanwhile, or opened by a later holder.
+                runs = self.store.runs(key, fresh=False)
+                return _holder(runs, token, epoch) or (epoch, runs)
 
     def _next_epoch(self, key: str, token: _Token, runs: Sequence[TrackedRun]) -> int | Held:
         """The epoch that is ours now; 0 where the runs must be read again first."""
         ours = [run.epoch for run in runs if token.is_of(run)]
         epoch = ours[0] if ours else 1 + max((run.epoch for run in runs), default=0)
         while True:
-            holder = _Token.parse(self._once.put(f"{key}.{epoch}", token.text()))
+            # A claim that waited for the store is not as old as its first try.
+            token.at = time.time()
+            text = self._once.put(f"{key}.{epoch}", json.dumps(asdict(token)))
+            holder = _Token(**json.loads(text))
             if holder.id == token.id:
                 self._won[key] = epoch
                 return epoch
@@ -190,53 +154,35 @@ class Leases:
                 return Held()
             epoch += 1
 
-    def _open(
-        self,
-        runs: Sequence[TrackedRun],
-        tags: Mapping[str, str],
-        experiment_id: str,
-        name: str,
-        config: Config,
-        parent: str,
+    def _continue(
+        self, runs: Sequence[TrackedRun], config: Config, tags: Mapping[str, str]
     ) -> Claimed:
-        epoch = int(tags["epoch"])
         # Of several, which older versions may have left, the one that has got furthest goes on.
-        unfinished = sorted(runs, key=lambda run: (-run.epoch, -run.progress.step))
-        for surplus in unfinished[1:]:
-            self.store.delete(surplus.run_id)
-        if unfinished:
-            run = unfinished[0]
-            step, seconds = run.progress.step, run.progress.seconds
-            continued = {**_continued(run, tags), "grid": run.tags.get("grid") or run.experiment}
-            run_id = self.store.continue_run(run, config, continued)
-        else:
-            step, seconds = 0, 0.0
-            new = {"attempts": "1", **tags}
-            run_id = self.store.create_run(experiment_id, name, config, new, parent)
-        self.store.attach(run_id)
-        return Claimed(run_id, epoch, step, seconds)
+        run, *surplus = sorted(runs, key=lambda run: (-run.epoch, -run.progress.step))
+        for other in surplus:
+            self.store.delete(other.run_id)
+        attempts = int(run.tags.get("attempts", "0")) + (run.tags.get("lease") != tags["lease"])
+        changed = {
+            f"{name}_before": run.tags.get(name, "unknown")
+            for name in ("commit", "changes")
+            if run.tags.get(name) != tags.get(name)
+        }
+        ended = {"reason": "", "retry": "", "stopped_early": ""}  # how the attempt before has
+        # It may have been silent for longer than others wait.
+        alive = str(int(time.time()))
+        mine = {"attempts": str(attempts), "alive": alive, "grid": run.made_by}
+        self.store.continue_run(run, config, {**ended, **changed, **tags, **mine})
+        return Claimed(run.run_id, int(tags["epoch"]), run.progress.step, run.progress.seconds)
 
 
-def _continued(run: TrackedRun, tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run's next attempt."""
-    attempts = int(run.tags.get("attempts", "0")) + (run.tags.get("lease") != tags["lease"])
-    changed = {
-        f"{name}_before": run.tags.get(name, "unknown")
-        for name in ("commit", "changes")
-        if run.tags.get(name) != tags.get(name)
-    }
-    # It may have been silent for longer than others wait.
-    alive = str(int(time.time()))
-    ended = {"reason": "", "retry": "", "stopped_early": ""}  # how the attempt before has
-    return {**ended, **changed, **tags, "attempts": str(attempts), "alive": alive}
-
-
-def _holder(runs: Sequence[TrackedRun], won: int) -> Held | None:
-    """Who has the cell already, by its runs; an open run of a lease before `won` has lost it."""
+def _holder(runs: Sequence[TrackedRun], token: _Token, won: int) -> Held | None:
+    """Who else has the cell, by its runs; an open run of a lease before `won` has lost it."""
     now = time.time()
     for run in runs:
+        if run.deleted or token.is_of(run):
+            continue
         if run.status == "FINISHED":
-            return Held(run, finished=True, reason="another sweep has finished it")
-        if run.epoch >= won and lease_state(run, now) is LeaseState.HELD:
-            return Held(run)
+            return Held("another sweep has finished it")
+        if run.epoch >= won and is_held(run, now):
+            return Held()
     return None

@@ -3,6 +3,7 @@
 import time
 import uuid
 from contextlib import suppress
+from operator import methodcaller
 
 from mlflow.entities import Experiment
 
@@ -60,7 +61,8 @@ class WriteOnce:
             elif run_id := self._first_run(experiment.experiment_id):
                 return run_id
             elif time.monotonic() > since + CREATION_SECONDS:
-                self._delete(experiment.experiment_id)
+                with suppress(RunGone):  # another process was faster
+                    self.store.call(methodcaller("delete_experiment", experiment.experiment_id))
             else:
                 time.sleep(LOOK_SECONDS)
 
@@ -71,10 +73,6 @@ class WriteOnce:
         order = ["attributes.start_time", "attributes.run_id"]
         runs = self.store.call(lambda c: c.search_runs([experiment_id], order_by=order))
         return str(runs[0].info.run_id) if runs else ""
-
-    def _delete(self, experiment_id: str) -> None:
-        with suppress(RunGone):  # another process was faster
-            self.store.call(lambda client: client.delete_experiment(experiment_id))
 
     def _create(self, name: str) -> Experiment:
         creator, tag = uuid.uuid4().hex, f"{PREFIX}creator"

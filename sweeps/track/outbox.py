@@ -21,9 +21,8 @@ from filelock import FileLock, Timeout
 from semidavil.full_disk import DiskFull, on_disk
 from sweeps.keep.workspace import ENDING, JOURNAL
 from sweeps.track.credentials import redact
-from sweeps.track.lease import LeaseState, lease_state
+from sweeps.track.lease import is_held
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
-from sweeps.track.runs import TrackedRun
 from sweeps.track.store import REASON_CHARACTERS, Measurement, Store
 
 SEND_SECONDS = 5.0  # between two calls, of which each costs some 20 ms on SQLite
@@ -51,36 +50,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run has ended.
-
-    Attributes:
-        run_id, store: where it belongs; the store's address without passwords, for people.
-        status: FINISHED or FAILED.
-        epoch: of the lease under which it was trained.
-        values: final metrics, of `step`.
-        time: ms since 1970.
-        seconds: training time, of all attempts.
-        files: relative to the run's folder; of a folder, its contents.
-    """
+    """How a run has ended."""
 
     run_id: str
-    store: str
-    status: str
+    store: str  # where it belongs: an address without passwords, for people
+    status: str  # FINISHED or FAILED
     step: int
-    time: int
-    seconds: float
-    epoch: int = 0
-    values: dict[str, float] = field(default_factory=dict)
+    time: int  # ms since 1970
+    seconds: float  # training time, of all attempts
+    epoch: int = 0  # of the lease under which it was trained
+    values: dict[str, float] = field(default_factory=dict)  # final metrics, of `step`
     tags: dict[str, str] = field(default_factory=dict)
+    # Relative to the run's folder; of a folder, its contents.
     files: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> "Ending | None":
-        """The ending in a run's folder, if it has one.
-
-        Raises:
-            TrackingError: it is not what this program has written.
-        """
+        """The ending in a run's folder, if it has one; raises as `parse`."""
         path = folder / ENDING
         try:
             return cls.parse(path.read_text(), str(path))
@@ -89,11 +75,7 @@ class Ending:
 
     @classmethod
     def parse(cls, text: str, file: str) -> "Ending":
-        """The ending that `file` holds.
-
-        Raises:
-            TrackingError: it is not what this program has written.
-        """
+        """The ending that `file` holds; raises TrackingError if this program has not written it."""
         try:
             fields = json.loads(text)
             fields.pop("owner", None)  # of older versions
@@ -104,11 +86,7 @@ class Ending:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Durably, in place of the one before.
-
-        Raises:
-            DiskFull: the one before stays.
-        """
+        """Durably, in place of the one before, which stays if the disk is full."""
         draft = folder / f"{ENDING}.part"
         with on_disk(folder):
             with draft.open("w") as file:
@@ -121,6 +99,9 @@ class Ending:
 class Outbox:
     """Logs one run from the process that trains it.
 
+    `metrics`, `finish` and `fail` raise LeaseLost or RunGone once it has been found out; whatever writes
+    raises DiskFull.
+
     Args:
         store: its patience says how long the run's end waits for the store; nothing else does.
         epoch: of the lease; 0 trusts that nobody else has the run.
@@ -128,10 +109,6 @@ class Outbox:
         logged_step, seconds: what the store has of earlier attempts, and their training time; the journal
             knows better where it is still there.
         behind: the store may know of steps that neither does, made on another machine.
-
-    Raises:
-        LeaseLost, RunGone: from `metrics`, `finish` and `fail`, once it has been found out.
-        DiskFull: from any method that writes.
     """
 
     def __init__(
@@ -147,12 +124,11 @@ class Outbox:
         self.store, self.run_id, self.epoch = store, run_id, epoch
         self.folder, self.journal = folder, folder / JOURNAL
         self._tags: dict[str, str] = {}  # that wait
-        entries, sent, self._torn = _read_journal(self.journal, run_id)
-        logged_step = max(logged_step, sent.step)
+        entries, sent_step, sent_seconds, self._torn = _read_journal(self.journal, run_id)
+        logged_step = max(logged_step, sent_step)
         self.step = max([logged_step, *(entry.step for entry in entries)])
         self._waiting = [entry for entry in entries if entry.step > logged_step]
-        self._seconds_before = max(seconds, sent.seconds)
-        self._sent_step, self._sent_seconds = logged_step, self._seconds_before
+        self._seconds_before = max(seconds, sent_seconds)
         self._started = time.monotonic()
         self._behind = behind
         # Wall time: a monotonic clock stands still while its machine is suspended.
@@ -188,8 +164,8 @@ class Outbox:
 
     def close(self) -> None:
         """Sends what waits, if the store answers at once; training ends here without an ending."""
-        self._join()
         with contextlib.suppress(LeaseLost, RunGone):
+            self._stop_sending()
             self.flush()
 
     def flush(self) -> None:
@@ -197,7 +173,7 @@ class Outbox:
         try:
             store = self.store.within(0)
             self._require_lease(store)
-            self._send(store)
+            step, seconds = self._send(store)
         except (StoreAway, StoreRefused) as error:
             if not self._away:
                 logger.warning("%s; training goes on, metrics wait in %s", error, self.journal)
@@ -207,9 +183,7 @@ class Outbox:
                 logger.warning("the tracking store takes metrics again, and has all of them")
             self._away = False
             with self._lock:
-                self._write(
-                    {"sent_to": self.run_id, "step": self._sent_step, "seconds": self._sent_seconds}
-                )
+                self._write({"sent_to": self.run_id, "step": step, "seconds": seconds})
 
     def _send_until_ended(self) -> None:
         while not self._ended.wait(AWAY_SECONDS if self._away else SEND_SECONDS):
@@ -221,24 +195,21 @@ class Outbox:
             except (TrackingError, DiskFull, OSError) as error:  # the run's end meets it again
                 logger.warning("%s", error)
 
-    def _join(self) -> None:
+    def _stop_sending(self) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        self._raise_problem()
 
     def _raise_problem(self) -> None:
         if self._problem is not None:
             raise self._problem
 
     def _require_lease(self, store: Store, ends: str = "") -> None:
-        """Looks, now and then and before an end, whether the lease is still ours.
+        """Raises LeaseLost if the lease is not ours any more; looks now and then, and before an end.
 
-        Args:
-            ends: how, if it does. What was trained to its end is worth having, unless another sweep
-                is at it, or has it.
-
-        Raises:
-            LeaseLost: it is not.
+        What was trained to its end (`ends` says how) is worth having, unless another sweep is at it, or has
+        it.
         """
         now = time.time()
         if not self.epoch or (not ends and now - self._fence_seen < FENCE_SECONDS):
@@ -246,15 +217,15 @@ class Outbox:
         run = store.run(self.run_id)
         ours = run.epoch == self.epoch
         if ends == "FINISHED":
-            ours = ours or _is_free(run, now)
+            ours = ours or (run.status != "FINISHED" and not is_held(run, now))
         elif not ends:
             ours = ours and run.is_open
         if not ours:
             raise LeaseLost(f"another sweep has taken over the run, which is {run.status}")
         self._fence_seen = now
 
-    def _send(self, store: Store, seconds: float | None = None) -> None:
-        """`seconds` of training, where it has ended; else until now."""
+    def _send(self, store: Store, seconds: float | None = None) -> tuple[int, float]:
+        """Sends what waits; returns up to which step, and the seconds of training, by default until now."""
         if self._behind:
             self._catch_up(store)
         with self._lock:
@@ -262,13 +233,12 @@ class Outbox:
         seconds = round(self.seconds if seconds is None else seconds, 1)
         progress = {"step": step, "seconds": seconds, "time": int(time.time())}
         measurements = [point for entry in entries for point in entry.measurements()]
-        store.log(
-            self.run_id, metrics=measurements, tags={**tags, "progress": json.dumps(progress)}
-        )
-        self._sent_step, self._sent_seconds = step, seconds
+        marks = {**tags, "progress": json.dumps(progress)}
+        store.log(self.run_id, metrics=measurements, tags=marks)
         with self._lock:
             del self._waiting[: len(entries)]
             self._tags = {name: v for name, v in self._tags.items() if tags.get(name) != v}
+        return step, seconds
 
     def _catch_up(self, store: Store) -> None:
         """Learns from the store what an attempt on another machine has logged."""
@@ -286,31 +256,23 @@ class Outbox:
         self._torn = False
 
     def finish(self, values: Mapping[str, float], artifacts: Path) -> bool:
-        """Final metrics and the contents of `artifacts`; then, and only then, FINISHED.
+        """Final metrics and the contents of `artifacts`, a folder of the run; then, and only then, FINISHED.
 
-        Args:
-            artifacts: in the run's folder.
-
-        Returns:
-            Whether the store has it; else it is kept, for `deliver`.
+        Returns whether the store has it; else it is kept, for `deliver`.
         """
-        self._join()
-        self._raise_problem()
+        self._stop_sending()
         self._ending("FINISHED", values, [artifacts]).write(self.folder)
         return self.delivered()
 
     def fail(self, why: str, retry: bool, files: Sequence[Path]) -> bool:
         """FAILED, with the reason, whether a repetition may help, and files that explain it.
 
-        Returns:
-            Whether the store has it; else it is kept, for `deliver`.
+        Returns whether the store has it; else it is kept, for `deliver`.
         """
-        self._join()
-        self._raise_problem()
+        self._stop_sending()
         with contextlib.suppress(StoreAway, StoreRefused):
-            self._require_lease(
-                self.store.within(0), "FAILED"
-            )  # before anything is kept where another may train
+            # Before anything is kept where another may train.
+            self._require_lease(self.store.within(0), "FAILED")
         self.tag({"reason": redact(why)[:REASON_CHARACTERS], "retry": str(retry).lower()})
         ending = self._ending("FAILED", {}, files)
         earlier = Ending.read(self.folder)
@@ -318,9 +280,7 @@ class Outbox:
             try:
                 ending.write(self.folder)
                 return self.delivered()
-            except OSError as error:
-                logger.warning("%s", error)
-            except DiskFull as error:  # perhaps the store takes it
+            except (OSError, DiskFull) as error:  # perhaps the store takes it
                 logger.warning("%s", error)
         # A training that has ended well stays kept: it was the store that refused its results.
         with contextlib.suppress(StoreAway, StoreRefused):
@@ -353,13 +313,8 @@ class Outbox:
     def deliver(self) -> bool:
         """Sends the ending that is kept in the folder, and all metrics before it.
 
-        It may be the ending of another run, if that one was made anew. Repeating it changes nothing.
-
-        Returns:
-            False if another process is at it.
-
-        Raises:
-            StoreAway, StoreRefused: it stays kept.
+        It may be the ending of another run, if that one was made anew. Repeating it changes nothing; after
+        StoreAway and StoreRefused it stays kept. Returns False if another process is at it.
         """
         # A lock file, not the ending itself: a file system without locks has a way of its own there.
         lock = FileLock(self.folder / f"{ENDING}.lock", timeout=0)
@@ -393,29 +348,17 @@ class Outbox:
         self.store.end(ending.run_id, ending.status, ending.time)
 
 
-def _is_free(run: TrackedRun, now: float) -> bool:
-    """Nobody has finished the run, and nobody is at work on it."""
-    return run.status != "FINISHED" and lease_state(run, now) is not LeaseState.HELD
-
-
-@dataclass(frozen=True)
-class _Sent:
-    step: int = 0
-    seconds: float = 0.0
-
-
-def _read_journal(path: Path, run_id: str) -> tuple[list[Entry], _Sent, bool]:
-    """Its metrics, what was sent to this run, and whether the last line was cut short.
-
-    A kill cuts a line short, or a disk that was full.
+def _read_journal(path: Path, run_id: str) -> tuple[list[Entry], int, float, bool]:
+    """Its metrics, the step and the seconds of training that were sent to this run last, and whether the
+    last line was cut short: by a kill, or a disk that was full.
     """
     text = path.read_text() if path.exists() else ""
-    entries, sent = [], _Sent()
+    entries, step, seconds = [], 0, 0.0
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             found = json.loads(line)
             if "values" in found:
                 entries.append(Entry(**found))
             elif found["sent_to"] == run_id:
-                sent = _Sent(max(sent.step, found["step"]), max(sent.seconds, found["seconds"]))
-    return entries, sent, bool(text) and not text.endswith("\n")
+                step, seconds = max(step, found["step"]), max(seconds, found["seconds"])
+    return entries, step, seconds, bool(text) and not text.endswith("\n")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,21 +98,11 @@ def _git(root: Path, *command: str, index: Path | None = None, given: bytes = b"
 @cache
 def machine() -> dict[str, str]:
     """What tells this machine, or container, from every other: a host name alone may be shared."""
-    return {"host": socket.gethostname(), "boot": _boot_id(), "pid_namespace": _pid_namespace()}
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+    boot = namespace = ""
+    with suppress(OSError):  # where there is no /proc
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return {"host": socket.gethostname(), "boot": boot, "pid_namespace": namespace}
 
 
 def owner_tags() -> dict[str, str]:
@@ -120,16 +111,10 @@ def owner_tags() -> dict[str, str]:
     return {**machine(), "pid": str(pid), "pid_started": process_start(pid)}
 
 
-def is_this_machine(tags: Mapping[str, str]) -> bool:
-    """Whether the process of `owner_tags` can be looked for here; tags of older runs hold the host alone."""
-    return (
-        all(tags.get(name, value) == value for name, value in machine().items()) and "host" in tags
-    )
-
-
 def owner_is_dead(tags: Mapping[str, str]) -> bool | None:
     """Whether the process of `owner_tags` has ended; None when it is on another machine."""
-    if not is_this_machine(tags):
+    # Tags of older runs hold the host alone.
+    if "host" not in tags or any(tags.get(n, value) != value for n, value in machine().items()):
         return None
     pid = tags.get("pid", "")
     if not pid.isdigit():

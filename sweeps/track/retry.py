@@ -26,13 +26,16 @@ PATIENCE_SECONDS = 300.0
 LONGEST_PAUSE_SECONDS = 15.0  # between two attempts
 LOCKED = "database is locked"
 BUSY = (
-    "TEMPORARILY_UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "REQUEST_LIMIT_EXCEEDED",
-    "RESOURCE_EXHAUSTED",
-)
+    "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"
+)  # fmt: skip
 UNAUTHORISED = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 NO_RUN = re.compile(r"\brun\b.*must be in(?: the)? 'active' state", re.IGNORECASE | re.DOTALL)
+NO_ANSWER = (
+    requests.exceptions.ConnectionError,
+    requests.exceptions.Timeout,
+    requests.exceptions.RetryError,  # of a status such as 503, from a proxy or the server
+    requests.exceptions.ChunkedEncodingError,
+)
 STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException, OSError)
 
 T = TypeVar("T")
@@ -61,11 +64,7 @@ class Patience:
     After one wait in vain, later calls do not wait either, until one has an answer: a command that makes
     ten calls does not wait ten times.
 
-    Args:
-        seconds: None takes SEMIDAVIL_PATIENCE, or else five minutes.
-
-    Raises:
-        TrackingError: SEMIDAVIL_PATIENCE is not a number.
+    Without `seconds`, it is SEMIDAVIL_PATIENCE (TrackingError if that is no number), or else five minutes.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
@@ -78,10 +77,8 @@ class Patience:
     ) -> T:
         """Repeats `function` while the store is away.
 
-        `function` must bear repetition: it may have been the answer that was lost, not the question.
-
-        Args:
-            errors: what is translated; other exceptions are faults of this program.
+        `function` must bear repetition: it may have been the answer that was lost, not the question. Only
+        `errors` are translated; other exceptions are faults of this program.
 
         Raises:
             StoreAway: the patience has run out.
@@ -135,18 +132,10 @@ def is_away(error: BaseException | None) -> bool:
     while error is not None:
         if LOCKED in str(error):
             return True
-        if isinstance(
-            error,
-            requests.exceptions.ConnectionError
-            | requests.exceptions.Timeout
-            | requests.exceptions.RetryError  # of a status such as 503, from a proxy or the server
-            | requests.exceptions.ChunkedEncodingError,
-        ):
+        if isinstance(error, NO_ANSWER):
             return True
         if getattr(error, "error_code", "") in BUSY:
-            return "sqlite3" not in str(
-                error
-            )  # a database server's; a file's other errors do not pass
+            return "sqlite3" not in str(error)  # a file's errors, unlike a server's, do not pass
         error = error.__cause__ or error.__context__
     return False
 
@@ -180,9 +169,7 @@ def reason(error: BaseException) -> str:
 def check_server(uri: str) -> None:
     """Asks a server one question without patience; other stores pass.
 
-    Raises:
-        StoreAway: it does not answer, or is not an MLflow server.
-        StoreRefused: it wants other credentials.
+    Raises StoreAway if it does not answer, or not as MLflow; StoreRefused if it wants other credentials.
     """
     if not uri.startswith(("http://", "https://")):
         return

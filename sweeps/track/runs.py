@@ -17,17 +17,11 @@ OPEN = ("RUNNING", "SCHEDULED")
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run's training is, as last logged.
-
-    Attributes:
-        step: the last step that was logged.
-        seconds: training time of all attempts.
-        time: when that was logged, in seconds since 1970.
-    """
+    """How far a run's training is, as last logged."""
 
     step: int = 0
-    seconds: float = 0.0
-    time: float = 0.0
+    seconds: float = 0.0  # training time of all attempts
+    time: float = 0.0  # when it was logged, in seconds since 1970
 
     @classmethod
     def parse(cls, tag: str) -> "RunProgress":
@@ -36,28 +30,16 @@ class RunProgress:
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """One run of this harness.
-
-    Attributes:
-        experiment: its name.
-        status: MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED.
-        started, ended: ms since 1970; `ended` is None while the run is open.
-        tags: ours, without their prefix.
-        metrics: the final ones alone, by their full name.
-        deleted: somebody has deleted it in MLflow; it can still be restored.
-        store_back: since when the store answers again, in seconds since 1970, if it was seen to be away.
-    """
-
     run_id: str
     name: str
-    experiment: str
-    status: str
-    started: int
-    ended: int | None
-    tags: Mapping[str, str]
+    experiment: str  # its name
+    status: str  # MLflow's: RUNNING, SCHEDULED, FINISHED, FAILED, KILLED
+    started: int  # ms since 1970
+    tags: Mapping[str, str]  # ours, without their prefix
     params: Mapping[str, str]
-    metrics: Mapping[str, float]
-    deleted: bool = False
+    metrics: Mapping[str, float]  # the final ones alone, by their full name
+    deleted: bool = False  # in MLflow, where it can still be restored
+    # Since when the store answers again, in seconds since 1970, if it was seen to be away.
     store_back: float = 0.0
 
     @property
@@ -68,6 +50,11 @@ class TrackedRun:
     def epoch(self) -> int:
         """Of the lease under which it was last trained; 0 for runs of older versions."""
         return int(self.tags.get("epoch", "0"))
+
+    @property
+    def made_by(self) -> str:
+        """The grid that made it; its experiment may have been renamed since."""
+        return self.tags.get("grid") or self.experiment
 
     @property
     def is_open(self) -> bool:
@@ -118,7 +105,6 @@ def from_mlflow(run: Run, experiment: str = "", store_back: float = 0.0) -> Trac
         experiment=experiment,
         status=run.info.status,
         started=run.info.start_time,
-        ended=run.info.end_time,
         tags={
             intern(name.removeprefix(PREFIX)): intern(value)
             for name, value in run.data.tags.items()

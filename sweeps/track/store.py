@@ -9,10 +9,11 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,19 +43,11 @@ logger = logging.getLogger(__name__)
 class Store:
     """The tracking store of a checkout, or the one that `uri` names.
 
-    Attributes:
-        uri: its address, without credentials.
-        database: its file, where it is one.
-        folder: holds the database and `checkpoints/`: beside the database, else the checkout.
-        storage: where checkpoints and logs of unfinished runs are kept.
-        patience: how long calls wait while the store is away.
-        attachments: files that each run gets when it is claimed, by artifact path.
-
     Args:
         root: the checkout; holds `mlflow.db`, `mlruns/` and `checkpoints/`, unless `uri` is another
             SQLite file, which then has them beside it.
         uri: an SQLite file (`sqlite:///...`) or a tracking server (`http://...`).
-        storage: instead of `checkpoints/`.
+        storage: of checkpoints and logs of unfinished runs, instead of `checkpoints/`.
 
     Raises:
         TrackingError: `uri` is no address of a store. From all methods: `StoreAway`, `RunGone`,
@@ -62,12 +55,13 @@ class Store:
     """
 
     def __init__(self, root: Path, uri: str | None = None, storage: Storage | None = None) -> None:
+        # The address has no credentials; the file is None where the store is a server.
         self.uri, self.database = store_uri(uri or "", root.absolute())
         self.folder = self.database.parent if self.database else root
         self.own_storage = storage is None
         self.storage = storage or open_storage(str(self.folder / "checkpoints"))
         self.patience = Patience()
-        self.attachments: Mapping[str, bytes] = {}
+        self.attachments: Mapping[str, bytes] = {}  # of each run that is claimed, by artifact path
         self._connection = Connection(self.uri, self.database)
         self._names: dict[str, str] = {}  # of experiments, by id
 
@@ -81,8 +75,7 @@ class Store:
     def client(self) -> MlflowClient:
         """Creates an SQLite database that is not there yet.
 
-        Raises:
-            TrackingError: the store cannot be reached, or cannot be used; found out within seconds.
+        Raises TrackingError, within seconds, if the store cannot be reached, or cannot be used.
         """
         return self._connection.client()
 
@@ -114,11 +107,7 @@ class Store:
     # Experiments
 
     def experiment_id(self, name: str) -> str:
-        """The experiment of that name, created if need be.
-
-        Raises:
-            TrackingError: it was deleted in MLflow, so that nothing can be logged into it.
-        """
+        """The experiment of that name, created if need be; TrackingError if it was deleted in MLflow."""
         found = self.call(lambda client: client.get_experiment_by_name(name))
         location = (self.folder / "mlruns" / name).as_uri() if self.database else None
         if found is not None and found.lifecycle_stage != "active":
@@ -162,10 +151,9 @@ class Store:
     def runs(
         self, key: str | None = None, deleted: bool = False, fresh: bool = True
     ) -> list[TrackedRun]:
-        """All runs of this harness, in whichever experiment, oldest first.
+        """All runs of this harness, or of the Config with this key, in whichever experiment, oldest first.
 
         Args:
-            key: those of one Config alone.
             deleted: with those that somebody has deleted in MLflow.
             fresh: also of experiments that were created since this process last looked for some.
         """
@@ -188,15 +176,14 @@ class Store:
             )
         )
         back = self._connection.back_since
-        with _no_garbage_collection():
+        gc.disable()  # it would look at the objects of many runs again and again: 2.1 of 3.5 s
+        try:
             return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
+        finally:
+            gc.enable()
 
     def run(self, run_id: str) -> TrackedRun:
-        """One run as it is now; its experiment's name is not known.
-
-        Raises:
-            RunGone: also if it is only marked as deleted.
-        """
+        """One run as it is now, without its experiment's name; raises RunGone also if it can be restored."""
         run = from_mlflow(self.call(lambda client: client.get_run(run_id)))
         if run.deleted:
             raise RunGone(f"somebody has deleted the run {run_id} in MLflow")
@@ -210,11 +197,9 @@ class Store:
         tags: Mapping[str, str],
         parent: str = "",
     ) -> str:
-        """The id of a new RUNNING run of `config`.
+        """The id of a new RUNNING run of `config`, which is shown below the run `parent`.
 
-        Args:
-            tags: without prefix; `lease` among them tells apart a run whose creation was asked for twice.
-            parent: the run that it is shown below.
+        The tag `lease` tells apart a run whose creation was asked for twice.
         """
         all_tags = {f"{PREFIX}{tag}": value for tag, value in tags.items()}
         if parent:
@@ -234,13 +219,12 @@ class Store:
         self.log(run_id, params=config.to_params())
         return run_id
 
-    def continue_run(self, run: TrackedRun, config: Config, tags: Mapping[str, str]) -> str:
-        """Opens an unfinished run of the same Config again; returns its id."""
+    def continue_run(self, run: TrackedRun, config: Config, tags: Mapping[str, str]) -> None:
+        """Opens an unfinished run of the same Config again."""
         # The tags last: a run that had a new epoch and were not RUNNING would look free.
         self.call(lambda client: client.update_run(run.run_id, status="RUNNING"))
         # A run without params belongs to a process that was killed while it created the run.
         self.log(run.run_id, params={} if run.params else config.to_params(), tags=tags)
-        return run.run_id
 
     def log(
         self,
@@ -260,13 +244,12 @@ class Store:
             batch = points[:room], names[:PARAMS], marks[:TAGS] if last else []
             del points[:room], names[:PARAMS], marks[: len(batch[2])]
             # Not in MLflow's queue, which a user may have switched on and which keeps its errors to itself.
-            self.call(partial(_log_batch, run_id, batch))
+            self.call(methodcaller("log_batch", run_id, *batch, synchronous=True))
 
     def log_files(self, run_id: str, path: Path, folder: str = "") -> None:
         """A file, or all in a folder, as artifacts of a run, below `folder`.
 
-        Raises:
-            StoreRefused: as everywhere; also where this machine lacks the keys of the artifacts' bucket.
+        Raises StoreRefused also where this machine lacks the keys of the artifacts' bucket.
         """
 
         def upload() -> None:
@@ -301,14 +284,9 @@ class Store:
         epoch: int | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> bool:
-        """Ends a run that is still open; one that has ended stays as it is.
+        """Ends a run that is still open, and under the lease `epoch` if one is given; another stays as it is.
 
-        Args:
-            epoch: only if nobody has taken it over since this lease.
-            tags: that it gets besides its reason.
-
-        Returns:
-            Whether it was open, and under that lease.
+        Returns whether it has ended it. `tags` are those that it gets besides its reason.
         """
         run = self.run(run_id)
         if not run.is_open or (epoch is not None and run.epoch != epoch):
@@ -327,11 +305,11 @@ class Store:
             with suppress(RunGone):  # its worker will find out
                 self.log(run_id, tags={"alive": str(int(time.time()))})
 
-    def add_to_grid(self, run: TrackedRun, grid: str) -> None:
-        """Marks a run of another grid as belonging to this one too."""
-        grids = run.tags.get("grids", "").split()
-        if grid not in grids:
-            self.log(run.run_id, tags={"grids": " ".join([*grids, grid])})
+    def add_to(self, run: TrackedRun, tag: str, name: str) -> None:
+        """Marks a run of another grid or study as belonging to this one too: `grids` or `studies`."""
+        names = run.tags.get(tag, "").split()
+        if name not in names:
+            self.log(run.run_id, tags={tag: " ".join([*names, name])})
 
     # Overviews: one run for each grid and settings, the parent of its runs
 
@@ -339,28 +317,11 @@ class Store:
         """All of them, oldest first; their tags hold `overview`, the grid's name, and `settings`."""
         return [] if self.is_new() else self._search(f"tags.`{OVERVIEW}` LIKE '%'")
 
-    def overview(
-        self, grid: str, settings: str, name: str, about: str, tags: Mapping[str, str]
-    ) -> str:
-        """The id of the overview of these settings of a grid, created if need be.
-
-        Args:
-            settings: tells apart sweeps of one grid that cannot be compared.
-            name: of a new one; `about` stands above it.
-            tags: that it has from now on, without prefix.
-        """
-        experiment = self.experiment_id(grid)
-        condition = f"tags.`{OVERVIEW}` = '{grid}' AND tags.`{SETTINGS}` = '{settings}'"
-        found = self._search(condition, fresh=False)
-        if found:
-            run_id = found[0].run_id
-        else:
-            marks = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
-            run_id = self.call(
-                lambda client: client.create_run(experiment, run_name=name, tags=marks)
-            ).info.run_id
-        self.log(run_id, tags=tags)
-        return run_id
+    def create_overview(self, grid: str, settings: str, name: str, about: str) -> str:
+        """The id of a new one; `settings` tell apart sweeps of one grid that cannot be compared."""
+        tags = {OVERVIEW: grid, SETTINGS: settings, NOTE: about}
+        create = methodcaller("create_run", self.experiment_id(grid), run_name=name, tags=tags)
+        return str(self.call(create).info.run_id)
 
     def update_overview(
         self, run_id: str, status: str, metrics: Mapping[str, float], texts: Mapping[str, str]
@@ -378,26 +339,6 @@ class Store:
             self.call(lambda client: client.update_run(run_id, status=status))
         else:
             self.end(run_id, status)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """For reading many runs: their objects would be looked at again and again, which takes 2.1 of 3.5 s."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _log_batch(
-    run_id: str,
-    batch: tuple[Sequence[Metric], Sequence[Param], Sequence[RunTag]],
-    client: MlflowClient,
-) -> None:
-    client.log_batch(run_id, *batch, synchronous=True)
 
 
 def _has_moved(noted: str, location: str) -> bool:

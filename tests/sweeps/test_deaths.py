@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.run.deaths import cause_of_death, kernel_kills
+from sweeps.run.engine import cause_of_death, kernel_kills
 from sweeps.run.events import Lost
 
 RAY_DEATH = """Failure # 1 (occurred at 2026-01-01_00-00-00)
@@ -37,7 +37,7 @@ def test_why_a_worker_died_is_told_from_rays_words_and_the_kernels_count(
     text: str, killed: int, lost: Lost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = tmp_path / "vmstat"
-    monkeypatch.setattr("sweeps.run.deaths.KILL_COUNTERS", (counter, tmp_path / "missing"))
+    monkeypatch.setattr("sweeps.run.engine.KILL_COUNTERS", (counter, tmp_path / "missing"))
     assert kernel_kills() == 0
     counter.write_text("oom_kill 3\noom_kill_other 100\n")
     before = kernel_kills()

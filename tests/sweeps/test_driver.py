@@ -15,7 +15,7 @@ from semidavil.config import preset
 from sweeps.plan.cells import Cell, State
 from sweeps.plan.pace import Pace
 from sweeps.run import store_thread
-from sweeps.run.driver import DEATHS, Driver, QueueSource, SweepContext
+from sweeps.run.driver import DEATHS, Driver, QueueSource, SweepContext, SweepOptions
 from sweeps.run.events import Done, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
 from sweeps.run.store_thread import StoreThread
@@ -62,8 +62,9 @@ class Sweep:
     def __init__(self, store: Store, count: int = 1, retries: int = 1) -> None:
         self.store, self.source = store, Remembering(count)
         context = SweepContext(
-            store, Resources(concurrency=2, cpus=1, gpus=0), "attention",
-            store.experiment_id("attention"), "", {"commit": "c0ffee"}, "fake:train", retries,
+            store, Resources(concurrency=2, cpus=1, gpus=0),
+            SweepOptions({"commit": "c0ffee"}, "fake:train", retries), "attention",
+            store.experiment_id("attention"), "",
         )  # fmt: skip
         self.output = Console(record=True, quiet=False, width=200, file=io.StringIO())
         self.driver = Driver(
@@ -108,7 +109,6 @@ def test_every_cell_is_handed_out_once_and_its_end_is_heard(store: Store) -> Non
         assert not sweep.driver.on_event(task, Progress(1, 10))
         sweep.driver.on_event(task, ENDED)
     sweep.until(sweep.driver.finished)
-    assert sweep.driver.outcome.finished == 3
     assert sweep.source.heard == [("finished", f"cell {i}") for i in range(3)]
 
 
@@ -180,7 +180,7 @@ def test_a_run_that_is_not_ours_any_more_is_no_failure(
     sweep.driver.on_event(task, Taken("another sweep has taken it over", gone))
     sweep.until(sweep.driver.finished)
     assert sweep.driver.outcome.failed == []
-    assert sweep.driver.outcome.held == (set() if gone else {cell(0).config.key()})
+    assert sweep.driver.outcome.taken == (set() if gone else {cell(0).config.key()})
     sweep.driver.close("the sweep was stopped")
     assert store.run(task.run_id).status == "RUNNING"  # not ours to close
 

@@ -77,7 +77,7 @@ class Sweep:
         return self.left == 0
 
     def run(self, resources: Resources = TWO) -> None:
-        run_tasks(self.next_task, self, resources)
+        run_tasks(self, resources)
 
     def ends(self) -> list[Event]:
         return [events[-1] for events in self.events.values()]

@@ -209,7 +209,8 @@ def test_a_kept_run_is_delivered_once_with_its_own_end(
     assert [deliver_all(store, shown.append) for _ in range(2)] == [1, 0]
     assert shown == []
     run = store.run(lease.run_id)
-    assert (run.status, run.ended, run.tags["reason"]) == ("FINISHED", ending.time, "")
+    ended = store.client.get_run(lease.run_id).info.end_time
+    assert (run.status, ended, run.tags["reason"]) == ("FINISHED", ending.time, "")
     assert points(store, lease.run_id) == [(1, 1.0)]
     assert points(store, lease.run_id, "final/miou") == [(1, 50.0)]
     assert [file.path for file in store.client.list_artifacts(lease.run_id)] == ["config.json"]

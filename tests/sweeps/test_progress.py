@@ -78,7 +78,7 @@ def test_bars_show_the_phase_and_the_loss_of_each_running_cell() -> None:
     assert "30/150" in shown(one)
     assert "loss 1.234" in shown(one)
     assert ", until " in shown(one)
-    one.leave("gta5-cityscapes/dlg/[0]/s0", "another sweep has begun it")
+    one.taken("gta5-cityscapes/dlg/[0]/s0", "another sweep has begun it")
     assert len(one.bars.tasks) == 1, "its bar is gone"
 
 

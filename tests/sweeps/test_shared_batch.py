@@ -17,10 +17,14 @@ from sweeps.track.store import Store
 
 
 class Quiet:
-    """A `sweeps.run.engine.Listener` of one task."""
+    """A `sweeps.run.engine.Listener` of some tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *tasks: Task) -> None:
+        self.tasks = deque(tasks)
         self.end: Event | None = None
+
+    def next_task(self) -> Task | None:
+        return self.tasks.popleft() if self.tasks else None
 
     def on_start(self, task: Task) -> None: ...
 
@@ -56,10 +60,10 @@ def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: P
     tags = {"key": pair.key(), "epoch": "1"}
     run_id = store.create_run(store.experiment_id("attention"), "cell", pair, tags)
     where = store.storage.of(pair.key())
-    tasks = deque([Task("cell", pair.to_params(), run_id, 1, store.uri, where)])
-    listener, resources = Quiet(), Resources(concurrency=1, cpus=2, gpus=0)
+    listener = Quiet(Task("cell", pair.to_params(), run_id, 1, store.uri, where))
+    resources = Resources(concurrency=1, cpus=2, gpus=0)
     with started_ray(resources, TRAIN):
-        run_tasks(lambda: tasks.popleft() if tasks else None, listener, resources)
+        run_tasks(listener, resources)
 
     assert isinstance(listener.end, Done), listener.end
     run = store.run(run_id)

@@ -135,14 +135,14 @@ def test_closing_leaves_an_ended_run_and_that_of_another_lease(
 def test_a_run_joins_further_grids(store: Store) -> None:
     create_run(store)
     for grid in ("losses", "methods", "losses"):
-        store.add_to_grid(store.runs()[0], grid)
+        store.add_to(store.runs()[0], "grids", grid)
     assert store.runs()[0].tags["grids"] == "losses methods"
 
 
 def test_a_driver_without_the_keys_of_the_artifacts_bucket_can_sweep(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_id = store.overview("attention", "settings", "name", "about", {})
+    run_id = store.create_overview("attention", "settings", "name", "about")
     monkeypatch.setattr(
         store.client, "log_text", raising(lambda: PermissionError("no credentials"))
     )

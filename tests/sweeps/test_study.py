@@ -11,8 +11,7 @@ from studies import BASE, age_heartbeats, ask, die, finish_next, open_study, sta
 
 from semidavil.config import preset
 from sweeps.run.search import confirmation
-from sweeps.run.space import space_of, study_name
-from sweeps.run.study import Study
+from sweeps.run.study import Study, space_of, study_name
 from sweeps.track.retry import TrackingError
 from sweeps.track.store import Store
 

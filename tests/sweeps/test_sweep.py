@@ -13,10 +13,10 @@ from servers import raising
 from semidavil.config import Config
 from sweeps.plan.spec import Job, Selection, Spec
 from sweeps.run import sweep as module
-from sweeps.run.driver import Driver
+from sweeps.run.driver import Driver, SweepOptions
 from sweeps.run.events import Done, Task
 from sweeps.run.resources import Resources
-from sweeps.run.sweep import Sweep, SweepOptions, tidy
+from sweeps.run.sweep import Sweep, tidy
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.store import Store
@@ -36,14 +36,12 @@ class Play:
         self.trained: list[str] = []
         self.after: Callable[[Task], object] = lambda task: None
 
-    def __call__(
-        self, next_task: Callable[[], Task | None], driver: Driver, resources: Any
-    ) -> None:
+    def __call__(self, driver: Driver, resources: Any) -> None:
         deadline = time.monotonic() + 60
         while not driver.finished():
             assert time.monotonic() < deadline
             driver.on_step()
-            if task := next_task():
+            if task := driver.next_task():
                 driver.on_start(task)
                 self.trained.append(task.name)
                 self.store.end(task.run_id, "FINISHED")
@@ -102,12 +100,8 @@ def test_what_cannot_be_prepared_costs_its_own_cells(
 ) -> None:
     """A data set that was missing used to end the command, and all grids after it."""
 
-    class Kind(str):
-        def explains(self, error: Exception) -> bool:
-            return isinstance(error, DataError)
-
     broken = raising(lambda: DataError("no images in /data"))
-    monkeypatch.setattr(module, "preparations", lambda *_: {Kind("vlga"): broken})
+    monkeypatch.setattr(module, "preparations", lambda *_: {"vlga": broken})
     sweep = sweep_of(store)
     result = sweep.run_jobs([job])
     assert len(play.trained) == 3
@@ -146,7 +140,7 @@ def test_a_run_that_this_process_has_left_open_is_closed_and_its_cell_run(
 
 
 @pytest.mark.parametrize("error", [RunGone("deleted"), StoreRefused("forbidden")])
-@pytest.mark.parametrize("call", ["add_to_grid", "update_overview"])
+@pytest.mark.parametrize("call", ["add_to", "update_overview"])
 def test_bookkeeping_that_fails_costs_no_cell(
     call: str, error: Exception, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
