@@ -1,15 +1,21 @@
 # `make demo` and `make test` do all the set-up themselves, into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes on two cores, four at most: many tests start several of their own. The files of which most is
+# slow come first, and a file's tests share what is slow to make.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test check lint clean
 
 demo: setup
 	$(BIN)/python sweeps/run.py --grid attention
 	$(BIN)/python analysis/make_figures.py
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+check: setup lint
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ What is not shared: loading the batch, the loss itself, evaluation and checkpoin
 `train` starts the processes of `runtime.world_size` on its machine. Under torchrun, which may span
 machines, it joins those that are there:
 
-    torchrun --nproc-per-node 2 -m semidavil.train --set training.batch_size=4
+    torchrun --nproc-per-node 2 -m semidavil train --set training.batch_size=4
 """
 
 import os

@@ -182,7 +182,7 @@ def test_the_check_command(write_dataset: Write, tmp_path: Path) -> None:
     root = write_dataset("idda", splits=("train", "val"))
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "semidavil.data", *options]
+        command = [sys.executable, "-m", "semidavil", "data", *options]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     good = run("--data-root", str(root))

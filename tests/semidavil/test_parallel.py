@@ -117,7 +117,7 @@ def test_torchrun_trains_the_same_run(config: Config, tmp_path: Path) -> None:
     changed = config.to_params().items() - preset("toy").to_params().items()
     settings = [part for name, value in changed for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "semidavil.train", *settings, "--out", str(tmp_path / "two")]
+    command += ["-m", "semidavil", "train", *settings, "--out", str(tmp_path / "two")]
     done = subprocess.run(
         command,
         capture_output=True,
