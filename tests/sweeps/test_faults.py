@@ -45,15 +45,16 @@ def kill_worker(process: subprocess.Popen[str], sweeps: Sweeps, rng: random.Rand
     """The sweep lives on."""
     pids = [int(mark.name.rpartition("-")[2]) for mark in sorted(sweeps.folder.glob("at-work-*"))]
     # Marks of killed workers stay, and their numbers may be another's by now.
-    workers = [pid for pid in pids if "ray" in command_of(pid)]
+    mine = f"FAKE_TRAINING={sweeps.folder}\0"
+    workers = [p for p in pids if "ray" in told(p, "cmdline") and mine in told(p, "environ")]
     if workers:  # none is at work between two cells
         with contextlib.suppress(ProcessLookupError):
             os.kill(rng.choice(workers), signal.SIGKILL)
 
 
-def command_of(pid: int) -> str:
+def told(pid: int, what: str) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        return Path(f"/proc/{pid}/{what}").read_bytes().decode(errors="replace")
     except OSError:
         return ""
 
