@@ -223,6 +223,8 @@ def _become(
 
     import sweeps
 
+    # A Ctrl-C waits for the command itself, which knows what to say.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.environ.clear()
     os.environ.update(environment)
     for name, value in sweeps.QUIET_ENVIRONMENT.items():  # as importing it does
@@ -240,6 +242,7 @@ def _become(
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     runpy.run_path(script, run_name="__main__")
 
 

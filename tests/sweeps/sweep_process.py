@@ -33,6 +33,7 @@ class Sweeps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.folder = store.folder
+        self.forks = True  # else all is imported, as for a user
         self.constants: dict[str, float] = {}  # see `Source.start`
         self.started: list[Command] = []
         self.process: Command | None = None  # the last one that was started
@@ -50,22 +51,19 @@ class Sweeps:
 
     def start(self, *arguments: str, step_seconds: float = 0.01) -> Command:
         environment = self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)}
-        self.process = source().start(RUN, arguments, self.folder, environment, self.constants)
-        self.started.append(self.process)
-        return self.process
-
-    def start_anew(self, *arguments: str) -> Command:
-        """As a user does: all is imported."""
-        self.process = subprocess.Popen(
-            [sys.executable, str(RUN), *arguments],
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
-            preexec_fn=hear_signals,
-        )
+        if self.forks:
+            self.process = source().start(RUN, arguments, self.folder, environment, self.constants)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, str(RUN), *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
+                preexec_fn=hear_signals,
+            )
         self.started.append(self.process)
         return self.process
 

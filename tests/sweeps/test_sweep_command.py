@@ -28,15 +28,17 @@ def starts_of(sweeps: Sweeps) -> Counter[str]:
 
 
 def test_a_sweep_finishes_its_cells_and_its_repetition_does_nothing(sweeps: Sweeps) -> None:
-    process = sweeps.start_anew(*FOUR)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
+    sweeps.forks = False
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
     assert_undisturbed(sweeps.store, 4)
     assert len(re.findall(r"mIoU +3\d\.\d\d", output)) == 4
     assert not {"WARNING", "INFO", "ERROR"} & set(output.split()), output
-    assert len({event.split()[-1] for event in sweeps.trainings()}) == 2, "workers are not reused"
+    workers = {event.split()[-1] for event in sweeps.trainings()}
+    assert len(workers) <= 2, "workers are not reused"  # one may end all before another is up
     assert sum(event.startswith("prepare") for event in sweeps.events()) == 1
 
+    sweeps.forks = True
     code, output = sweeps.run(*FOUR)
     assert code == 0, output
     assert "nothing to run" in output
