@@ -23,6 +23,8 @@ STEPS = 10
 CHECKPOINT_EVERY = 2
 # Learning rates that end a cell that way; BROKEN_ONCE only at its first attempt, CROWDED beside others.
 NON_FINITE, BROKEN, KILLED, BROKEN_ONCE, CROWDED = 0.111, 0.222, 0.333, 0.444, 0.555
+TROUBLED = 0.666  # one of these ways for each attention
+TROUBLES = {"dlg": BROKEN_ONCE, "vlga": BROKEN, "wpct": NON_FINITE, "cross_attention": KILLED}
 
 PIECE_BYTES, HUNGER_BYTES = 2**11, 64 * 2**20
 REMEMBERED: list[bytes] = []
@@ -67,7 +69,7 @@ def train(
     report: Callable[[Report], None],
     checkpoint_dir: Path,
 ) -> Result:
-    with _at_work():
+    with _at_work(config):
         return _train(config, report, checkpoint_dir)
 
 
@@ -79,7 +81,7 @@ def hungry_train(config: Config, report: Callable[[Report], None], checkpoint_di
 
 
 @contextmanager
-def _at_work() -> Iterator[None]:
+def _at_work(config: Config) -> Iterator[None]:
     """Leaves word of a training, so that those at the same time can be counted."""
     mark = Path(os.environ["FAKE_TRAINING"]) / f"at-work-{os.getpid()}"
     mark.touch()
@@ -87,11 +89,15 @@ def _at_work() -> Iterator[None]:
         yield
     finally:
         mark.unlink()
+        _log("left", config)
 
 
 def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Path) -> Result:
     # Globals that trials share in a reused worker: a real training sets its own, as this one does.
     print(f"code from {Path(sweeps.__file__).parent} and {Path(__file__).parent}")
+    trouble = config.training.lr
+    if trouble == TROUBLED:
+        trouble = TROUBLES[config.model.fusion]
     generator = np.random.default_rng(config.seed)
     checkpoint = checkpoint_dir / "last.pt"
     first = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -116,15 +122,15 @@ def _train(config: Config, report: Callable[[Report], None], checkpoint_dir: Pat
             raise
         if step % CHECKPOINT_EVERY == 0:
             _save(checkpoint, step)
-        if step == 5 and config.training.lr == NON_FINITE:
+        if step == 5 and trouble == NON_FINITE:
             raise NonFiniteLossError("the loss is not finite at step 5")
-        if step == 5 and config.training.lr == BROKEN and config.model.fusion == "vlga":
+        if step == 5 and trouble == BROKEN and config.model.fusion == "vlga":
             raise ValueError("a broken image")
-        if step == 5 and config.training.lr == BROKEN_ONCE and first == 0:
+        if step == 5 and trouble == BROKEN_ONCE and first == 0:
             raise ValueError("the network drive is away")
-        if config.training.lr == CROWDED:
+        if trouble == CROWDED:
             _need_all_memory()
-        if step == 5 and config.training.lr == KILLED and first == 0:
+        if step == 5 and trouble == KILLED and first == 0:
             os.kill(os.getpid(), signal.SIGKILL)
     _log("trained", config)
     weights = checkpoint_dir / "segmenter.safetensors"

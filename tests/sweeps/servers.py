@@ -17,7 +17,7 @@ import pytest
 import requests
 from fake_training import STEPS
 from mlflow.exceptions import MlflowException
-from sweep_process import Sweeps, hear_signals
+from sweep_process import Command, Sweeps, source
 
 from sweeps.track.store import Store
 
@@ -161,25 +161,16 @@ class ServedSweeps(Sweeps):
     def __init__(self, folder: Path, server: MlflowServer) -> None:
         super().__init__(Store(folder, server.uri))
 
-    def start(
-        self, *arguments: str, step_seconds: float = 0.01, command: str = "run"
-    ) -> subprocess.Popen[str]:
-        code = (
-            "import sys, pathlib, sweeps.request, sweeps.start; "
-            f"sweeps.request.ROOT = pathlib.Path({str(self.folder)!r}); "
-            f"sys.exit(sweeps.start.run({command!r}))"
+    def start(self, *arguments: str, step_seconds: float = 0.01, command: str = "run") -> Command:
+        script = self.folder / f"{command}_here.py"
+        script.write_text(
+            "import sys, pathlib, sweeps.request, sweeps.start\n"
+            f"sweeps.request.ROOT = pathlib.Path({str(self.folder)!r})\n"
+            f"sys.exit(sweeps.start.run({command!r}))\n"
         )
-        path = os.pathsep.join([str(CHECKOUT), self.environment["PYTHONPATH"]])
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            cwd=self.folder,
-            env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds), "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=hear_signals,
-        )
+        environment = self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)}
+        self.process = source().start(script, arguments, self.folder, environment, self.constants)
+        self.started.append(self.process)
         return self.process
 
     def deliver(self) -> tuple[int, str]:

@@ -7,19 +7,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+
+from forked_commands import ROOT, ForkedCommand, Source, hear_signals
 
 from sweeps.track.store import Store
 
-ROOT = Path(__file__).parents[2]
 RUN = ROOT / "sweeps" / "run.py"
 FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "2")  # cells
 
 
-def hear_signals() -> None:
-    """In a process that the tests start: `nohup pytest` or `pytest &` ignores some of them."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+Command = subprocess.Popen[str] | ForkedCommand
+
+
+@cache
+def source() -> Source:
+    """Of this process's commands; ends with it."""
+    return Source()
 
 
 class Sweeps:
@@ -28,7 +33,10 @@ class Sweeps:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.folder = store.folder
-        self.process: subprocess.Popen[str] | None = None  # the last one that was started
+        self.forks = True  # else all is imported, as for a user
+        self.constants: dict[str, float] = {}  # see `Source.start`
+        self.started: list[Command] = []
+        self.process: Command | None = None  # the last one that was started
         self.environment = os.environ | {
             "MLFLOW_TRACKING_URI": store.uri,
             "SEMIDAVIL_TRAIN": "fake_training:train",
@@ -37,20 +45,34 @@ class Sweeps:
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)]),
             "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
+            # Ray's own 15 lets workers wait for ever beside other busy processes.
+            "RAY_worker_niceness": "0",
         }
 
-    def start(self, *arguments: str, step_seconds: float = 0.01) -> subprocess.Popen[str]:
-        self.process = subprocess.Popen(
-            [sys.executable, str(RUN), *arguments],
-            cwd=self.folder,
-            env=self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
-            preexec_fn=hear_signals,
-        )
+    def start(self, *arguments: str, step_seconds: float = 0.01) -> Command:
+        environment = self.environment | {"FAKE_STEP_SECONDS": str(step_seconds)}
+        if self.forks:
+            self.process = source().start(RUN, arguments, self.folder, environment, self.constants)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, str(RUN), *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # a Ctrl-C of the tests is not one of theirs
+                preexec_fn=hear_signals,
+            )
+        self.started.append(self.process)
         return self.process
+
+    def close(self) -> None:
+        """Ends what a test that has failed has left running."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate(timeout=60)
 
     def run(self, *arguments: str, step_seconds: float = 0.01) -> tuple[int, str]:
         process = self.start(*arguments, step_seconds=step_seconds)

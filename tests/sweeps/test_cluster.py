@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from buckets import BucketServer
 from fake_training import CROWDED
-from servers import free_port
+from servers import assert_undisturbed, free_port
 from sweep_process import FOUR, Sweeps
 
 from semidavil.config import preset
@@ -30,7 +30,7 @@ from sweeps.run.connection import ClusterError
 from sweeps.track.provenance import package_versions
 from sweeps.track.store import Store
 
-STEP_SECONDS = 0.8  # a node is lost in the middle of its ten
+STEP_SECONDS = 0.5  # a node is lost in the middle of its ten
 # A lost node is noticed within two seconds instead of half a minute.
 QUICK = '{"health_check_period_ms": 500, "health_check_timeout_ms": 1000,' + (
     '"health_check_failure_threshold": 2, "health_check_initial_delay_ms": 1000}'
@@ -80,7 +80,7 @@ class RayCluster:
         return node
 
     def _wait_until_ready(self, count: int) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         logs = [self.folder / f"node{number}.log" for number in range(count)]
         while not all("Ray runtime started" in log.read_text() for log in logs):
             assert time.monotonic() < deadline, [log.read_text() for log in logs]
@@ -135,6 +135,7 @@ def place(request: pytest.FixtureRequest, store: Store) -> str:
 @pytest.fixture
 def cluster(place: str, store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster]]:
     sweeps = Sweeps(store)
+    sweeps.forks = False  # Ray reads its token when it is imported
     with ExitStack() as stack:
         # Nodes get nothing of the checkout: its code must come with the sweep.
         bare = {k: v for k, v in sweeps.environment.items() if k != "PYTHONPATH"}
@@ -146,7 +147,7 @@ def cluster(place: str, store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps
             "SEMIDAVIL_STORAGE": place,
         }
         yield sweeps, nodes
-    deadline = time.monotonic() + 30  # workers end when they miss their node
+    deadline = time.monotonic() + 120  # workers end when they miss their node
     while left := processes_of(ray_folder):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
@@ -162,18 +163,11 @@ def checkpoints_in(storage: Storage) -> int:
     return sum(name.endswith("/last.pt") for name in names_in(storage))
 
 
-def scores(sweeps: Sweeps) -> dict[str, float]:
-    runs = sweeps.store.runs()
-    assert Counter(run.status for run in runs) == {"FINISHED": len(runs)}
-    assert max(sweeps.keys().values()) == 1
-    return {run.key: run.metrics["final/miou"] for run in runs}
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize("place", ["folder", "bucket"], indirect=True)
 def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
-    place: str, cluster: tuple[Sweeps, RayCluster], empty_store: Path, tmp_path: Path
+    place: str, cluster: tuple[Sweeps, RayCluster], tmp_path: Path
 ) -> None:
     sweeps, nodes = cluster
     nodes.add()
@@ -189,8 +183,8 @@ def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
     assert process.returncode == 0, output
     assert "its worker process died with its machine; it is tried again" in output
 
-    disturbed = scores(sweeps)
-    assert len(disturbed) == 4
+    assert max(sweeps.keys().values()) == 1
+    assert_undisturbed(sweeps.store, 4)
     starts = Counter(event.split()[0] for event in sweeps.trainings())
     assert starts.pop("train-from-0") == 4
     ((again, count),) = starts.items()
@@ -198,19 +192,10 @@ def test_the_cells_of_a_lost_node_go_on_elsewhere_and_end_with_the_same_numbers(
     assert int(again.rpartition("-")[2]) >= 2
     assert not names_in(storage)  # neither checkpoints nor the mark of the check
     for run in sweeps.store.runs():
-        history = sweeps.store.client.get_metric_history(run.run_id, "train/loss")
-        assert [point.step for point in history] == list(range(1, 11))
         assert run.tags["worker_host"] == socket.gethostname()
         log = sweeps.store.client.download_artifacts(run.run_id, "train.log", str(tmp_path))
         (code,) = {line for line in Path(log).read_text().splitlines() if "code from" in line}
         assert code.count(str(nodes.folder)) == 2, code  # shipped, not found on the node
-
-    (tmp_path / "alone").mkdir()
-    shutil.copyfile(empty_store, tmp_path / "alone" / "mlflow.db")
-    alone = Sweeps(Store(tmp_path / "alone"))
-    code, output = alone.run(*FOUR)
-    assert code == 0, output
-    assert scores(alone) == disturbed
 
 
 @pytest.mark.slow
@@ -221,18 +206,14 @@ def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
     sweeps, nodes = cluster
     nodes.add(cpus=2, gpus=1)
     where = (*FOUR[:-2], "--address", nodes.address)
-    code, output = sweeps.run(*where, "--gpus-per-trial", "0.5")
-    assert code == 0, output
-    assert most_at_once(sweeps) == 2
-    gpus = [event.split()[0] for event in sweeps.events() if event.startswith("gpu-")]
-    assert gpus == ["gpu-0"] * 4
-
-    (sweeps.folder / "events.txt").unlink()
     crowded = ("--gpus-per-trial", "0.5", "--retries", "0", "--set", f"training.lr={CROWDED}")
     code, output = sweeps.run(*where, *crowded)
     assert code == 0, output
     assert "out of memory" in output
     assert "it is tried by itself, after the others" in output
+    gpus = [event.split()[0] for event in sweeps.events() if event.startswith("gpu-")]
+    assert gpus == ["gpu-0"] * len(sweeps.trainings())
+    assert most_at_once(sweeps) == 2
 
     (sweeps.folder / "events.txt").unlink()
     code, output = sweeps.run(*where, "--seeds", "1", "--gpus-per-trial", "1")
@@ -242,13 +223,13 @@ def test_two_trials_share_a_gpu_and_a_whole_one_is_not_shared(
     code, output = sweeps.run(*where, "--seeds", "2", "--set", "runtime.data_root=/no/such/data")
     assert code == 1
     assert f"{socket.gethostname()}: no data sets in /no/such/data" in output
-    assert len(sweeps.store.runs()) == 12  # it has opened none
+    assert len(sweeps.store.runs()) == 8  # it has opened none
 
 
 def most_at_once(sweeps: Sweeps) -> int:
     running = most = 0
     for event in sweeps.events():
-        running += event.startswith("train-from") - event.startswith("trained")
+        running += event.startswith("train-from") - event.startswith("left")
         most = max(most, running)
     return most
 

@@ -72,7 +72,7 @@ def test_a_server_that_is_no_ray_cluster_is_given_up(tmp_path: Path) -> None:
             "except c.ClusterError as error: print(error)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
         )
     assert done.returncode == 0, done.stderr
     assert f"joining the Ray cluster at 127.0.0.1:{port}" in done.stderr

@@ -17,7 +17,8 @@ from sweep_process import Sweeps
 
 KILLS = int(os.environ.get("SEMIDAVIL_KILLS", "5"))  # more of them take longer: try 100
 SEED = int(os.environ.get("SEMIDAVIL_KILLS_SEED", "0"))
-BUDGETS = range(0, 100 * max(5, KILLS // 2), 100)  # a kill comes every one to two of their cells
+BUDGETS = range(0, 100 * max(4, KILLS // 2), 100)  # a kill comes every one to two of their cells
+STEP_SECONDS = 0.15
 GRID = ("--grid", "attention", "--budgets", *map(str, BUDGETS), "--concurrency", "2")
 
 
@@ -44,15 +45,16 @@ def kill_worker(process: subprocess.Popen[str], sweeps: Sweeps, rng: random.Rand
     """The sweep lives on."""
     pids = [int(mark.name.rpartition("-")[2]) for mark in sorted(sweeps.folder.glob("at-work-*"))]
     # Marks of killed workers stay, and their numbers may be another's by now.
-    workers = [pid for pid in pids if "ray" in command_of(pid)]
+    mine = f"FAKE_TRAINING={sweeps.folder}\0"
+    workers = [p for p in pids if "ray" in told(p, "cmdline") and mine in told(p, "environ")]
     if workers:  # none is at work between two cells
         with contextlib.suppress(ProcessLookupError):
             os.kill(rng.choice(workers), signal.SIGKILL)
 
 
-def command_of(pid: int) -> str:
+def told(pid: int, what: str) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+        return Path(f"/proc/{pid}/{what}").read_bytes().decode(errors="replace")
     except OSError:
         return ""
 
@@ -73,10 +75,10 @@ def test_whatever_is_killed_every_cell_ends_with_one_run_and_the_right_numbers(
     while survived.total() < KILLS:
         if process is None or process.poll() is not None:
             assert process is None or process.returncode != 0, "done before all kills: more cells"
-            process, starts = sweeps.start(*GRID, step_seconds=0.25), starts + 1
+            process, starts = sweeps.start(*GRID, step_seconds=STEP_SECONDS), starts + 1
         begun = steps_of(sweeps)
         sweeps.wait_until(lambda begun=begun: steps_of(sweeps) > begun, seconds=180)
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 8 * STEP_SECONDS))
         # Each kind in turn, so that few kills already try them all; the moments are random.
         fault = FAULTS[survived.total() % len(FAULTS)]
         fault(process, sweeps, rng)

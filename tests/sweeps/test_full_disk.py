@@ -32,7 +32,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_room(
         "FAKE_TRAINING": str(tmp_path),
         "SEMIDAVIL_STORAGE": str(small_disk.folder / "checkpoints"),
     }
-    process = sweeps.start(*FOUR, step_seconds=0.4)
+    process = sweeps.start(*FOUR, step_seconds=0.3)
     sweeps.wait_until(lambda: steps_of(sweeps) >= 8)
     small_disk.fill()
     output, _ = process.communicate(timeout=600)

@@ -134,7 +134,7 @@ def test_an_absent_store_is_waited_for_and_another_error_is_not(
 
 def test_patience_runs_out_once_and_comes_back_with_an_answer() -> None:
     calls: list[int] = []
-    patience = Patience(0.05)
+    patience = Patience(0.5)
 
     def wait_in_vain() -> int:
         calls.clear()

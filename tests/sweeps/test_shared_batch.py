@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from semidavil.config import ConfigError, preset
-from semidavil.toy.write import ensure_toy_data
 from semidavil.train import prepare, train
 from sweeps.cli import parser
 from sweeps.request import Options, requested
@@ -40,15 +39,16 @@ class Quiet:
 
 
 @pytest.mark.slow
-def test_a_trial_of_two_processes_ends_as_a_run_of_one(store: Store, tmp_path: Path) -> None:
-    counts = {"train": 8, "val": 4, "gta5": 6}
+def test_a_trial_of_two_processes_ends_as_a_run_of_one(
+    store: Store, few_images: Path, tmp_path: Path
+) -> None:
     settings = {
         "data.toy": False,
         "data.budget": 4,
         "training.steps": 4,
         "training.warmup_steps": 0,
         "training.batch_size": 2,
-        "runtime.data_root": str(ensure_toy_data(tmp_path / "data", counts=counts, progress=False)),
+        "runtime.data_root": str(few_images),
         "runtime.cache_dir": str(tmp_path / "cache"),
         "runtime.device": "cpu",
     }

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from semidavil.config import preset
-from semidavil.toy.write import ensure_toy_data
 from sweeps.run.events import Task
 from sweeps.run.worker import run_task
 from sweeps.track.store import Store
@@ -63,16 +62,16 @@ def test_a_worker_does_not_grow_with_every_run(store: Store, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_run_ends_the_same_whatever_its_worker_did_before(store: Store, tmp_path: Path) -> None:
-    counts = {"train": 8, "val": 4, "gta5": 6}
-    root = ensure_toy_data(tmp_path / "data", counts=counts, progress=False)
+def test_a_run_ends_the_same_whatever_its_worker_did_before(
+    store: Store, few_images: Path, tmp_path: Path
+) -> None:
     tiny = {
         "data.toy": False,
         "data.budget": 4,
         "training.steps": 4,
         "training.warmup_steps": 0,
         "training.batch_size": 2,
-        "runtime.data_root": str(root),
+        "runtime.data_root": str(few_images),
         "runtime.cache_dir": str(tmp_path / "cache"),
         "runtime.threads": 1,
         "runtime.device": "cpu",

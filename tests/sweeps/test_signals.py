@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -65,16 +67,37 @@ def test_a_process_that_was_started_deaf_hears_no_signal(deaf: subprocess.Popen[
         deaf.wait(0.5)
     hearing = sleeping()
     hearing.terminate()
-    assert hearing.wait(10) == -signal.SIGTERM
+    assert hearing.wait(60) == -signal.SIGTERM
 
 
 def test_a_deaf_process_that_is_asked_to_end_is_killed(deaf: subprocess.Popen[bytes]) -> None:
     with killed_when_asked({deaf.pid}):
         deaf.terminate()
-        assert deaf.wait(10) == -signal.SIGKILL
+        assert deaf.wait(60) == -signal.SIGKILL
 
 
 def test_a_signal_from_before_does_not_count_as_being_asked(deaf: subprocess.Popen[bytes]) -> None:
     deaf.terminate()  # by a batch system, to all processes of the job
     with killed_when_asked({deaf.pid}), pytest.raises(subprocess.TimeoutExpired):
         deaf.wait(0.5)
+
+
+def test_what_tests_start_hears_a_ctrl_c() -> None:
+    process = sleeping()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == -signal.SIGINT
+
+
+def test_what_tests_start_hears_a_ctrl_c_although_they_run_in_the_background_of_a_shell() -> None:
+    """Which ignores it for them, and so for what they start."""
+    name = f"{Path(__file__).name}::{test_what_tests_start_hears_a_ctrl_c.__name__}"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name],
+        cwd=Path(__file__).parent,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # type: ignore[arg-type,return-value]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 from servers import free_port, raising
+from sweep_process import source
 
 from semidavil.config import Config, preset
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import StoreAway, StoreRefused, TrackingError
 from sweeps.track.store import Store
 
-ROOT = Path(__file__).parents[2]
 CONFIG = preset("toy", {"data.budget": 200})
 
 
@@ -260,19 +260,17 @@ def test_a_database_that_somebody_holds_locked_is_away_and_not_broken(store: Sto
 @pytest.mark.slow
 def test_of_processes_that_start_at_once_on_a_new_store_one_creates_it(tmp_path: Path) -> None:
     """As the commands of a job array do."""
-    code = (
-        "import sys; from pathlib import Path; from sweeps.track.store import Store; "
-        "Store(Path(sys.argv[1])).experiment_id('attention')"
+    script = tmp_path / "open_store.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from sweeps.track.store import Store\n"
+        "Store(Path(sys.argv[1])).experiment_id('attention')\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = [
-        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    ended = [(process.communicate(timeout=600)[1], process.returncode) for process in started]
+    folder = tmp_path / "new"
+    folder.mkdir()
+    started = [source().start(script, [str(folder)], folder, os.environ) for _ in range(3)]
+    ended = [(process.communicate(timeout=600)[0], process.returncode) for process in started]
     assert [code for _, code in ended] == [0, 0, 0], ended
-    assert not Store(tmp_path).is_new()
+    assert not Store(folder).is_new()
 
 
 @pytest.mark.slow
@@ -291,7 +289,7 @@ def test_mlflow_ui_without_arguments_shows_the_runs(store: Store) -> None:
     )
     try:
         url = f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/get?run_id={run_id}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 with urllib.request.urlopen(url, timeout=5) as answer:
@@ -303,6 +301,6 @@ def test_mlflow_ui_without_arguments_shows_the_runs(store: Store) -> None:
                 time.sleep(0.3)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=20)
+        server.wait(timeout=120)
     assert run["info"]["run_name"] == "a/b/0/s0"
     assert run["info"]["artifact_uri"].startswith((store.folder / "mlruns").as_uri())
