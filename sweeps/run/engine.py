@@ -29,6 +29,7 @@ from sweeps.run.connection import ClusterError, first_line, joined_cluster, loca
 from sweeps.run.events import Event, Lost, Progress, Task, event_from_json, event_to_json
 from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals, stopping_signals
+from sweeps.run.stop_board import StopBoard
 from sweeps.run.worker import run_task
 from sweeps.stopping import Stopped
 from sweeps.track.credentials import redact
@@ -166,7 +167,7 @@ class _Trials(_DriverOnly, tune.Callback):
         self.kills: dict[str, int] = {}  # what `kernel_kills` was when the trial began
         self.board_name = f"semidavil-stop-board-{uuid.uuid4().hex}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = ray.remote(num_cpus=0)(_StopBoard)
+        board = ray.remote(num_cpus=0)(StopBoard)
         self.board = board.options(name=self.board_name, scheduling_strategy=here).remote()
         self.began = self.halting = self.exhausted = False
 
@@ -235,22 +236,6 @@ class _ListenerError(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
-
-
-class _StopBoard:
-    """A small process on this machine, where workers ask whether their trial is to stop.
-
-    Tune could only end their processes: it does not wait for what they still have to write.
-    """
-
-    def __init__(self) -> None:
-        self.stopped: set[str] = set()
-
-    def stop(self, trial_id: str) -> None:
-        self.stopped.add(trial_id)
-
-    def is_stopped(self, trial_id: str) -> bool:
-        return trial_id in self.stopped
 
 
 class _Tasks(_DriverOnly, Searcher):

@@ -37,7 +37,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from semidavil.config import Config
-from semidavil.models.fusion import FUSIONS
+from semidavil.names import FUSIONS
 from sweeps.show.tables import csv_text
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.store import Store
