@@ -19,8 +19,9 @@ from semidavil.config import Config
 from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared_memory
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Sample
-from semidavil.data.streams import STREAMS, disparities, train_samples
+from semidavil.data.streams import disparities, train_samples
 from semidavil.data.transforms import Weak, cutmix_box, flip_caption, strong_view, weak_view
+from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
 
 PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored

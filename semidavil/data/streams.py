@@ -11,8 +11,6 @@ from semidavil.data.readers import Sample
 from semidavil.data.scans import usable_samples
 from semidavil.data.splits import split_target
 
-STREAMS = ("source", "labelled", "unlabelled")
-
 
 def train_samples(config: Config) -> dict[str, list[Sample]]:
     """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""

@@ -3,16 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_model
 from torch import nn
 
 from semidavil.config import Config
-
-if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
-    pass
 
 
 def hash_weights(*towers: nn.Module, about: str = "") -> str:
