@@ -71,15 +71,14 @@ def _listen(pipes: dict[Connection, Any], report: Callable[[Any], None]) -> Any:
             assert isinstance(pipe, Connection)
             try:
                 kind, value = pipe.recv()
-            except EOFError:
+            except (EOFError, ConnectionResetError):  # the latter if it died with an answer unread
                 process = pipes.pop(pipe)
                 process.join()
                 if death := _death([process]):
                     raise death from None
                 continue
-            if (
-                kind == "error"
-            ):  # of a process that misses another one: that one's death is the news
+            if kind == "error":
+                # Of a process that misses another one, which has died: that comes first.
                 raise _death(pipes.values()) or value
             if kind == "result":
                 return value

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from small_disk import SmallDisk
 
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    # Each of several processes would have as many threads as there are cores. Read when PyTorch is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores it for what it starts in the background, and so would all that the tests start.

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from test_train import SHORT, collect, losses
 from semidavil.checkpoint import CHECKPOINT, StopTraining
 from semidavil.config import Config, ConfigError, preset
 from semidavil.distributed import ParallelError, require_same_start, shares_of
+from semidavil.launch import _listen
 from semidavil.train import NonFiniteLossError, Report, Result, train
 
 # Six steps in float32. AdamW's first ones move every weight by some 3e-3 whatever its gradient's
@@ -146,6 +148,19 @@ def test_what_happens_in_a_process_reaches_the_caller(config: Config, tmp_path: 
     with pytest.raises(ParallelError, match="exit code -9"):
         train(pair, kill_one)
     assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_with_an_answer_unread_is_named() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(True)
+    theirs.close()
+    with pytest.raises(ConnectionResetError):
+        ours.recv()  # as the system says it, instead of the end of what was sent
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(True)
+    theirs.close()
+    with pytest.raises(ParallelError, match="exit code -9"):
+        _listen({ours: Mock(exitcode=-9)}, Mock())
 
 
 def test_rows_of_a_process_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
