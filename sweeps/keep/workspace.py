@@ -30,9 +30,8 @@ class Workspace:
     All methods raise StorageError if the storage is away or cannot be used; everything stays as it was.
     """
 
-    travels = (
-        False  # whether another machine works in another folder, which may be ahead of this one
-    )
+    # Whether another machine works on the run in another folder, which may be ahead of this one.
+    travels = False
     remedy = "name another folder or a bucket with --storage"  # where the folder cannot be made
 
     def __init__(self, folder: Path, uri: str) -> None:
