@@ -11,13 +11,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, Benchmark
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
+from semidavil.data.checks import require_classes
 from semidavil.data.files import DataError
 from semidavil.data.readers import READERS
 from semidavil.data.scans import Scan, describe
+from semidavil.data.synapse import SHARES, Synapse
 from semidavil.toy.write import ensure_toy_data
 
 console = Console()
+SYNAPSE = "synapse"
 
 
 def data_command(
@@ -27,7 +30,8 @@ def data_command(
     ] = None,
     toy: Annotated[bool, typer.Option("--toy", help="The generated toy data.")] = False,
     dataset: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(READERS)}. [default: all there]")
+        list[str] | None,
+        typer.Option(help=f"Of {', '.join((*READERS, SYNAPSE))}. [default: all there]"),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -38,24 +42,30 @@ def data_command(
     """Reads every image and label once: counts, sizes, class frequencies, and what is wrong."""
     try:
         if benchmark is not None and benchmark not in BENCHMARKS:
-            known = ", ".join(BENCHMARKS)
-            raise DataError(f"unknown benchmark {benchmark!r}: choose from {known}")
+            choices = ", ".join(BENCHMARKS)
+            raise DataError(f"unknown benchmark {benchmark!r}: choose from {choices}")
         chosen = BENCHMARKS[benchmark] if benchmark else None
         root = ensure_toy_data(cache_dir / "toy") if toy else data_root
         if root is None:
             raise DataError("pass --data-root with a folder that holds one per data set, or --toy")
-        unknown = [name for name in dataset or () if name not in READERS]
+        known = (*READERS, SYNAPSE)
+        unknown = [name for name in dataset or () if name not in known]
         if unknown:
-            raise DataError(f"unknown data set {unknown[0]!r}: choose from {', '.join(READERS)}")
+            raise DataError(f"unknown data set {unknown[0]!r}: choose from {', '.join(known)}")
         wanted = dataset or (list(chosen.datasets) if chosen else [])
-        names = wanted or [name for name in READERS if (root / name).is_dir()]
+        names = wanted or [name for name in known if (root / name).is_dir()]
         if not names:
-            raise DataError(f"no data set in {root}: expected folders named {', '.join(READERS)}")
+            raise DataError(f"no data set in {root}: expected folders named {', '.join(known)}")
         broken = False
         for name in names:
+            if name == SYNAPSE:
+                _print_scans(Synapse(root / name))
+                continue
             for split, found in describe(name, (root / name).absolute(), cache_dir).items():
                 _print(name, split, found, chosen)
                 broken |= bool(found.errors)
+                if chosen and split == "val" and name in chosen.datasets and not found.errors:
+                    require_classes(chosen, name, split, found)
                 broken |= bool(found.mismatched) and not READERS[name].drop_size_mismatch
     except DataError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
@@ -91,6 +101,18 @@ def _print(name: str, split: str, found: Scan, benchmark: Benchmark | None) -> N
         console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
     if len(found.errors) > 5:
         console.print(f"[red]and {len(found.errors) - 5} more[/]")
+
+
+def _print_scans(reader: Synapse) -> None:
+    """Reads every scan; a DataError says what is wrong."""
+    counts = reader.voxels(tuple(SHARES))
+    for split, voxels in counts.items():
+        console.print(f"[bold]{SYNAPSE}, {split}[/]: {len(reader.cases(split))} scans")
+        table = Table("label", "organ")
+        table.add_column("% of voxels", justify="right")
+        for label, name in enumerate(("(background)", *SYNAPSE_13)):
+            table.add_row(str(label), name, f"{100 * voxels[label] / max(1, voxels.sum()):.3f}")
+        console.print(table)
 
 
 def _class(dataset: str, raw: int, benchmark: Benchmark | None) -> str:

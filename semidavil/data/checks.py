@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from semidavil.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN, Benchmark
 from semidavil.config import Config
 from semidavil.data.files import DataError
 from semidavil.data.layout import cache_dir, open_reader
-from semidavil.data.scans import scan, scan_or_recall
+from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
 from semidavil.names import METHODS
@@ -23,7 +23,8 @@ def check_data(config: Config, progress: bool = False) -> None:
 
     Raises:
         DataError: a missing folder, an image without a label or with one of another size, an
-            unreadable file, an unknown label id, a budget larger than the set.
+            unreadable file, an unknown label id, train ids for label ids, labels without any class, a
+            budget larger than the set.
     """
     parts = _parts(config)
     # What a listing shows comes first: a full scan of real sets takes minutes.
@@ -41,12 +42,34 @@ def check_data(config: Config, progress: bool = False) -> None:
             )
         else:
             problems += [f"the label of {path} has another size" for path in found.mismatched]
+        if _is_looked_at(config, dataset, split) and not problems:
+            require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise DataError(
                 f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
                 "Restore the files from the data set's archive"
             )
+
+
+def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan) -> None:
+    """Raises DataError for labels of which no pixel is of a class."""
+    lookup = benchmark.lookup(dataset)
+    if all(lookup[raw] in (IGNORE_INDEX, UNKNOWN) for raw in found.pixels):
+        raise DataError(
+            f"{dataset}, {split}: no label holds a class of {benchmark.name}: all is void, as in a test "
+            "split whose labels are not published. Use the split's real labels"
+        )
+
+
+def _is_looked_at(config: Config, dataset: str, split: str) -> bool:
+    """Whether a run learns from, or is scored by, the labels of a data set's split."""
+    benchmark, streams = BENCHMARKS[config.data.benchmark], METHODS[config.training.method].streams
+    if split == "val":
+        return True
+    if dataset == benchmark.source:
+        return "source" in streams
+    return "labelled" in streams and config.data.budget > 0
 
 
 def class_pixels(config: Config) -> list[int]:

@@ -22,7 +22,8 @@ from rich.progress import track
 from semidavil.benchmarks import WITH_DISPARITY
 from semidavil.data.files import DataError, hash_files
 from semidavil.data.hub import find_model
-from semidavil.data.readers import Sample, read_rgb, read_unchanged
+from semidavil.data.images import read_rgb, read_unchanged
+from semidavil.data.readers import Sample
 
 Disparities = Callable[[Sample], np.ndarray]
 FEATURE_SIZE = (8, 16)  # of the pooled maps that images are told apart by

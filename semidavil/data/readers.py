@@ -9,29 +9,28 @@ A folder per data set, as it is unpacked:
     idda/<split>/images/*.jpg                                <split>/labels/*.png
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from semidavil.data.files import DataError
+from semidavil.data.folders import files_below, names_in
+from semidavil.data.images import read_indices, read_rgb, read_unchanged
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its label, both files."""
+    """One image and its label, both files; its name is no other's of the split."""
 
     image: Path
     label: Path
-
-    @property
-    def name(self) -> str:
-        return self.image.stem
+    name: str
 
 
 class Reader:
@@ -50,10 +49,10 @@ class Reader:
         """The folders of a split's images and labels."""
         raise NotImplementedError
 
-    def label_path(self, image: Path, split: str) -> Path:
-        """Where an image's label is expected."""
+    def label_stem(self, image: Path, split: str) -> Path:
+        """Where an image's label is expected, without its ending."""
         images, labels = self.folders(split)
-        return labels / image.relative_to(images).with_suffix(".png")
+        return labels / image.relative_to(images).with_suffix("")
 
     def samples(self, split: str) -> list[Sample]:
         """All images of a split with their labels, in a stable order.
@@ -71,20 +70,41 @@ class Reader:
                     f"{self.root}: {self.layout}. --data-root names the folder that holds "
                     f"{self.root.name}/; without it, the toy preset uses generated scenes"
                 )
-        found = sorted(p for p in images.rglob("*") if self.is_image(p))
+        found = sorted(path for path in files_below(images) if self.is_image(path))
         if not found:
             raise DataError(f"{self.name}: no image in {images}; expected {self.layout}")
-        present = {p for p in labels.rglob("*.png")}
-        samples = [Sample(image, self.label_path(image, split)) for image in found]
-        for sample in samples:
-            if sample.label not in present:
+        present = {
+            path.with_suffix(""): path
+            for path in files_below(labels)
+            if path.suffix.lower() == ".png"
+        }
+        self._require_one_ending(found)
+        stems = Counter(path.stem for path in found)
+        samples = []
+        for image in found:
+            expected = self.label_stem(image, split)
+            if expected not in present:
                 raise DataError(
-                    f"{self.name}: the image {sample.image} has no label: {sample.label} is missing"
+                    f"{self.name}: the image {image} has no label: {expected}.png is missing"
                 )
+            # The path tells apart what has one name in several folders.
+            path = image.relative_to(images).with_suffix("").as_posix()
+            name = image.stem if stems[image.stem] == 1 else path
+            samples.append(Sample(image, present[expected], name))
         return samples
 
+    def _require_one_ending(self, images: Sequence[Path]) -> None:
+        """Raises DataError for one picture in two files, which would count, and be drawn, twice."""
+        known: dict[Path, Path] = {}
+        for image in images:
+            other = known.setdefault(image.with_suffix(""), image)
+            if other is not image:
+                raise DataError(
+                    f"{self.name}: {other} and {image.name} are one picture in two files: remove one of each"
+                )
+
     def is_image(self, path: Path) -> bool:
-        return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+        return path.suffix.lower() in IMAGE_ENDINGS
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """The image (H, W, 3) uint8 RGB."""
@@ -92,13 +112,7 @@ class Reader:
 
     def read_label(self, sample: Sample) -> np.ndarray:
         """The raw label ids (H, W)."""
-        label = read_unchanged(sample.label)
-        if label.ndim != 2:
-            raise DataError(
-                f"{self.name}: the label {sample.label} has {label.shape[2]} channels, expected "
-                "one with label ids: is it a colour picture of the labels?"
-            )
-        return label
+        return read_indices(sample.label)
 
 
 class Cityscapes(Reader):
@@ -110,11 +124,11 @@ class Cityscapes(Reader):
         return self.root / "leftImg8bit" / split, self.root / "gtFine" / split
 
     def is_image(self, path: Path) -> bool:
-        return path.name.endswith("_leftImg8bit.png")
+        return path.stem.endswith("_leftImg8bit") and path.suffix.lower() == ".png"
 
-    def label_path(self, image: Path, split: str) -> Path:
+    def label_stem(self, image: Path, split: str) -> Path:
         images, labels = self.folders(split)
-        name = image.name.replace("_leftImg8bit.png", "_gtFine_labelIds.png")
+        name = image.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds"
         return labels / image.parent.relative_to(images) / name
 
 
@@ -126,19 +140,6 @@ class GTA5(Reader):
 
     def folders(self, split: str) -> tuple[Path, Path]:
         return self.root / "images", self.root / "labels"
-
-    def read_label(self, sample: Sample) -> np.ndarray:
-        # OpenCV would turn the palette into colours; Pillow keeps the index, which is the label id.
-        try:
-            with Image.open(sample.label) as image:
-                if image.mode not in ("P", "L"):
-                    raise DataError(
-                        f"gta5: the label {sample.label} is a {image.mode} picture, expected a "
-                        "paletted PNG whose indices are label ids"
-                    )
-                return np.array(image)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise DataError(f"the file {sample.label} cannot be read: {error}") from error
 
 
 class Synthia(Reader):
@@ -176,16 +177,14 @@ class CamVid(Reader):
         """As for every reader; where `<split>.txt` is there, each image that it lists must be too.
 
         The original list has lines such as `/SegNet/CamVid/train/a.png /SegNet/CamVid/trainannot/a.png`,
-        others the bare name; both are understood.
+        others the bare name; see `names_in`.
         """
         samples = super().samples(split)
         listing = self.root / f"{split}.txt"
         if listing.is_file():
-            present = {text for s in samples for text in (s.name, s.image.name)}
-            lines = listing.read_text().splitlines()
-            listed = [Path(line.split()[0]) for line in lines if line.strip()]
-            # An image may have been saved with another ending than the list has (.png as .jpg).
-            missing = [p.name for p in listed if not present & {p.name, p.stem}]
+            present = {sample.image.stem for sample in samples}
+            # Without endings: an image may have been saved with another one than the list has.
+            missing = [name for name in names_in(listing) if name not in present]
             if missing:
                 raise DataError(
                     f"camvid: {listing} lists {len(missing)} images that {self.root / split} lacks, "
@@ -204,34 +203,3 @@ class IDDA(Reader):
 
 
 READERS: dict[str, type[Reader]] = {r.name: r for r in (Cityscapes, GTA5, Synthia, CamVid, IDDA)}
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """An image (H, W, 3) uint8 RGB, whatever channels the file has.
-
-    Raises:
-        DataError: the file is missing or cannot be decoded.
-    """
-    image = cv2.imdecode(_bytes(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"the file {path} cannot be read: it is no image, or cut short")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def read_unchanged(path: Path) -> np.ndarray:
-    """An image as it is stored, channels in OpenCV's order (blue, green, red)."""
-    image = cv2.imdecode(_bytes(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise DataError(f"the file {path} cannot be read: it is no image, or cut short")
-    return image
-
-
-def _bytes(path: Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"the file {path} cannot be read: {error}") from error
-    if path.suffix.lower() == ".png" and b"IEND" not in data[-16:]:
-        # OpenCV decodes what there is of a truncated file and only prints a warning.
-        raise DataError(f"the file {path} cannot be read: the PNG is cut short")
-    return np.frombuffer(data, np.uint8)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from semidavil.benchmarks import LABEL_IDS
+from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
 from semidavil.data.files import DataError
 from semidavil.data.readers import READERS, Reader, Sample
 
-_VERSION = 1  # of what a scan records
+_VERSION = 2  # of what a scan records, and of how files are read
+# In real labels of these sets, most pixels have ids above this one: vegetation, sky and car are among them.
+LAST_TRAIN_ID, WITH_TRAIN_IDS = 18, ("cityscapes", "gta5")
 
 
 @dataclass
@@ -148,4 +150,20 @@ def _scan(reader: Reader, split: str, samples: Sequence[Sample], progress: bool)
                 pixels[int(index)] += int(counts[index])
                 images[int(index)] += 1
     found.sizes, found.pixels, found.images = dict(sizes), dict(pixels), dict(images)
+    if reader.name in WITH_TRAIN_IDS and hold_train_ids(found.pixels):
+        found.errors.insert(
+            0,
+            f"no label id is above {LAST_TRAIN_ID}: these are train ids (labelTrainIds), which would teach "
+            "the wrong classes. Use the files with label ids (labelIds)",
+        )
     return found
+
+
+def hold_train_ids(pixels: Mapping[int, int]) -> bool:
+    """Whether labels in Cityscapes' ids, pixels by id, hold train ids (0 to 18, 255) instead.
+
+    Ids 0 to 6 are void among label ids, and road to traffic light among train ids: half of a street.
+    """
+    known = {raw: count for raw, count in pixels.items() if raw != IGNORE_INDEX and count}
+    below = sum(count for raw, count in known.items() if raw <= 6)
+    return bool(known) and max(known) <= LAST_TRAIN_ID and below > sum(known.values()) / 4

@@ -16,8 +16,13 @@ import numpy as np
 
 from semidavil.benchmarks import SYNAPSE_13
 from semidavil.data.files import DataError
+from semidavil.data.folders import names_in, stem_of
 
 WINDOW = (-125.0, 275.0)  # Hounsfield units that become 0 and 1
+# TransUNet's labels 1 to 8.
+TRANSUNET_8 = (
+    "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach",
+)  # fmt: skip
 SHARES = {"train": 20 / 30, "val": 4 / 30, "test": 6 / 30}
 
 
@@ -55,7 +60,7 @@ class Synapse:
         found = {case.name: case for case in self._all()}
         listing = self.root / f"{split}.txt"
         if listing.is_file():
-            names = listing.read_text().split()
+            names = names_in(listing)
             for name in names:
                 if name not in found:
                     raise DataError(f"synapse: {listing} lists {name}, which {self.root} lacks")
@@ -74,7 +79,7 @@ class Synapse:
             )
         packed = sorted(self.root.glob("*.h5"))
         if packed:
-            return [Case(path.stem, path, path) for path in packed]
+            return [Case(stem_of(path.name), path, path) for path in packed]
         images, labels = self.root / "img", self.root / "label"
         scans = sorted(images.glob("img*.nii*"))
         if not scans:
@@ -82,9 +87,7 @@ class Synapse:
                 f"synapse: no scan in {self.root}: expected *.h5 with `image` and `label`, or "
                 "img/img*.nii.gz with label/label*.nii.gz"
             )
-        cases = [
-            Case(p.name.split(".")[0], p, labels / p.name.replace("img", "label")) for p in scans
-        ]
+        cases = [Case(stem_of(p.name), p, labels / p.name.replace("img", "label")) for p in scans]
         for case in cases:
             if not case.label.is_file():
                 raise DataError(
@@ -116,6 +119,12 @@ class Synapse:
         image = image.astype(np.float32)
         if not np.isfinite(image).all():
             raise DataError(f"synapse: {case.image} holds values that are not finite")
+        if image.min() >= 0 and image.max() > 1:
+            raise DataError(
+                f"synapse: no value of {case.image} is below 0, the largest is {image.max():.4g}: these are "
+                "no Hounsfield units, in which air is -1000. The scan's rescale intercept was lost: add it "
+                "again (often -1024)"
+            )
         if image.min() < 0 or image.max() > 1:
             low, high = WINDOW
             if image.max() - image.min() < high - low:
@@ -126,6 +135,31 @@ class Synapse:
                 )
             image = (image.clip(low, high) - low) / (high - low)
         return Scan(image, label.astype(np.uint8), spacing)
+
+    def voxels(self, splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Voxels of each label (14,), the background's first, in the scans of each split; reads every scan.
+
+        Raises:
+            DataError: see `read`; or eight organs, in whose order the names of thirteen would be wrong.
+        """
+        found = {
+            split: sum(
+                (
+                    np.bincount(self.read(case).label.ravel(), minlength=14)
+                    for case in self.cases(split)
+                ),
+                np.zeros(14, np.int64),
+            )
+            for split in splits
+        }
+        labels = np.flatnonzero(sum(found.values(), np.zeros(14, np.int64)))
+        if len(labels) and labels[-1] == len(TRANSUNET_8):
+            raise DataError(
+                f"synapse: no label in {self.root} is above 8: these seem to be TransUNet's files, whose "
+                f"eight organs have another order ({', '.join(TRANSUNET_8)}), scaled values and no voxel "
+                "size. Use the challenge's own scans with thirteen organs"
+            )
+        return found
 
 
 def _read_h5(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:

@@ -46,11 +46,9 @@ def check_volumes(config: Config, reader: Synapse) -> None:
     """
     split_cases(config, reader)
     for split in ("train", "test"):
-        cases = reader.cases(split)
-        if not cases:
+        if not reader.cases(split):
             raise DataError(f"synapse: there is no scan for {split} in {reader.root}")
-        for case in cases:
-            reader.read(case)
+    reader.voxels(("train", "test"))
 
 
 def fingerprint(reader: Synapse) -> str:

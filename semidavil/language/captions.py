@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from semidavil.data.files import append_rows, hash_files, read_rows
+from semidavil.data.files import DataError, append_rows, hash_files, read_rows
+from semidavil.data.images import read_rgb
 from semidavil.language.base import CaptionError, Size
 from semidavil.language.captioners import Constant, Setting, build_captioner
 from semidavil.models.vlm import VLM
@@ -131,12 +132,9 @@ def read_image(path: Path, size: Size | None = None) -> Image.Image:
         CaptionError: the file is not a whole image.
     """
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise CaptionError(
-            f"{path} cannot be read as an image ({error}): replace it or remove it"
-        ) from error
+        image = Image.fromarray(read_rgb(path))  # the picture that is trained on
+    except DataError as error:
+        raise CaptionError(f"{error}; replace it or remove it") from error
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return image

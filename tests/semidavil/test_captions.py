@@ -199,7 +199,9 @@ def test_an_interrupted_run_keeps_what_it_computed(tmp_path: Path, counted: list
     whole = paths[4].read_bytes()
     paths[4].write_bytes(whole[: len(whole) // 2])
     cache = tmp_path / "cache"
-    with pytest.raises(CaptionError, match=r"0004\.png cannot be read as an image"):
+    with pytest.raises(
+        CaptionError, match=r"0004\.png cannot be read: the PNG is cut short; replace it"
+    ):
         caption_images(paths, "positions", vlm, CLASSES, cache, batch_size=2)
     paths[4].write_bytes(whole)
     (store,) = cache.glob("positions-*.jsonl")

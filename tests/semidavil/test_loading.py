@@ -42,7 +42,7 @@ def equal(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-samples = [Sample(Path(f"{i}.png"), Path(f"{i}_label.png")) for i in range(60)]
+samples = [Sample(Path(f"{i}.png"), Path(f"{i}_label.png"), str(i)) for i in range(60)]
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,74 @@
+"""What is in a data set's folders, as people leave them there; and the lists of names beside them."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PureWindowsPath
+
+from semidavil.data.files import DataError
+
+# What programs put beside pictures: `.ipynb_checkpoints`, `@eaDir`, `#recycle`, `__MACOSX`, `._a.png`.
+HIDDEN = (".", "@", "#", "__MACOSX")
+_FIRST_FILE = re.compile(r".+?\.(?:png|jpe?g|h5|nii\.gz|nii)(?=[\s,;]|$)", re.IGNORECASE)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder but hidden ones; links are followed.
+
+    Raises:
+        DataError: a link that leads back to where it lies, or a name that is not UTF-8.
+    """
+    yield from _walk(os.fspath(folder), frozenset())
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        raise DataError(f"{_shown(folder)} is a link to a folder that it lies in: remove it")
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if not entry.name.startswith(HIDDEN)]
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {here})
+            continue
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"the name of {_shown(entry.path)} is not UTF-8: rename it (`convmv -f latin1 -t utf8 -r "
+                "--notest FOLDER` renames all, if they are Latin-1)"
+            ) from None
+        yield Path(entry.path)
+
+
+def _shown(path: str) -> str:
+    """A path that may hold what is no character, as text that can be printed."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def names_in(listing: Path) -> list[str]:
+    """The names of the files that a list has, one a line, without folders and endings.
+
+    A line holds a name, a path, or the paths of an image and its label, apart by blanks, commas or
+    semicolons; folders may have blanks in their names. As editors of other systems save it: with a
+    byte-order mark, with their own ends of lines, with backslashes.
+
+    Raises:
+        DataError: the list is no text.
+    """
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listing} is not UTF-8 text ({error}): save it as such") from error
+    names = []
+    for line in filter(None, map(str.strip, lines)):
+        match = _FIRST_FILE.match(line)
+        first = match[0] if match else re.split(r"[\s,;]", line)[0]
+        names.append(stem_of(PureWindowsPath(first).name))  # which knows both kinds of slashes
+    return names
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its ending, `case0001.npy.h5` and `img0001.nii.gz` without both."""
+    return re.sub(r"(\.npy)?\.h5$|\.nii(\.gz)?$|\.[^.]+$", "", name, flags=re.IGNORECASE)

@@ -1,0 +1,90 @@
+"""Decoding images and labels: one decoder, so that training, captioners and depth see the same picture.
+
+EXIF orientation is ignored everywhere: a label lies on the bitmap that is stored. One that was drawn on the
+turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored.
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from semidavil.data.files import DataError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+PALETTED = 3  # a PNG's colour type, its 26th byte
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image (H, W, 3) uint8 RGB, whatever channels and depth the file has.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    image = _decoded(_bytes(path), path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_unchanged(path: Path) -> np.ndarray:
+    """An image as it is stored, channels in OpenCV's order (blue, green, red).
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    return _decoded(_bytes(path), path, cv2.IMREAD_UNCHANGED)
+
+
+def read_indices(path: Path) -> np.ndarray:
+    """Label ids (H, W): of a grey file its values, of a paletted one its indices.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is a colour picture.
+    """
+    data = _bytes(path)
+    if data[:8].tobytes() == PNG and data[25] == PALETTED:
+        # OpenCV turns a palette into colours; Pillow keeps the index.
+        try:
+            with Image.open(BytesIO(data.tobytes())) as image:
+                return np.array(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"the file {path} cannot be read: {error}") from error
+    label = _decoded(data, path, cv2.IMREAD_UNCHANGED)
+    if label.ndim != 2:
+        raise DataError(
+            f"the label {path} has {label.shape[2]} channels, expected one with label ids, or a palette "
+            "whose indices are label ids: is it a colour picture of the labels?"
+        )
+    return label
+
+
+def _decoded(data: np.ndarray, path: Path, how: int) -> np.ndarray:
+    image = cv2.imdecode(data, how)
+    if image is None:
+        raise DataError(f"the file {path} cannot be read: it is no image, or cut short")
+    return image
+
+
+def _bytes(path: Path) -> np.ndarray:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"the file {path} cannot be read: {error}") from error
+    if not data:
+        raise DataError(f"the file {path} is empty: copy it again")
+    if data.startswith(PNG) and not _is_whole_png(data):
+        # OpenCV decodes what there is of a truncated file and only prints a warning.
+        raise DataError(f"the file {path} cannot be read: the PNG is cut short")
+    return np.frombuffer(data, np.uint8)
+
+
+def _is_whole_png(data: bytes) -> bool:
+    """Whether the last chunk, IEND, is there; what follows it is no part of the picture."""
+    position = len(PNG)
+    while position + 12 <= len(data):
+        kind = data[position + 4 : position + 8]
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+        if kind == b"IEND":
+            return position <= len(data)
+    return False
