@@ -22,6 +22,13 @@ def _no_waiting_for_the_disk(connection: Any, _: object) -> None:
         connection.execute("PRAGMA synchronous = OFF")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hundreds of made-up runs take seconds to write."""
+    for item in items:
+        if "everything" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _figures_are_let_go() -> Iterator[None]:
     yield

@@ -16,6 +16,7 @@ from made_up_runs import Writer, evaluation_of, settings
 from analysis.runs import AnalysisError, Tracked, load_runs
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
 
 
 def run(*options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

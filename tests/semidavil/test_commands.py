@@ -7,6 +7,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "data"])
 def test_the_old_name_of_a_command_takes_the_same_options(command: str) -> None:
     helps = [

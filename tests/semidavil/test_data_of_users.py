@@ -167,7 +167,7 @@ def test_paletted_labels_are_read_by_index(dataset: str, bits: int, tmp_path: Pa
     assert np.array_equal(read_indices(tmp_path / "label.png"), ids)
 
 
-@pytest.mark.parametrize("tail", [b"\0" * 512, b"\n", b"IEND", os.urandom(40)])
+@pytest.mark.parametrize("tail", [b"\0" * 512, b"\n", b"IEND", bytes(range(256))])
 def test_bytes_after_a_pngs_end_are_no_part_of_it(tail: bytes, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     path = tmp_path / "image.png"

@@ -55,7 +55,10 @@ def environment() -> str:
     return f"{cpu}, {instructions}, PyTorch {torch.__version__}"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(v, marks=pytest.mark.slow) if v in ("uamt", "urpc") else v for v in VARIANTS],
+)
 def test_the_numbers_are_those_of_before(
     variant: str, tiny_toy: dict[str, str], tiny_abdomens: Path
 ) -> None:

@@ -14,7 +14,7 @@ from semidavil import machine
 def test_matrix_products_of_a_gpu_are_deterministic_from_the_first_one() -> None:
     """cuBLAS reads the variable once: captioning uses the GPU long before a run is made deterministic."""
     environment = {n: v for n, v in os.environ.items() if n != "CUBLAS_WORKSPACE_CONFIG"}
-    code = "import semidavil.models.vlm, os; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    code = "import semidavil, os; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
     for given, expected in ({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8"):
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True

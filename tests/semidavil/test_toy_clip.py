@@ -47,6 +47,7 @@ def test_zero_shot_retrieval_and_patch_labels_are_far_above_chance() -> None:
     assert scores["patch_recall"] > 14  # chance: 5.3
 
 
+@pytest.mark.slow
 def test_the_published_scores_are_those_of_the_bundled_weights() -> None:
     stored = json.loads((FOLDER / "results.json").read_text())
     measured = pretrain.zero_shot(FOLDER)

@@ -51,6 +51,7 @@ print((pages[-1] - pages[1]) * resource.getpagesize())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and is about glibc")
 def test_a_worker_does_not_grow_with_every_run(store: Store, tmp_path: Path) -> None:
     """Each run has a thread of its own, as in Ray Tune. It stays, as do those of PyTorch's thread pools."""
