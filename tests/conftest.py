@@ -2,11 +2,14 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from small_disk import SmallDisk
+
+ROOT = Path(__file__).parents[1]
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     # Each of several processes would have as many threads as there are cores. Read when PyTorch is loaded.
@@ -36,3 +39,51 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip("only root may mount a small file system to fill")
     yield SmallDisk(folder)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder that all processes of the tests share, and that none may change."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+
+    def make_once(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / f"shared-{name}", shared / f"shared-{name}.done"
+        with FileLock(shared / f"shared-{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def empty_store(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    def make(folder: Path) -> None:
+        from sweeps.track.store import Store
+
+        store = Store(folder)
+        store.runs()  # nothing there: does not create it
+        assert store.is_new()
+        store.client.search_experiments()
+        assert store.database == folder / "mlflow.db"
+
+    return made_once("empty", make) / "mlflow.db"
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process in which nothing can import torch."""
+    blocker = tmp_path / "torch" / "__init__.py"
+    blocker.parent.mkdir()
+    blocker.write_text("raise ImportError('torch was imported')\n")
+    return os.environ | {
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "CUDA_VISIBLE_DEVICES": "",  # GPUs are counted by torch, where there is a driver
+    }

@@ -1,7 +1,6 @@
 """What imports what: each file stands on floors below it, and nothing that only names things loads torch."""
 
 import ast
-import os
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -133,19 +132,6 @@ def test_an_arrow_that_goes_up_is_found(
     name = f"semidavil.{module}"
     changed = sources | {name: f"{sources[name]}\n{line}\n"}
     assert any(fault in found for found in faults(changed))
-
-
-@pytest.fixture
-def without_torch(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process in which nothing can import torch."""
-    blocker = tmp_path / "torch" / "__init__.py"
-    blocker.parent.mkdir()
-    blocker.write_text("raise ImportError('torch was imported')\n")
-    return os.environ | {
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
-        "CUDA_VISIBLE_DEVICES": "",  # GPUs are counted by torch, where there is a driver
-    }
 
 
 CELLS_OF_EVERY_GRID = """

@@ -42,14 +42,14 @@ def check_data(config: Config, progress: bool = False) -> None:
             )
         else:
             problems += [f"the label of {path} has another size" for path in found.mismatched]
-        if _is_looked_at(config, dataset, split) and not problems:
-            require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise DataError(
                 f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
                 "Restore the files from the data set's archive"
             )
+        if _is_looked_at(config, dataset, split):
+            require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
 
 
 def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan) -> None:

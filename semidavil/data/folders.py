@@ -65,7 +65,8 @@ def names_in(listing: Path) -> list[str]:
     for line in filter(None, map(str.strip, lines)):
         match = _FIRST_FILE.match(line)
         first = match[0] if match else re.split(r"[\s,;]", line)[0]
-        names.append(stem_of(PureWindowsPath(first).name))  # which knows both kinds of slashes
+        name = PureWindowsPath(first).name  # which knows both kinds of slashes
+        names.append(stem_of(name) if match else name)  # a bare name may have a dot, and no ending
     return names
 
 

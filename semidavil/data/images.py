@@ -43,7 +43,7 @@ def read_indices(path: Path) -> np.ndarray:
         DataError: the file is missing, cannot be decoded, or is a colour picture.
     """
     data = _bytes(path)
-    if data[:8].tobytes() == PNG and data[25] == PALETTED:
+    if data[:8].tobytes() == PNG and PALETTED in data[25:26]:
         # OpenCV turns a palette into colours; Pillow keeps the index.
         try:
             with Image.open(BytesIO(data.tobytes())) as image:

@@ -26,12 +26,21 @@ def data_root(config: Config) -> Path:
         if benchmark.kind == "volumes":
             return ensure_toy_abdomen(cache_dir(config) / "toy")
         return ensure_toy_data(cache_dir(config) / "toy", benchmark.datasets)
-    if not config.runtime.data_root:
+    return existing_root(config.data.benchmark, config.runtime.data_root)
+
+
+def existing_root(benchmark: str, data_root: str) -> Path:
+    """The folder that `runtime.data_root` names.
+
+    Raises:
+        DataError: it names none, or one that does not exist.
+    """
+    if not data_root:
         raise DataError(
-            f"{config.data.benchmark} needs its data sets: pass --data-root with the folder that "
-            "holds one folder per data set, or use the toy preset, which generates its own"
+            f"{benchmark} needs its data sets: pass --data-root with the folder that holds one folder "
+            "per data set, or use the toy preset, which generates its own"
         )
-    root = Path(config.runtime.data_root).expanduser().absolute()
+    root = Path(data_root).expanduser().absolute()
     if not root.is_dir():
         raise DataError(f"the data root {root} does not exist (--data-root)")
     return root

@@ -13,6 +13,7 @@ from pathlib import Path
 from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
 from semidavil.data.files import DataError
+from semidavil.data.layout import existing_root
 from semidavil.data.readers import READERS
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.toy.abdomen import COUNT
@@ -57,15 +58,8 @@ def _training_set(name: str, toy: bool, data_root: str) -> int | str:
     benchmark = BENCHMARKS[name]
     if toy:
         return _toy_training_set(benchmark)
-    if not data_root:
-        return (
-            f"{benchmark.name} needs its data sets: pass --data-root with the folder that holds one folder "
-            "per data set, or use the toy preset, which generates its own"
-        )
-    root = Path(data_root)
-    if not root.is_dir():
-        return f"the data root {root} does not exist (--data-root)"
     try:
+        root = existing_root(benchmark.name, data_root)
         if benchmark.kind == "volumes":
             return len(Synapse(root / benchmark.target).cases("train"))
         if benchmark.source:

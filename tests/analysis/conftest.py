@@ -36,14 +36,6 @@ def _figures_are_let_go() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("empty")
-    Writer(folder).client.search_experiments()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store with runs of every grid."""
     return write_everything(tmp_path_factory.mktemp("store"))

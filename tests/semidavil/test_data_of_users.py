@@ -147,6 +147,11 @@ def test_lists_as_editors_save_them(write_dataset: Write, text: str) -> None:
         names(root)
 
 
+def test_a_bare_name_with_a_dot_has_no_ending(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("frame.0\nframe.1.png\nframe.2 frame.2\n")
+    assert names_in(tmp_path / "train.txt") == ["frame.0", "frame.1", "frame.2"]
+
+
 def test_a_list_that_is_no_text_is_named(write_dataset: Write) -> None:
     root = write_dataset("camvid")
     (root / "camvid" / "train.txt").write_bytes("frame_0\n".encode("utf-16"))
