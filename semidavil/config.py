@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.names import CAPTION_ABLATIONS, CAPTIONERS, FUSIONS, LOSSES, METHODS, ORACLE
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
