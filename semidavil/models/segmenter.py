@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from semidavil.config import Model
 from semidavil.models.fusion import FUSIONS
+from semidavil.models.readout import Towers
 from semidavil.models.text import Language
 from semidavil.models.vision import VisionEncoder
 from semidavil.models.vlm import VLM
@@ -130,7 +131,12 @@ def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
     vision = vlm.vision
     # The decoder comes first: with one seed it then starts the same under every fusion.
     decoder = Decoder(vision.dim, config.decoder_dim, num_classes)
-    fusion = FUSIONS[config.fusion](
-        vision.dim, vlm.text.dim, config.fusion_dim, vlm.text.max_tokens
+    towers = Towers(
+        vision.dim,
+        vlm.text.dim,
+        vlm.text.max_tokens,
+        vision.joint_projection(),
+        vlm.text.joint_projection(),
     )
+    fusion = FUSIONS[config.fusion](towers, config.fusion_dim)
     return Segmenter(vision, fusion, decoder)
