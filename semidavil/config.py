@@ -32,6 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -142,7 +143,7 @@ class Training(Section):
 class Rivals(Section):
     """Settings of single rival methods, named after them; the defaults are their papers'."""
 
-    unimatch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # channels of perturbed features
+    unimatch_dropout: Dropout = 0.5  # channels of perturbed features
     semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
     semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
     semivl_lr: Positive = 5e-5  # and the next three: the authors' settings for Cityscapes
@@ -158,10 +159,15 @@ class Rivals(Section):
 class Volumes(Section):
     """CT volumes (`synapse`): network, patches and the settings of UA-MT and URPC.
 
-    SGD with momentum 0.9 and polynomial decay, without clipping, as in both official codes;
-    `training.steps` and `poly_power` are shared with the images.
+    SGD with momentum 0.9 and polynomial decay, without clipping, and the ramp-up, as in SSL4MIS's code of
+    both; `training.steps` and `poly_power` are shared with the images. Dropout is that of V-Net in UA-MT's
+    code and of `unet_3D_dv_semi` in URPC's: it drops channels.
     """
 
+    # Which scans train and which of them are labelled: drawn by the seed, or a publication's lists.
+    split: Literal["seeded", "genericssl", "dhc"] = "seeded"
+    # Of a NIfTI scan's voxels (z, y, x) after resampling, in millimetres: Swin UNETR's for these scans.
+    spacing: tuple[Positive, Positive, Positive] = (2.0, 1.5, 1.5)
     optimizer: Literal["sgd", "adamw"] = "sgd"  # AdamW learns in far fewer steps
     batch_size: Count = 2  # labelled, and as many unlabelled volumes
     patch: Size3 = (96, 96, 96)  # voxels; divisible by 16
@@ -174,6 +180,9 @@ class Volumes(Section):
     epoch_steps: Count = 150
     uamt_passes: Count = 8  # noisy passes of the teacher that its uncertainty comes from
     uamt_noise: NonNegative = 0.1
+    uamt_dropout: Dropout = 0.5  # behind the bottleneck and before the last layer
+    # Behind each level of the decoder, the coarsest first.
+    urpc_dropout: tuple[Dropout, Dropout, Dropout, Dropout] = (0.5, 0.3, 0.2, 0.1)
 
 
 class Runtime(Section):

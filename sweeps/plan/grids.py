@@ -336,6 +336,7 @@ def _settings_of(params: Mapping[str, str]) -> str:
 def synapse(base: Config, which: Selection) -> list[Config]:
     """Question: does DyCE help rare organs in other semi-supervised methods?
 
+    On scans drawn by the seed, or with --set volumes.split=genericssl or dhc on a publication's.
     Feeds: the Synapse figure, Dice and surface distance per organ.
     Cost: 2 methods x 2 losses = 4 runs at 20% labelled scans per seed.
     """
