@@ -6,7 +6,6 @@ augmentation of its own). All draw from torch's global generator, which the call
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,8 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+
+from semidavil.data.windows import Box
 
 SCALES = (0.75, 1.5)
 
@@ -25,6 +26,7 @@ class Weak:
     image: Tensor  # (3, h, w) uint8
     label: Tensor  # (h, w) uint8; the padding value where there is no image
     flipped: bool
+    box: Box  # what was cut out, in the image's pixels
     disparity: Tensor | None = None  # (h, w) float; 0 where there is no image
 
 
@@ -67,7 +69,8 @@ def weak_view(
     if flipped:
         parts = [TF.horizontal_flip(part) for part in parts]
     image, label, *maps = (part.as_subclass(Tensor) for part in parts)
-    return Weak(image, label, flipped, maps[0] if maps else None)
+    box = Box(top, left, window_h, window_w)
+    return Weak(image, label, flipped, box, maps[0] if maps else None)
 
 
 _jitter = v2.ColorJitter(0.5, 0.5, 0.5, 0.25)
@@ -107,14 +110,3 @@ def cutmix_box(size: tuple[int, int], probability: float) -> Tensor:
 
 def _uniform(low: float, high: float) -> float:
     return float(torch.empty((), dtype=torch.float64).uniform_(low, high))
-
-
-def flip_caption(caption: str) -> str:
-    """The caption of the mirrored image: the words left and right change places."""
-    return re.sub(r"\b(left|right)\b", _other_side, caption, flags=re.IGNORECASE)
-
-
-def _other_side(match: re.Match[str]) -> str:
-    word = match[0]
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
