@@ -14,6 +14,7 @@ import pandas as pd
 
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
+from semidavil.names import captions_name
 from sweeps.track.credentials import redact, without_credentials
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -31,7 +32,6 @@ FIELDS = {
     "budget": "data.budget",
     "toy": "data.toy",
     "fusion": "model.fusion",
-    "captions": "model.captions",
     "loss": "loss.name",
     "method": "training.method",
     "steps": "training.steps",
@@ -140,7 +140,8 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     """One row per finished run, each key once (the newest).
 
     Columns: `run_id`, `key`, `experiment`, `grids` (a tuple: the grid that made the run and those
-    that reuse it), `ended` (ms since 1970), those of `FIELDS`, every setting by its own name with
+    that reuse it), `ended` (ms since 1970), those of `FIELDS`, `captions` (who captions what, in a
+    word), every setting by its own name with
     the type of its Config field (a run older than a setting has the setting's default), the final
     metrics without their prefix (`miou`, `iou/<class>`, `seconds`), `peak_memory_mb` (NaN where it
     is not logged) and the environment as `env/<tag>`.
@@ -205,6 +206,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "ended": run.info.end_time,
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
+        "captions": captions_name(settings["model.captions"], settings["model.caption_region"]),
         **final,
         "peak_memory_mb": metrics.get("train/peak_memory_mb", np.nan),
         **{f"env/{name}": tags.get(PREFIX + name, "") for name in ENVIRONMENT},

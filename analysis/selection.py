@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import style
+from analysis.captioners import captioners_sentence
 from analysis.runs import AnalysisError, Tracked, command, default_settings
 from analysis.stats import bootstrap_mean, over_seeds
 from semidavil.benchmarks import BENCHMARKS
@@ -52,6 +53,8 @@ class Selected:
         """What every caption says of where its runs come from."""
         steps = " or ".join(f"{int(n):,}" for n in sorted(self.runs["steps"].unique()))
         told = [f"{steps} training steps."]
+        if captioners := captioners_sentence(self.runs):
+            told.append(captioners)
         if any(self.is_toy(b) for b in self.benchmarks):
             told.append(
                 "Toy: generated scenes and a miniature model, which check the machinery and say "

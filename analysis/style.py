@@ -9,6 +9,9 @@ from typing import Any
 import matplotlib
 from matplotlib.style import context
 
+from analysis.captioners import MODELS
+from semidavil.names import ORACLE, SHUFFLED, captions_name
+
 COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
 STYLE = Path(__file__).with_name("semidavil.mplstyle")
 
@@ -53,13 +56,12 @@ LOOKS: dict[str, Look] = {
     "uamt": Look("UA-MT", BLUE, "o", _SOLID),
     "urpc": Look("URPC", VERMILION, "s", _DASHED),
     # captions
-    "positions": Look("What is where (default)", BLUE, "o", _SOLID),
+    "positions": Look("What is where (CLIP)", BLUE, "o", _SOLID),
     "class_names": Look("Class names", GREEN, "^", _DASHDOT),
     "none": Look("None", GREY, "X", _DOTTED),
-    "shuffled": Look("Of another image", ORANGE, "v", _LONG),
-    "oracle": Look("From the labels (bound)", PURPLE, "D", _DOTTED),
+    SHUFFLED: Look("Of another image", ORANGE, "v", _LONG),
+    captions_name(ORACLE, "image"): Look("From the labels (bound)", PURPLE, "D", _DOTTED),
 }
-_CAPTIONERS = {"blip": "BLIP", "blip2": "BLIP-2", "hf": "Captioner"}
 _SPARE = ((BLACK, "<", _DASHED), (SKY, "*", _LONG), (GREEN, "h", _LONGDOT), (GREY, ">", _SOLID))
 
 DATA_SETS = {
@@ -74,17 +76,25 @@ DATA_SETS = {
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for each variant; those that are not known share the spare ones, in order."""
-    unknown = [name for name in names if name not in LOOKS]
+    unknown = [name for name in names if _known(name) is None]
     spare = {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(unknown)}
-    return {name: LOOKS.get(name) or Look(label(name), *spare[name]) for name in names}
+    return {name: _known(name) or Look(label(name), *spare[name]) for name in names}
 
 
 def label(name: str) -> str:
     """What readers call a variant; a captioner with a model's name is called by its kind."""
-    if name in LOOKS:
-        return LOOKS[name].label
+    if known := _known(name):
+        return known.label
+    whole = name.removesuffix(" (windows)")
+    if whole != name:
+        return f"{label(whole)}, windows"
     kind, _, model = name.partition(":")
-    return _CAPTIONERS.get(kind, kind) if model else name
+    return MODELS.get(kind, kind) if model else name
+
+
+def _known(name: str) -> Look | None:
+    """Shuffled captions look the same, whoever has made them."""
+    return LOOKS.get(SHUFFLED if name.startswith(SHUFFLED) else name)
 
 
 def benchmark_name(benchmark: str) -> str:

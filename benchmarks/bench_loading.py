@@ -17,6 +17,7 @@ from semidavil.config import preset
 from semidavil.data.loading import TrainBatches
 from semidavil.data.streams import image_paths
 from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+from semidavil.language.captions import Caption
 
 
 def milliseconds(call: Callable[[int], object], steps: int) -> float:
@@ -37,7 +38,7 @@ def main() -> None:
     cv2.setNumThreads(1)
 
     config = preset(options.preset, {"runtime.data_root": options.data_root})
-    captions = dict.fromkeys(image_paths(config), "a road, a car on the left")
+    captions = dict.fromkeys(image_paths(config), Caption(("a road, a car on the left",)))
     batches = TrainBatches(config, captions, ("source", "labelled", "unlabelled"))
     steps = min(options.steps, len(batches))
     cold = milliseconds(batches.__getitem__, steps)

@@ -12,8 +12,8 @@ SECONDS = "SLEEPING_SECONDS"  # environment: how long a trial takes
 REPORTS = 10
 
 
-def prepare(config: Config) -> None:
-    pass
+def prepare(config: Config) -> str:
+    return ""
 
 
 def train(config: Config, report: Callable[[Report], None], checkpoint_dir: Path) -> Result:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.names import CAPTION_ABLATIONS, CAPTIONERS, FUSIONS, LOSSES, METHODS, ORACLE
+from semidavil.names import CAPTION_KINDS, FUSIONS, LOSSES, METHODS, ORACLE, SHUFFLED
 
 RESULTS_VERSION = 3
 
@@ -76,12 +76,13 @@ class Model(Section):
     fusion: str = "dlg"
     fusion_dim: Count = 256  # c in eq. 2-3
     decoder_dim: Annotated[int, Field(ge=8)] = 256  # its finest features have a quarter of it
-    captions: str = "positions"
+    captions: str = "blip2:Salesforce/blip2-opt-2.7b"
+    caption_region: Literal["image", "window"] = "image"  # what one speaks of; windows: crop-sized
 
     @field_validator("captions")
     @classmethod
     def _known_captioner(cls, value: str) -> str:
-        _one_of(value.partition(":")[0], CAPTIONERS + CAPTION_ABLATIONS, "captioner")
+        _one_of(value.removeprefix(SHUFFLED).partition(":")[0], CAPTION_KINDS, "captioner")
         return value
 
     @field_validator("fusion")
@@ -357,14 +358,14 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
+_BUNDLED = {"model.vlm": "toy", "model.weights": "bundled", "model.captions": "positions"}
 # Generated scenes and the bundled CLIP: half a minute a run on one CPU core.
 _TOY: dict[str, Any] = {
     "data.toy": True,
     "data.source_size": [64, 128],
     "data.target_size": [64, 128],
     "data.crop": [64, 64],
-    "model.vlm": "toy",
-    "model.weights": "bundled",
+    **_BUNDLED,
     "model.fusion_dim": 64,
     "model.decoder_dim": 64,
     "training.steps": 150,
@@ -395,15 +396,14 @@ _TOY: dict[str, Any] = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The paper's scale: CLIP ViT-B/16, 512x512 crops, 40,000 iterations. Needs the data and a GPU.
+    # The paper's scale: CLIP ViT-B/16, BLIP-2, 512x512 crops, 40,000 steps. Needs data and a GPU.
     "paper": {},
     # The same code on small images with the bundled CLIP: one modest GPU, or a patient CPU.
     "small": {
         "data.source_size": [180, 320],
         "data.target_size": [180, 240],
         "data.crop": [128, 128],
-        "model.vlm": "toy",
-        "model.weights": "bundled",
+        **_BUNDLED,
         "model.fusion_dim": 64,
         "model.decoder_dim": 64,
         "training.steps": 1_000,

@@ -98,7 +98,7 @@ def from_first(value: Any) -> Any:
     return box[0]
 
 
-def once_per_machine(work: Callable[[], None]) -> None:
+def once_per_machine(work: Callable[[], object]) -> None:
     """Does `work` in the first process of each machine while the others wait for it."""
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         work()

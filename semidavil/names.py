@@ -11,7 +11,8 @@ FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none", "blank")
 LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
 CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
 # Not captioners: they take captions from other images or from labels (`language.ablations`).
-CAPTION_ABLATIONS = SHUFFLED, ORACLE = "shuffled", "oracle"
+SHUFFLED, ORACLE = "shuffled:", "oracle"  # the first before a captioner
+CAPTION_KINDS = (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER")
 STREAMS = ("source", "labelled", "unlabelled")
 
 
@@ -49,3 +50,9 @@ METHODS = {
     "uamt": _VOLUMES,
     "urpc": _VOLUMES,
 }
+
+
+def captions_name(captions: str, region: str) -> str:
+    """What captions are called: `positions`, `positions (windows)`, `oracle (bound)`."""
+    marks = ["bound"] * (captions == ORACLE) + ["windows"] * (region == "window")
+    return f"{captions} ({', '.join(marks)})" if marks else captions

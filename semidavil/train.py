@@ -87,16 +87,19 @@ class Result:
 Reporter = Callable[[Report], None]
 
 
-def prepare(config: Config, progress: bool = True) -> None:
-    """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little."""
+def prepare(config: Config, progress: bool = True) -> str:
+    """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little.
+
+    Returns what is to be said of the captions, of which each run's log says the same; may be empty.
+    """
     if BENCHMARKS[config.data.benchmark].kind == "volumes":
         from semidavil.experiments.volumes import prepare_volumes  # MONAI: seconds to import
 
         prepare_volumes(config, progress)
-    else:
-        from semidavil.experiments.street import prepare_street
+        return ""
+    from semidavil.experiments.street import prepare_street
 
-        prepare_street(config, progress)
+    return prepare_street(config, progress)
 
 
 def open_experiment(config: Config, device: torch.device) -> Experiment:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from analysis.captioners import baseline_captions
 from analysis.drawn import DrawFigure
 from analysis.figures import (
     budget_curves,
@@ -26,11 +27,11 @@ FIGURES: dict[str, DrawFigure] = {
     "semivl": partial(budget_curves.draw, name="semivl"),
     "baselines": partial(budget_curves.draw, name="baselines"),
     "methods": partial(
-        dots.draw, grid="methods", field="method", baseline="semidavil", title="Methods"
+        dots.draw, grid="methods", field="method", baseline=lambda _: "semidavil", title="Methods"
     ),
     "components": components.draw,
     "captions": partial(
-        dots.draw, grid="captions", field="captions", baseline="positions",
+        dots.draw, grid="captions", field="captions", baseline=baseline_captions,
         title="What the caption says",
     ),
     "sensitivity": sensitivity.draw,

@@ -1,5 +1,7 @@
 """Variants on one budget as dots with spread, one panel per benchmark: captions, methods."""
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -11,17 +13,25 @@ from analysis.selection import by_seed, seeds_of, select
 from analysis.stats import ALPHA, bootstrap_images, holm, over_seeds, paired
 
 
-def draw(tracked: Tracked, grid: str, field: str, baseline: str, title: str) -> Drawn:
+def draw(
+    tracked: Tracked, grid: str, field: str, baseline: Callable[[list[str]], str], title: str
+) -> Drawn:
     """mIoU per variant, best first, with a paired test of each against the baseline.
+
+    Args:
+        baseline: which of a panel's variants the others are compared to.
 
     Raises:
         AnalysisError: no run of the grid.
     """
     chosen = select(tracked, grid)
     benchmarks = chosen.benchmarks
-    parts = []
+    parts, baselines = [], dict[str, None]()
     for benchmark in benchmarks:
-        part = _rows(tracked, chosen.of(benchmark), field, baseline)
+        runs = chosen.of(benchmark)
+        against = baseline(sorted(set(runs[field])))
+        baselines[style.label(against)] = None
+        part = _rows(tracked, runs, field, against)
         part.insert(0, "benchmark", benchmark)
         parts.append(part)
     numbers = pd.concat(parts, ignore_index=True)
@@ -65,7 +75,7 @@ def draw(tracked: Tracked, grid: str, field: str, baseline: str, title: str) -> 
         figure=figure,
         title=title,
         caption=f"{title}: mIoU per seed (ticks), mean and standard deviation (marker and bar). An "
-        f"asterisk: differs from {style.label(baseline)} by a paired t-test over seeds, p < {ALPHA} "
+        f"asterisk: differs from {' or '.join(baselines)} by a paired t-test over seeds, p < {ALPHA} "
         "after Holm's correction over the panel. The CSV has 95% bootstrap intervals over validation "
         f"images where runs keep them. {chosen.note()}",
         alt=f"Dot plot of mIoU. {best}.",

@@ -7,7 +7,7 @@ two runs that differ in their attention or loss see the same images.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,9 +20,23 @@ from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.streams import disparities, train_samples
-from semidavil.data.transforms import Weak, cutmix_box, flip_caption, strong_view, weak_view
+from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
+from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
+
+
+class Caption(Protocol):
+    """What is said of one image."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """One of the whole image, or one of each of its sliding windows."""
+        ...
+
+    def of_crop(self, box: Box, mirrored: bool) -> str:
+        """What is said of a crop that training takes."""
+        ...
 
 
 class TrainBatches(Dataset):
@@ -44,7 +58,7 @@ class TrainBatches(Dataset):
     def __init__(
         self,
         config: Config,
-        captions: Mapping[Path, str],
+        captions: Mapping[Path, Caption],
         streams: Iterable[str],
         strong_views: int = 1,
         disparity: bool = False,
@@ -108,8 +122,7 @@ class TrainBatches(Dataset):
                 disparity,
             )
             views.append(view)
-            caption = self.captions[sample.image]
-            captions.append(flip_caption(caption) if view.flipped else caption)
+            captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
         return views, captions
 
     def _labelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -140,10 +153,11 @@ class TrainBatches(Dataset):
 class EvalSet(Dataset):
     """Validation images at the working size with labels at their own.
 
-    Items are image (3, H, W) float in [0, 1], label (H', W') int64, caption and name.
+    Items are image (3, H, W) float in [0, 1], label (H', W') int64, captions (one of the image, or one of
+    each of its sliding windows) and name.
     """
 
-    def __init__(self, config: Config, captions: Mapping[Path, str]) -> None:
+    def __init__(self, config: Config, captions: Mapping[Path, Caption]) -> None:
         benchmark = BENCHMARKS[config.data.benchmark]
         reader = open_reader(config, benchmark.target)
         self.samples = reader.samples("val")
@@ -166,7 +180,7 @@ class EvalSet(Dataset):
         return {
             "image": _to_float(self.images.image(sample)),
             "label": label.long(),
-            "caption": self.captions[sample.image],
+            "captions": self.captions[sample.image].texts,
             "name": sample.name,
         }
 

@@ -6,7 +6,6 @@ augmentation of its own). All draw from torch's global generator, which the call
 """
 
 import math
-import re
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,8 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+from semidavil.data.windows import Box
 
 SCALES = (0.75, 1.5)
 
@@ -26,6 +27,7 @@ class Weak:
     label: Tensor | None  # (h, w) uint8
     disparity: Tensor | None  # (h, w) float32
     flipped: bool
+    box: Box  # what was cut out, in the image's pixels
 
 
 def weak_view(
@@ -61,7 +63,7 @@ def weak_view(
         image = image.flip(-1)
         label = label if label is None else label.flip(-1)
         disparity = disparity if disparity is None else disparity.flip(-1)
-    return Weak(image, label, disparity, flipped)
+    return Weak(image, label, disparity, flipped, Box(top, left, window_h, window_w))
 
 
 def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -109,14 +111,3 @@ def cutmix_box(size: tuple[int, int], probability: float) -> Tensor:
 
 def _uniform(low: float, high: float) -> float:
     return float(torch.empty((), dtype=torch.float64).uniform_(low, high))
-
-
-def flip_caption(caption: str) -> str:
-    """The caption of the mirrored image: the words left and right change places."""
-    return re.sub(r"\b(left|right)\b", _other_side, caption, flags=re.IGNORECASE)
-
-
-def _other_side(match: re.Match[str]) -> str:
-    word = match[0]
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other

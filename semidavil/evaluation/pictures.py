@@ -47,7 +47,7 @@ def predictions_of(data: EvalSet, labels: Mapping[str, np.ndarray]) -> list[Pred
     return [
         Prediction(
             item["name"],
-            item["caption"],
+            " | ".join(item["captions"]),
             (item["image"] * 255).round().byte().permute(1, 2, 0).numpy(),
             item["label"].numpy().astype(np.uint8),
             labels[item["name"]],

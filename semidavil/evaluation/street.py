@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from semidavil.data.loading import EvalSet
+from semidavil.data.windows import sliding_windows
 from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
 from semidavil.models.segmenter import Segmenter
@@ -85,12 +86,13 @@ def evaluate(
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
     for items in loader:
         images = torch.stack([item["image"] for item in items]).to(device)
-        language = encode([item["caption"] for item in items])
+        spoken = zip(*(item["captions"] for item in items), strict=True)
+        languages = [encode(list(texts)) for texts in spoken]
         labels = [item["label"].to(device) for item in items]
         names = [item["name"] for item in items]
         same_size = len({label.shape for label in labels}) == 1
         for name, network in networks.items():
-            logits = sliding_window(network.eval(), images, language, window)
+            logits = sliding_window(network.eval(), images, languages, window)
             if same_size:
                 found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
             else:
@@ -100,38 +102,32 @@ def evaluate(
 
 
 def sliding_window(
-    network: Segmenter, images: Tensor, language: Language, window: tuple[int, int]
+    network: Segmenter, images: Tensor, languages: Sequence[Language], window: tuple[int, int]
 ) -> Tensor:
     """Logits (B, C, H, W) from overlapping windows of the training crops' size.
 
     A vision transformer's position embeddings are trained at the crop's size; whole images would
     stretch them. Windows overlap by about a third, and their logits are averaged where they do.
+
+    Args:
+        languages: the captions' tokens: of the images, or of each of `sliding_windows`.
     """
-    tops, lefts = (
-        _starts(size, part) for size, part in zip(images.shape[-2:], window, strict=True)
-    )
-    if len(tops) == len(lefts) == 1:
-        return network(images, language)
+    boxes = sliding_windows(images.shape[-2:], window).boxes
+    if len(languages) == 1:
+        languages = [*languages] * len(boxes)
+    if len(boxes) == 1:
+        return network(images, *languages)
     total: Tensor | None = None
     counts = images.new_zeros(images.shape[-2:])
-    for top in tops:
-        for left in lefts:
-            part = np.s_[..., top : top + window[0], left : left + window[1]]
-            logits = network(images[part], language).float()
-            if total is None:
-                total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
-            total[part] += logits
-            counts[part] += 1
+    for box, language in zip(boxes, languages, strict=True):
+        part = (..., *box.slices)
+        logits = network(images[part], language).float()
+        if total is None:
+            total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
+        total[part] += logits
+        counts[part] += 1
     assert total is not None
     return total / counts
-
-
-def _starts(size: int, window: int) -> list[int]:
-    """Where windows begin along one axis: evenly spaced, at most two thirds of a window apart."""
-    if window >= size:
-        return [0]
-    count = 1 + -(-(size - window) // max(1, window * 2 // 3))
-    return [round(i * (size - window) / (count - 1)) for i in range(count)]
 
 
 def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.streams import all_samples, disparities, streams_of
 from semidavil.device import choose_device
+from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
 from semidavil.evaluation.pictures import kept_names, predictions_of, save_examples, save_gallery
 from semidavil.evaluation.street import evaluate, sliding_window
@@ -28,7 +29,10 @@ from semidavil.language.ablations import (
     oracle_captions,
     shuffle_captions,
 )
-from semidavil.language.captions import caption_images
+from semidavil.language.captioners import Setting, build_captioner
+from semidavil.language.captions import Caption, caption_images, windows_of
+from semidavil.language.positions import size_of_windows
+from semidavil.language.statistics import caption_statistics
 from semidavil.losses import build_loss
 from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
@@ -40,15 +44,17 @@ from semidavil.models.weights import save_weights
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
-def prepare_street(config: Config, progress: bool) -> None:
-    """Toy data, data checks, depth and captions."""
+def prepare_street(config: Config, progress: bool) -> str:
+    """Toy data, data checks, depth and captions; returns what is to be said of the captions."""
     target = BENCHMARKS[config.data.benchmark].target
     check_data(config, progress)
     if names.METHODS[config.training.method].disparity or config.data.selection == "depth":
         disparities(config, open_reader(config, target).samples("train"), progress)
-    if config.model.fusion != "none":
-        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
-        load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+    if config.model.fusion == "none":
+        return ""
+    vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
+    captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+    return describe_captions(config, captions, vlm)
 
 
 class StreetExperiment:
@@ -61,6 +67,8 @@ class StreetExperiment:
         self.data = fingerprint(config)
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
         captions = load_captions(config, vlm)
+        if rank() == 0 and (line := describe_captions(config, captions, vlm)):
+            print(line, flush=True)  # into the run's log
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         self.batches: Dataset = TrainBatches(
@@ -86,9 +94,10 @@ class StreetExperiment:
     def latency(self, name: str) -> float:
         item = self.validation[0]
         image = item["image"][None].to(self.device)
-        language = self.method.encode([item["caption"]])  # once for an image, not part of it
+        # Once for an image, not part of it.
+        languages = [self.method.encode([text]) for text in item["captions"]]
         network, window = self.method.networks()[name].eval(), self.config.data.crop
-        return milliseconds(lambda: sliding_window(network, image, language, window), self.device)
+        return milliseconds(lambda: sliding_window(network, image, languages, window), self.device)
 
     def summary(self, evaluation: Evaluation) -> dict[str, float]:
         classes = self.benchmark.classes
@@ -128,22 +137,45 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     return method
 
 
-def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, str]:
+def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, Caption]:
     """The caption of every image that the run may draw, from the cache where it is there."""
     name = config.model.captions if config.model.fusion != "none" else "none"
     folder, groups = cache_dir(config) / "captions", all_samples(config)
     if name == ORACLE:
         return oracle_captions(config, groups, folder, progress)
-    paths = [[sample.image for sample in samples] for samples in groups.values()]
-    captions = caption_images(
-        [path for group in paths for path in group],
-        inner_captioner(name),
-        vlm,
-        BENCHMARKS[config.data.benchmark].classes,
-        folder,
-        progress=progress,
+    benchmark, by_window = (
+        BENCHMARKS[config.data.benchmark],
+        config.model.caption_region == "window",
     )
-    return shuffle_captions(captions, paths) if name.startswith(SHUFFLED) else captions
+    setting = Setting(
+        vlm,
+        benchmark.classes,
+        size_of_windows(vlm, config.data.crop) if by_window else None,
+        vlm.device,
+        folder / "hashes.jsonl",
+    )
+    captioner = build_captioner(inner_captioner(name), setting)
+    captions: dict[Path, Caption] = {}
+    for dataset in benchmark.datasets:
+        paths = [s.image for (of, _), samples in groups.items() if of == dataset for s in samples]
+        captions |= caption_images(
+            paths, captioner, folder, windows=windows_of(config, dataset), progress=progress
+        )
+    if not name.startswith(SHUFFLED):
+        return captions
+    return shuffle_captions(captions, [[s.image for s in samples] for samples in groups.values()])
+
+
+def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM) -> str:
+    """Who has made the captions, and the shares of those that say nothing, the same, or too much.
+
+    Empty where nobody reads them.
+    """
+    model = config.model
+    if model.fusion == "none":
+        return ""
+    found = caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
+    return f"{model.captions}, one caption per {model.caption_region}: {found}"
 
 
 def parameter_groups(method: Method, rates: Rates) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Captions that tell whether language matters: those of other images, and those of the labels.
 
-`model.captions=shuffled` (or `shuffled:blip2:...`) gives every image the caption of another image of
-its data set and split: true of some street, not of this one. `model.captions=oracle` describes the
+`model.captions=shuffled:positions` (or `shuffled:blip2:...`) gives every image the caption of another image
+of its data set and split: true of some street, not of this one. `model.captions=oracle` describes the
 ground truth in the words of `positions`: an upper bound on what a captioner could say, never a
 method. It reads labels of unlabelled and validation images, so only an ablation grid may use it.
 """
@@ -17,20 +17,20 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Reader, Sample
-from semidavil.language.captions import describe_files
+from semidavil.data.windows import Windows
+from semidavil.language.captions import Caption, describe_files, windows_of
 from semidavil.language.positions import phrases, sentence, thirds
 from semidavil.names import ORACLE, SHUFFLED
 
 
 def inner_captioner(name: str) -> str:
     """The captioner whose captions are shuffled; any other name as it is."""
-    kind, _, inner = name.partition(":")
-    return (inner or "positions") if kind == SHUFFLED else name
+    return name.removeprefix(SHUFFLED)
 
 
 def shuffle_captions(
-    captions: Mapping[Path, str], groups: Sequence[Sequence[Path]]
-) -> dict[Path, str]:
+    captions: Mapping[Path, Caption], groups: Sequence[Sequence[Path]]
+) -> dict[Path, Caption]:
     """Within each group, every image gets the caption of another one; the same on every machine."""
     shuffled = dict(captions)
     for number, group in enumerate(groups):
@@ -47,19 +47,20 @@ def oracle_captions(
     groups: Mapping[tuple[str, str], Sequence[Sample]],
     cache_dir: Path,
     progress: bool = False,
-) -> dict[Path, str]:
+) -> dict[Path, Caption]:
     """What the labels of all samples, by data set and split, hold, and where."""
     benchmark = BENCHMARKS[config.data.benchmark]
-    found: dict[Path, str] = {}
+    found: dict[Path, Caption] = {}
     for (dataset, _), samples in groups.items():
         reader, lookup = open_reader(config, dataset), benchmark.lookup(dataset)
         by_label = {sample.label: sample for sample in samples}
+        windows = windows_of(config, dataset)
         texts = describe_files(
             list(by_label),
             _Labels(dataset, benchmark.classes),
-            ORACLE,
-            partial(_read_classes, reader, lookup, by_label),
+            partial(_read_classes, reader, lookup, by_label, windows),
             cache_dir,
+            windows=windows,
             progress=progress,
         )
         found |= {sample.image: texts[label] for label, sample in by_label.items()}
@@ -67,10 +68,15 @@ def oracle_captions(
 
 
 def _read_classes(
-    reader: Reader, lookup: np.ndarray, by_label: Mapping[Path, Sample], path: Path
-) -> np.ndarray:
-    """The class indices (H, W) of the label at `path`."""
-    return lookup[reader.read_label(by_label[path])]
+    reader: Reader,
+    lookup: np.ndarray,
+    by_label: Mapping[Path, Sample],
+    windows: Windows | None,
+    path: Path,
+) -> list[np.ndarray]:
+    """The class indices (H, W) of the label at `path`, or what each window shows of them."""
+    classes = lookup[reader.read_label(by_label[path])]
+    return windows.cut(classes) if windows else [classes]
 
 
 class _Labels:
@@ -80,7 +86,7 @@ class _Labels:
 
     def __init__(self, dataset: str, classes: Sequence[str]) -> None:
         self.classes = classes
-        self.identity = f"oracle 1 {dataset} {self.MIN_SHARE} {list(classes)}"
+        self.identity = f"{ORACLE} 1 {dataset} {self.MIN_SHARE} {list(classes)}"
 
     def __call__(self, items: Sequence[np.ndarray]) -> list[str]:
         return [self._describe(label) for label in items]

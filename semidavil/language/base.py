@@ -15,7 +15,7 @@ class CaptionError(ValueError):
 class Captioner(Protocol):
     """Images to captions. Captioners of equal identity give an image the same caption."""
 
-    identity: str
+    identity: str  # begins with the name of its kind
     size: Size | None  # (height, width) that images are resized to; None: as they are
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]: ...

@@ -1,4 +1,8 @@
-"""What describes images: CLIP's own patches, fixed texts, or captioning models of Hugging Face."""
+"""What describes images: CLIP's own patches, fixed texts, or captioning models of Hugging Face.
+
+`blip2:Salesforce/blip2-opt-2.7b` is the paper's. `positions` and `class_names` name the benchmark's
+classes, which the paper's captions do not.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

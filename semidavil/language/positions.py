@@ -17,13 +17,15 @@ class Positions:
     """What CLIP sees in an image, and where: zero-shot labels of its patches put into words.
 
     "a street scene with road at the bottom, building on the left and right, sky at the top". A
-    stand-in for a captioner such as the paper's BLIP-2, which describes content and positions too.
-    Classes are named in order of their area; the smallest are left out where the text encoder's
-    context is short.
+    stand-in for a captioner such as the paper's BLIP-2, which describes content and positions too,
+    and no equal one: it gives a method the benchmark's class names, which the paper says its captions
+    do not use ("not fixed class definitions"). Classes are named in order of their area; the smallest
+    are left out where the text encoder's context is short.
 
     Args:
         classes: names to look for.
-        size: images are resized to this height and width, in pixels.
+        size: images are resized to this height and width, in pixels; see `size_of_images` and
+            `size_of_windows`.
     """
 
     VERSION = 1  # raise it when the same image would get another caption
@@ -39,7 +41,7 @@ class Positions:
         if vlm is None:
             raise CaptionError("the captioner positions looks at images through a VLM: pass one")
         self.vlm, self.classes = vlm, list(classes)
-        self.size: Size | None = _whole_patches(size or _default_size(vlm), vlm.vision.stride)
+        self.size: Size | None = _whole_patches(size or size_of_images(vlm), vlm.vision.stride)
         self.identity = f"positions {self.VERSION} {self.size} {self.classes} {vlm.fingerprint()}"
         prompts = [[template.format(name) for template in self.TEMPLATES] for name in classes]
         self.text = class_embeddings(vlm, prompts)
@@ -123,7 +125,13 @@ def describe_place(rows: np.ndarray, columns: np.ndarray) -> str:
     return "in the centre"
 
 
-def _default_size(vlm: VLM) -> Size:
+def size_of_windows(vlm: VLM, window: Size) -> Size:
+    """The height that the VLM was trained at, and the width that keeps a window's shape."""
+    height = vlm.vision.native_size[0]
+    return height, round(height * window[1] / window[0])
+
+
+def size_of_images(vlm: VLM) -> Size:
     """The size that the VLM was trained at, twice as wide where that is square, as streets are."""
     height, width = vlm.vision.native_size
     return (height, 2 * width) if height == width else (height, width)

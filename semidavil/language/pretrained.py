@@ -17,6 +17,10 @@ from semidavil.language.base import CaptionError, Size
 class Pretrained:
     """A captioning model of Hugging Face transformers, decoded greedily, without a prompt.
 
+    The paper captions with BLIP-2 (Li et al., ICML 2023). Its released code does so with
+    `Salesforce/blip2-opt-2.7b`, without a prompt, and captions the augmented crop in every step;
+    here each image or window is captioned once, before it is augmented.
+
     Loaded at the first image, so that captions which are on disk need no model.
 
     Args:
@@ -41,7 +45,10 @@ class Pretrained:
                 name, f"the captioner {kind}:{name}", f"model.captions={kind}:DIR"
             )
         except DataError as error:
-            raise CaptionError(str(error)) from error
+            raise CaptionError(
+                f"{error}. To caption with CLIP itself instead, which needs no other model: --set "
+                "model.captions=positions"
+            ) from error
         files = sorted(p for p in self.folder.iterdir() if p.suffix in (*WEIGHT_SUFFIXES, ".json"))
         marks = "".join(hash_files(files, memo).values())
         digest = hashlib.blake2b(marks.encode(), digest_size=16).hexdigest()

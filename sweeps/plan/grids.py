@@ -15,6 +15,7 @@ from typing import Any
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
+from semidavil.names import ORACLE, SHUFFLED, captions_name
 
 # Settings that have an option of their own: every grid varies them, and --set does not.
 SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
@@ -287,22 +288,26 @@ def _parts_of(params: Mapping[str, str]) -> str:
 def captions(base: Config, which: Selection) -> list[Config]:
     """Question: does it matter what the caption says?
 
-    From no caption over fixed class names to what is where; `shuffled` (captions of other images)
-    shows whether the content matters at all, `oracle` (from the labels) bounds what a captioner
-    could add: it is no method. BLIP captions on real photographs only.
+    The preset's captions (BLIP-2's in `paper`, those of `positions` elsewhere), of whole images and of
+    the windows that a crop shows; no caption, and fixed class names. The preset's captions shuffled,
+    so of other images, show whether the content matters at all; `oracle` (from the labels) bounds
+    what a captioner could add: it is no method. BLIP captions on real photographs only.
     Feeds: the caption figure.
-    Cost: 5 captioners (7 on real images) at 100 labels per benchmark and seed.
+    Cost: 6 variants (8 on real images) at 100 labels per benchmark and seed. Windows take 3 captions
+    of a Cityscapes image and 8 of one of GTA5 or SYNTHIA where there was one.
     """
-    names = ["positions", "none", "class_names", "shuffled", "oracle"]
+    own = base.model.captions
+    shuffled = SHUFFLED + own.removeprefix(SHUFFLED)
+    names = [own, "none", "class_names", shuffled, ORACLE, "positions"]
     if not base.data.toy:
         names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
-    variants = [{"model.captions": name} for name in names]
+    variants = [{"model.captions": name} for name in dict.fromkeys(names)]
+    variants += [{"model.caption_region": region} for region in ("image", "window")]
     return everywhere(base, which, variants, usual=(100,))
 
 
 def _captioner_of(params: Mapping[str, str]) -> str:
-    name = params["model.captions"]
-    return f"{name} (bound)" if name == "oracle" else name  # in every table: it reads the labels
+    return captions_name(params["model.captions"], params["model.caption_region"])
 
 
 SENSITIVITY: dict[str, tuple[float | str, ...]] = {
@@ -397,7 +402,10 @@ GRIDS: dict[str, Grid] = {
         name_of=_parts_of,
     ),
     "captions": Grid(
-        captions, {"model.captions": "positions"}, _SOURCES[:1], name_of=_captioner_of
+        captions,
+        {"model.captions": None, "model.caption_region": None},
+        _SOURCES[:1],
+        name_of=_captioner_of,
     ),
     "sensitivity": Grid(
         sensitivity, dict.fromkeys(SENSITIVITY), _SOURCES[:1], name_of=_settings_of

@@ -15,15 +15,19 @@ def preparation_of(config: Config) -> Preparation:
     model = config.model
     return (
         config.data.model_dump_json(exclude={"budget"}),
-        "" if model.fusion == "none" else model.captions,  # which nobody reads there
+        # Which nobody reads without a fusion.
+        "" if model.fusion == "none" else f"{model.captions} {model.caption_region}",
         model.vlm,
         model.weights,
         METHODS[config.training.method].disparity,
     )
 
 
-def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Callable[[], None]]:
-    """What prepares each kind, for its largest budget: `prepare`, beside the training function."""
+def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Callable[[], str]]:
+    """What prepares each kind, for its largest budget: `prepare`, beside the training function.
+
+    It returns what is to be said of what it has prepared.
+    """
     largest: dict[Preparation, Config] = {}
     for config in configs:
         kind = preparation_of(config)
@@ -31,6 +35,6 @@ def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Cal
     return {kind: partial(_prepare, train, config) for kind, config in largest.items()}
 
 
-def _prepare(train: str, config: Config) -> None:
+def _prepare(train: str, config: Config) -> str:
     module, _ = load_training(train)
-    module.prepare(config)
+    return module.prepare(config)

@@ -139,9 +139,11 @@ class Sweep:
         for kind, prepare in preparations(configs, self.options.train).items():
             try:
                 if self.resources.address:
-                    run_on_cluster(prepare, self.resources.cpus, self.resources.gpus)
+                    said = run_on_cluster(prepare, self.resources.cpus, self.resources.gpus)
                 else:
-                    prepare()
+                    said = prepare()
+                if said:
+                    self.console.print(escape(said), soft_wrap=True, highlight=False)
             except Exception as error:
                 if not is_input_error(error):
                     raise

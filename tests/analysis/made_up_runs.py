@@ -132,7 +132,7 @@ SKILL = {
     "dyce": 0.03, "ce": 0.0, "wce": -0.03, "dce": 0.002, "focal": 0.004, "dfl": 0.006,
     "semidavil": 0.06, "semivl": 0.04, "unimatch": 0.03, "sdepth": 0.02, "supervised": 0.0,
     "target_only": -0.06, "source_only": -0.1,
-    "positions": 0.02, "class_names": 0.01, "none": 0.0, "shuffled": -0.01, "oracle": 0.03,
+    "positions": 0.02, "class_names": 0.01, "none": 0.0, "shuffled:positions": -0.01, "oracle": 0.03,
 }  # fmt: skip
 
 
@@ -197,7 +197,7 @@ def write_everything(folder: Path) -> str:
         cell = {**settings(BENCHMARKS_2[0], 100, seed), **off}
         add_network(w, "components", cell, float(np.dot(on, worth)))
     for name, seed in itertools.product(
-        ("positions", "class_names", "none", "shuffled", "oracle"), seeds
+        ("positions", "class_names", "none", "shuffled:positions", "oracle"), seeds
     ):
         cell = settings(BENCHMARKS_2[0], 100, seed, model__captions=name)
         add_network(w, "captions", cell, SKILL[name])

@@ -10,21 +10,23 @@ from semidavil.config import Config, ConfigError, preset
 from semidavil.data.streams import all_samples
 from semidavil.experiments.street import load_captions
 from semidavil.language.ablations import inner_captioner, oracle_captions, shuffle_captions
+from semidavil.language.captions import Caption
 from semidavil.models.vlm import load_vlm
 
 
 def test_shuffling_gives_every_image_another_ones_caption_of_its_group() -> None:
     groups = [[Path(f"{name}{i}") for i in range(9)] for name in "ab"]
-    captions = {path: f"caption of {path}" for group in groups for path in group}
+    captions = {path: Caption((f"caption of {path}",)) for group in groups for path in group}
     shuffled = shuffle_captions(captions, groups)
     for group in groups:
-        assert sorted(shuffled[path] for path in group) == sorted(captions[path] for path in group)
+        given, taken = ({one[path].texts for path in group} for one in (captions, shuffled))
+        assert given == taken
         assert all(shuffled[path] != captions[path] for path in group)
     assert shuffled == shuffle_captions(captions, groups)
 
 
 def test_captioners_inside() -> None:
-    assert inner_captioner("shuffled") == "positions"
+    assert inner_captioner("shuffled:positions") == "positions"
     assert inner_captioner("shuffled:blip:some/model") == "blip:some/model"
     assert inner_captioner("blip2:some/model") == "blip2:some/model"
 
@@ -46,9 +48,8 @@ def test_the_oracle_says_what_the_label_holds(tmp_path: Path) -> None:
     )  # fmt: skip
     samples = all_samples(config)
     texts = oracle_captions(config, samples, tmp_path / "captions")
-    assert set(texts.values()) == {
-        "a street scene with road at the bottom, sky at the top, building on the left"
-    }
+    expected = "a street scene with road at the bottom, sky at the top, building on the left"
+    assert set(texts.values()) == {Caption((expected,))}
     assert len(texts) == 2
 
 
@@ -56,12 +57,13 @@ def test_training_takes_the_ablations_captions(tiny_toy: dict[str, str]) -> None
     vlm = load_vlm("toy", "bundled")
     config = preset("toy", {**tiny_toy, "data.budget": 4})
     plain = load_captions(config, vlm)
-    shuffled = load_captions(config.replace({"model.captions": "shuffled"}), vlm)
+    shuffled = load_captions(config.replace({"model.captions": "shuffled:positions"}), vlm)
     oracle = load_captions(config.replace({"model.captions": "oracle"}), vlm)
     assert plain.keys() == shuffled.keys() == oracle.keys()
-    assert sorted(plain.values()) == sorted(shuffled.values())
+    given, taken = (sorted(c.texts for c in one.values()) for one in (plain, shuffled))
+    assert given == taken
     assert sum(plain[path] == shuffled[path] for path in plain) < len(plain) / 2
-    assert all("road" in text and "building" in text for text in oracle.values())
+    assert all("road" in c.texts[0] and "building" in c.texts[0] for c in oracle.values())
 
 
 def test_the_oracle_is_refused_outside_its_grid() -> None:

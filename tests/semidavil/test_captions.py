@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from captioning import captions_of
 from open_clip.transformer import TextTransformer, VisionTransformer
 from PIL import Image
 from png_files import write_images
 from torch import Tensor
 
 from semidavil.data.files import DataError, append_rows, hash_files, read_rows
-from semidavil.data.transforms import flip_caption
 from semidavil.language.captioners import CaptionError
-from semidavil.language.captions import caption_images
+from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import Positions
 from semidavil.models.text import TextEncoder
 from semidavil.models.vision import VisionEncoder
@@ -147,11 +147,11 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_second_run_computes_nothing(tmp_path: Path, counted: list[int]) -> None:
     vlm, paths = tiny_vlm(), write_images(tmp_path / "images", 7)
-    first = caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache", batch_size=3)
+    first = captions_of(paths, "positions", vlm, CLASSES, tmp_path / "cache", batch_size=3)
     assert counted == [3, 3, 1]
     assert list(first) == paths
     assert all(text.startswith("a street scene with ") for text in first.values())
-    again = caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache")
+    again = captions_of(paths, "positions", vlm, CLASSES, tmp_path / "cache")
     assert again == first
     assert counted == [3, 3, 1]
 
@@ -161,17 +161,17 @@ def test_captions_follow_the_content_of_an_image_not_its_name(
 ) -> None:
     vlm, (path, other) = tiny_vlm(), write_images(tmp_path / "images", 2)
     cache = tmp_path / "cache"
-    first = caption_images([path], "positions", vlm, CLASSES, cache)
+    first = captions_of([path], "positions", vlm, CLASSES, cache)
     moved = path.rename(tmp_path / "moved.png")
     twin = tmp_path / "twin.png"
     twin.write_bytes(moved.read_bytes())
-    both = caption_images([moved, twin], "positions", vlm, CLASSES, cache)
+    both = captions_of([moved, twin], "positions", vlm, CLASSES, cache)
     assert both == {moved: first[path], twin: first[path]}
     assert counted == [1]
     moved.write_bytes(other.read_bytes())  # same name, other content
-    caption_images([moved], "positions", vlm, CLASSES, cache)
+    captions_of([moved], "positions", vlm, CLASSES, cache)
     assert counted == [1, 1]
-    caption_images([moved, other, other], "positions", vlm, CLASSES, cache)
+    captions_of([moved, other, other], "positions", vlm, CLASSES, cache)
     assert counted == [1, 1]
 
 
@@ -181,7 +181,7 @@ def test_whatever_determines_a_caption_is_part_of_its_key(
 ) -> None:
     vlm, paths = tiny_vlm(), write_images(tmp_path / "images", 2)
     cache, classes, size = tmp_path / "cache", CLASSES, (24, 48)
-    caption_images(paths, "positions", vlm, classes, cache, size=size)
+    captions_of(paths, "positions", vlm, classes, cache, size=size)
     if change == "weights":
         vlm = tiny_vlm(seed=1)
     elif change == "classes":
@@ -190,7 +190,7 @@ def test_whatever_determines_a_caption_is_part_of_its_key(
         size = (24, 24)
     else:
         monkeypatch.setattr(Positions, "VERSION", Positions.VERSION + 1)
-    caption_images(paths, "positions", vlm, classes, cache, size=size)
+    captions_of(paths, "positions", vlm, classes, cache, size=size)
     assert counted == [2, 2]
 
 
@@ -202,14 +202,14 @@ def test_an_interrupted_run_keeps_what_it_computed(tmp_path: Path, counted: list
     with pytest.raises(
         CaptionError, match=r"0004\.png cannot be read: the PNG is cut short; replace it"
     ):
-        caption_images(paths, "positions", vlm, CLASSES, cache, batch_size=2)
+        captions_of(paths, "positions", vlm, CLASSES, cache, batch_size=2)
     paths[4].write_bytes(whole)
     (store,) = cache.glob("positions-*.jsonl")
     with store.open("ab") as file:
         file.write(b'{"image": "torn off by a cra')
-    done = caption_images(paths, "positions", vlm, CLASSES, cache, batch_size=2)
+    done = captions_of(paths, "positions", vlm, CLASSES, cache, batch_size=2)
     assert counted == [2, 2, 1]
-    assert caption_images(paths, "positions", vlm, CLASSES, cache) == done
+    assert captions_of(paths, "positions", vlm, CLASSES, cache) == done
     assert counted == [2, 2, 1]
 
 
@@ -250,7 +250,7 @@ def test_hashing_a_data_set_is_fast_and_remembered(
 
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png cannot be read \(No such file"):
-        caption_images([tmp_path / "gone.png"], "positions", tiny_vlm(), CLASSES, tmp_path)
+        captions_of([tmp_path / "gone.png"], "positions", tiny_vlm(), CLASSES, tmp_path)
 
 
 def test_images_of_any_size_and_mode_in_one_batch(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_images_of_any_size_and_mode_in_one_batch(tmp_path: Path) -> None:
     Image.new("RGBA", (300, 200), (20, 30, 40, 50)).save(tmp_path / "alpha.png")
     Image.new("P", (9, 9)).save(tmp_path / "palette.png")
     paths = sorted(tmp_path.glob("*.png"))
-    texts = caption_images(paths, "positions", tiny_vlm(), CLASSES, tmp_path / "cache")
+    texts = captions_of(paths, "positions", tiny_vlm(), CLASSES, tmp_path / "cache")
     assert len(texts) == 3
     # The default is the size that the VLM was trained at, twice as wide: 24x48.
     assert Positions(tiny_vlm(), CLASSES).size == (24, 48)
@@ -268,14 +268,14 @@ def test_images_of_any_size_and_mode_in_one_batch(tmp_path: Path) -> None:
 def test_captioning_does_not_change_the_vlms_mode(tmp_path: Path) -> None:
     vlm, paths = tiny_vlm(), write_images(tmp_path, 1)
     vlm.vision.train()
-    caption_images(paths, "positions", vlm, CLASSES, tmp_path / "cache")
+    captions_of(paths, "positions", vlm, CLASSES, tmp_path / "cache")
     assert vlm.vision.training
 
 
 def test_constant_captioners_read_no_image(tmp_path: Path) -> None:
     nowhere = [tmp_path / "a.png", tmp_path / "b.png"]
-    assert caption_images(nowhere, "none", None, CLASSES, tmp_path) == dict.fromkeys(nowhere, "")
-    named = caption_images(nowhere, "class_names", None, CLASSES, tmp_path)
+    assert captions_of(nowhere, "none", None, CLASSES, tmp_path) == dict.fromkeys(nowhere, "")
+    named = captions_of(nowhere, "class_names", None, CLASSES, tmp_path)
     assert named == dict.fromkeys(nowhere, "road, sky, car, building")
     assert list(tmp_path.iterdir()) == []
 
@@ -283,27 +283,9 @@ def test_constant_captioners_read_no_image(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["position", "blip", "positions:x", "", "llava:x"])
 def test_unknown_captioners_are_explained(tmp_path: Path, name: str) -> None:
     with pytest.raises(CaptionError, match=r"choose from positions, class_names, none, blip:NAME"):
-        caption_images([], name, tiny_vlm(), CLASSES, tmp_path)
+        captions_of([], name, tiny_vlm(), CLASSES, tmp_path)
 
 
 def test_positions_without_a_vlm_is_explained(tmp_path: Path) -> None:
     with pytest.raises(CaptionError, match="through a VLM"):
-        caption_images([], "positions", None, CLASSES, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "flipped"),
-    [
-        ("car on the left", "car on the right"),
-        ("building on the left and right, sky", "building on the right and left, sky"),
-        ("Right lane, LEFT turn", "Left lane, RIGHT turn"),
-        ("a bright leftover", "a bright leftover"),
-        ("", ""),
-    ],
-)
-def test_flip_swaps_whole_words_only(text: str, flipped: str) -> None:
-    assert flip_caption(text) == flipped
-    assert flip_caption(flipped) == text
-
-
-# Captioning models, saved at random in their real format.
+        captions_of([], "positions", None, CLASSES, tmp_path)

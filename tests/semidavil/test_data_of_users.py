@@ -23,7 +23,7 @@ from semidavil.data.images import read_indices, read_rgb
 from semidavil.data.readers import READERS
 from semidavil.data.synapse import Synapse
 from semidavil.data.volumes import check_volumes
-from semidavil.language.captions import read_image
+from semidavil.language.captions import read_parts
 
 Write = Callable[..., Path]
 SIZE = (16, 24)
@@ -204,7 +204,7 @@ def test_image_and_captioner_see_the_bitmap_that_labels_lie_on(
     Image.fromarray(np.stack([image] * 3, -1)).save(tmp_path / "a.jpg", quality=100, exif=exif)
     found = read_rgb(tmp_path / "a.jpg")
     assert np.abs(found[..., 0].astype(int) - image).max() <= 2
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.jpg")), found)
+    assert np.array_equal(np.asarray(read_parts(tmp_path / "a.jpg")[0]), found)
 
 
 @pytest.mark.parametrize("kind", ["grey16", "grey8", "rgba", "rgb16"])
@@ -216,7 +216,7 @@ def test_training_and_captioner_see_the_same_picture(kind: str, tmp_path: Path) 
               "rgba": np.concatenate([colour, alpha], -1)}[kind]  # fmt: skip
     assert cv2.imwrite(path, stored)
     assert np.array_equal(read_rgb(tmp_path / "a.png"), colour)
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), colour)
+    assert np.array_equal(np.asarray(read_parts(tmp_path / "a.png")[0]), colour)
 
 
 # Whole sets

@@ -21,6 +21,7 @@ from semidavil.data.files import DataError
 from semidavil.data.loading import TrainBatches
 from semidavil.data.readers import READERS, Sample
 from semidavil.data.streams import all_samples, image_paths, train_samples
+from semidavil.language.captions import Caption
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_depth_selection_changes_which_images_are_labelled(tiny_toy: dict[str, s
 
 def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
     config = preset("toy", {"data.budget": 4, "training.batch_size": 3, **tiny_toy})
-    captions = dict.fromkeys(image_paths(config), "")
+    captions = dict.fromkeys(image_paths(config), Caption(("",)))
     plain = TrainBatches(config, captions, {"unlabelled"})[2]["unlabelled"]
     batches = TrainBatches(config, captions, {"unlabelled"}, disparity=True)
     target = batches.images["unlabelled"]

@@ -22,6 +22,7 @@ from semidavil.data.readers import Sample
 from semidavil.data.splits import split_target
 from semidavil.data.streams import image_paths, train_samples
 from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+from semidavil.language.captions import Caption
 
 ALL = ("source", "labelled", "unlabelled")
 
@@ -32,7 +33,7 @@ def config(tiny_toy: dict[str, str]) -> Config:
 
 
 def make_batches(config: Config, streams: tuple[str, ...] = ALL, views: int = 2) -> TrainBatches:
-    captions = {path: f"{path.stem} on the left" for path in image_paths(config)}
+    captions = {path: Caption((f"{path.stem} on the left",)) for path in image_paths(config)}
     return TrainBatches(config, captions, streams, views)
 
 
@@ -259,7 +260,7 @@ def test_the_evaluation_set_keeps_the_labels_size(
             "runtime.cache_dir": str(tmp_path / "cache"),
         },
     )
-    item = EvalSet(config, dict.fromkeys(image_paths(config), "x"))[0]
+    item = EvalSet(config, dict.fromkeys(image_paths(config), Caption(("x",))))[0]
     assert item["image"].shape == (3, 16, 24)
     assert item["label"].shape == (30, 44)
     expected = torch.from_numpy(np.where(label == 11, 255, label).astype(np.int64))

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from captioning import captions_of
 from png_files import write_images
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from semidavil.language.captioners import CAPTIONERS, CaptionError
-from semidavil.language.captions import caption_images
 from semidavil.language.pretrained import Pretrained
 
 CLASSES = ("road", "sky", "car", "building")
@@ -136,17 +136,17 @@ def test_captioning_models_in_their_real_format(
     save(tmp_path / "model")
     paths = write_images(tmp_path / "images", 3)
     name, cache = f"{kind}:{tmp_path / 'model'}", tmp_path / "cache"
-    first = caption_images(paths, name, None, CLASSES, cache, batch_size=2)
+    first = captions_of(paths, name, None, CLASSES, cache, batch_size=2)
     assert all("word" in text for text in first.values())
     # Greedy decoding: the same captions in another batch, and nothing random.
-    alone = caption_images(paths[2:], name, None, CLASSES, tmp_path / "other")
+    alone = captions_of(paths[2:], name, None, CLASSES, tmp_path / "other")
     assert alone == {paths[2]: first[paths[2]]}
     monkeypatch.setattr(Pretrained, "_load", None)  # captions on disk need no model
-    assert caption_images(paths, name, None, CLASSES, cache) == first
+    assert captions_of(paths, name, None, CLASSES, cache) == first
     config = tmp_path / "model" / "generation_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "repetition_penalty": 2.0}))
     with pytest.raises(TypeError):  # another model: its captions are not on disk
-        caption_images(paths, name, None, CLASSES, cache)
+        captions_of(paths, name, None, CLASSES, cache)
 
 
 def test_a_missing_captioning_model_names_what_to_download(
@@ -155,25 +155,26 @@ def test_a_missing_captioning_model_names_what_to_download(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CaptionError) as raised:
-        caption_images([], "blip2:Salesforce/blip2-opt-2.7b", None, CLASSES, tmp_path / "cache")
+        captions_of([], "blip2:Salesforce/blip2-opt-2.7b", None, CLASSES, tmp_path / "cache")
     for part in (
         "blip2:Salesforce/blip2-opt-2.7b",
         "hf download Salesforce/blip2-opt-2.7b --local-dir DIR",
         "--set model.captions=blip2:DIR",
+        "--set model.captions=positions",
     ):
         assert part in str(raised.value)
 
 
 def test_a_wrong_model_folder_is_explained(tmp_path: Path) -> None:
     with pytest.raises(CaptionError, match=r"config\.json and weights are missing"):
-        caption_images([], f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
+        captions_of([], f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
     with pytest.raises(CaptionError, match="neither a folder nor a model of the hub"):
-        caption_images([], f"blip:{tmp_path}/none", None, CLASSES, tmp_path / "cache")
+        captions_of([], f"blip:{tmp_path}/none", None, CLASSES, tmp_path / "cache")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     paths = write_images(tmp_path / "images", 1)
     with pytest.raises(CaptionError, match=r"cannot be loaded from"):
-        caption_images(paths, f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
+        captions_of(paths, f"blip:{tmp_path}", None, CLASSES, tmp_path / "cache")
 
 
 def test_the_tables_name_what_exists() -> None:

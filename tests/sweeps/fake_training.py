@@ -54,8 +54,9 @@ class Result:
     latency_ms: float = math.nan
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config) -> str:
     _log("prepare", config)
+    return ""
 
 
 def _log(event: str, config: Config) -> None:

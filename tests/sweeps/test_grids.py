@@ -114,9 +114,25 @@ def test_rivals_bring_their_own_recipe() -> None:
 
 def test_the_oracle_is_marked_wherever_variants_are_named() -> None:
     grid = GRIDS["captions"]
-    names = {c.model.captions: grid.variant(c) for c in grid.cells(TOY)}
-    assert names.pop("oracle") == "oracle (bound)"
-    assert all(name == captions for captions, name in names.items())
+    assert {grid.variant(cell) for cell in grid.cells(TOY)} == {
+        "positions", "none", "class_names", "shuffled:positions", "oracle (bound)",
+        "positions (windows)",
+    }  # fmt: skip
+
+
+def test_captions_are_compared_to_those_of_the_preset() -> None:
+    blip = "blip:Salesforce/blip-image-captioning-base"
+    blip2 = "blip2:Salesforce/blip2-opt-2.7b"
+    for name, own in (("small", "positions"), ("paper", blip2)):
+        base = preset(name)
+        grid = GRIDS["captions"].around(base)
+        differences = {grid.variant(cell): grid.difference(cell) for cell in grid.cells(base)}
+        assert set(differences) == {
+            "positions", "none", "class_names", f"shuffled:{own}", "oracle (bound)",
+            f"{own} (windows)", blip, blip2,
+        }  # fmt: skip
+        assert [variant for variant, text in differences.items() if not text] == [own]
+        assert differences[f"{own} (windows)"] == "caption_region=window"
 
 
 def test_sdepth_is_a_cell_where_there_is_depth() -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from semidavil.benchmarks import CITYSCAPES_19, LABEL_IDS
-from semidavil.data.transforms import flip_caption
+from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import Positions, describe_place, sentence
 from semidavil.toy.scenes import render_scene
 from semidavil.toy.styles import LOOKS, Look

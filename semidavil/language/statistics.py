@@ -1,0 +1,44 @@
+"""What can be wrong with captions, counted: empty ones, equal ones, those that are too long."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from semidavil.models.text import TextEncoder
+
+
+@dataclass(frozen=True)
+class CaptionStatistics:
+    """Counts over all captions of a run."""
+
+    total: int
+    empty: int
+    equal: int  # those that another one repeats word for word
+    cut: int  # those that go on beyond the text encoder's context
+    context: int  # tokens, those of start and end counted
+
+    def __str__(self) -> str:
+        empty, equal, cut = (
+            f"{count:,} {what} ({count / max(1, self.total):.1%})"
+            for count, what in (
+                (self.empty, "empty"),
+                (self.equal, "equal to another"),
+                (self.cut, f"cut at {self.context} tokens"),
+            )
+        )
+        return f"{self.total:,} captions: {empty}, {equal}, {cut}"
+
+
+def caption_statistics(texts: Iterable[str], encoder: TextEncoder) -> CaptionStatistics:
+    """Counts empty, equal and cut captions; an empty one is not also an equal one."""
+    counts = Counter(texts)
+    empty, distinct = counts.pop("", 0), list(counts)
+    lengths = encoder.count_tokens(distinct) if distinct else []
+    cut = (text for text, n in zip(distinct, lengths, strict=True) if n > encoder.max_tokens)
+    return CaptionStatistics(
+        total=empty + counts.total(),
+        empty=empty,
+        equal=sum(count for count in counts.values() if count > 1),
+        cut=sum(counts[text] for text in cut),
+        context=encoder.max_tokens,
+    )

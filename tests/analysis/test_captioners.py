@@ -1,0 +1,86 @@
+"""Figures and tables say who captioned, and compare captions to those of the preset."""
+
+import pytest
+from made_up_runs import Writer, settings
+
+from analysis import style
+from analysis.captioners import baseline_captions, captioners_sentence
+from analysis.figures import FIGURES
+from analysis.runs import load_runs
+from analysis.selection import select
+
+BLIP2 = "blip2:Salesforce/blip2-opt-2.7b"
+POSITIONS = "positions (CLIP zero-shot with class names)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ([{}], "Captions: BLIP-2 (Salesforce/blip2-opt-2.7b)."),
+        ([{"model__captions": "positions"}], f"Captions: {POSITIONS}."),
+        (
+            [{"model__captions": "positions", "model__caption_region": "window"}],
+            f"Captions: {POSITIONS}, of crop-sized windows.",
+        ),
+        ([{"model__captions": "shuffled:none"}], "Captions: of another image, by none."),
+        (
+            [{}, {"model__captions": "oracle"}],
+            "Captions: BLIP-2 (Salesforce/blip2-opt-2.7b); oracle (from the labels: a bound).",
+        ),
+        (
+            [{"model__captions": n} for n in ("none", "oracle", "positions")],
+            "Captions: by variant.",
+        ),
+        ([{"model__fusion": "none"}], ""),
+        ([{"training__method": "semivl", "model__captions": "class_names"}], ""),
+    ],
+)
+def test_one_sentence_names_the_captioner(
+    store: Writer, changes: list[dict[str, str]], sentence: str
+) -> None:
+    for change in changes:
+        store.run("methods", settings("gta5-cityscapes", 100, 0, **change), {"miou": 30.0})
+    assert captioners_sentence(load_runs(store.uri).table) == sentence
+
+
+def test_scans_have_no_captions(store: Writer) -> None:
+    store.run("synapse", settings("synapse", 4, 0, training__method="uamt"), {"dice": 30.0})
+    assert captioners_sentence(load_runs(store.uri).table) == ""
+
+
+def test_every_caption_of_a_figure_says_it(store: Writer) -> None:
+    store.run("attention", settings("gta5-cityscapes", 100, 0), {"miou": 30.0})
+    tracked = load_runs(store.uri)
+    assert "Captions: BLIP-2 (" in select(tracked, "attention").note()
+    assert "Captions: BLIP-2 (" in FIGURES["attention"](tracked).caption
+
+
+def test_the_caption_figure_compares_to_the_captions_that_it_shuffles(store: Writer) -> None:
+    for name, own in ((BLIP2, 33.0), ("positions", 31.0), (f"shuffled:{BLIP2}", 30.0)):
+        for seed in range(3):
+            params = settings("gta5-cityscapes", 100, seed, model__captions=name)
+            store.run("captions", params, {"miou": own + seed})
+            if own == 33.0:
+                window = {**params, "model.caption_region": "window"}
+                store.run("captions", window, {"miou": own + 2 + seed})
+    drawn = FIGURES["captions"](load_runs(store.uri))
+    assert "differs from BLIP-2 by" in drawn.caption
+    found = drawn.numbers.set_index("variant")["minus_baseline"]
+    assert found[f"{BLIP2} (windows)"] == pytest.approx(2.0)
+    assert found["positions"] == pytest.approx(-2.0)
+    assert set(drawn.numbers["n"]) == {3}  # windows and whole images are no two runs of one cell
+
+
+def test_whose_captions_the_others_are_compared_to() -> None:
+    assert baseline_captions(["oracle", "positions", BLIP2, "shuffled:positions"]) == "positions"
+    assert baseline_captions(["oracle", "positions", BLIP2]) == BLIP2
+    assert baseline_captions(["oracle", "positions"]) == "positions"
+    assert baseline_captions(["hf:own", "shuffled:hf:own", "positions"]) == "hf:own"
+
+
+def test_names_of_captions_for_readers() -> None:
+    names = ["positions", f"{BLIP2} (windows)", f"shuffled:{BLIP2}", "oracle (bound)"]
+    labels = [style.looks(names)[name].label for name in names]
+    assert labels == [
+        "What is where (CLIP)", "BLIP-2, windows", "Of another image", "From the labels (bound)",
+    ]  # fmt: skip
