@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from torch.utils.data import Dataset
 from semidavil import names
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.checks import check_data, class_pixels, fingerprint
+from semidavil.data.checks import check_data, class_pixels
+from semidavil.data.files import hash_files
+from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.streams import all_samples, disparities
@@ -45,6 +48,7 @@ def prepare_street(config: Config, progress: bool) -> None:
     if config.model.fusion != "none":
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+    fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
 
 
 class StreetExperiment:
@@ -54,9 +58,9 @@ class StreetExperiment:
         self.config, self.device = config, device
         self.benchmark = BENCHMARKS[config.data.benchmark]
         check_data(config)
-        self.data = fingerprint(config)
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
         captions = load_captions(config, vlm)
+        self.data = fingerprint(config)
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         self.batches: Dataset = TrainBatches(
