@@ -5,10 +5,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
 from analysis.runs import Tracked
-from analysis.selection import by_seed, seeds_of, select
 from analysis.stats import ALPHA, bootstrap_images, holm, over_seeds, paired
+
+WANTED = 100  # label budget
 
 
 def draw(tracked: Tracked, grid: str, field: str, baseline: str, title: str) -> Drawn:
@@ -17,7 +19,7 @@ def draw(tracked: Tracked, grid: str, field: str, baseline: str, title: str) -> 
     Raises:
         AnalysisError: no run of the grid.
     """
-    chosen = select(tracked, grid)
+    chosen = select(tracked, grid, field).at_one_budget(WANTED)
     benchmarks = chosen.benchmarks
     parts = []
     for benchmark in benchmarks:

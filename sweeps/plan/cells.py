@@ -156,11 +156,6 @@ def with_runs(
     return replace(cell, state=state, run=run, changed=changed, replaced=replaced)
 
 
-def is_trial_of(run: TrackedRun, study: str) -> bool:
-    """Whether a study has made a run, or has taken it from a grid or another study."""
-    return study in [run.tags.get("study"), *run.tags.get("studies", "").split()]
-
-
 def _saw_other(run: TrackedRun, data: str) -> bool:
     """Whether a run saw other data than those of the fingerprint `data`, where both are known."""
     return bool(run.data and data) and run.data != data

@@ -25,7 +25,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
-from sweeps.plan.cells import ON_OTHER, Cell, Plan, State, is_trial_of, with_runs
+from sweeps.plan.cells import ON_OTHER, Cell, Plan, State, with_runs
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
@@ -200,7 +200,8 @@ class StudySource:
 
 def other_data(study: Study, runs: Sequence[TrackedRun], data: PresentData) -> list[str]:
     """In which parts the data that a study's trials saw differ from those that are here now."""
-    seen = {run.data for run in runs if run.data and is_trial_of(run, study.name)}
+    ended = {trial.user_attrs.get("run_id") for trial in study.latest().values()}
+    seen = {run.data for run in runs if run.data and run.run_id in ended}
     present = data.of(study.base) if seen else ""
     changed = {name for one in seen if present for name in differences(one, present)}
     return sorted(changed)

@@ -21,7 +21,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError
 from semidavil.marks import BUNDLED
 from sweeps.keep.storage import StorageError
-from sweeps.plan.cells import ON_OTHER, Cell, State, is_trial_of, make_plan, runs_by_key, state_of
+from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import SEARCH
 from sweeps.plan.pace import Pace, kind_of, time_left
@@ -110,7 +110,7 @@ def _trials(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
     base, now = spec.base(), time.time()  # the trials' own Configs do not matter here
     trials = []
     for of_trial in runs_by_key(runs).values():
-        mine = [run for run in of_trial if is_trial_of(run, spec.study)]
+        mine = [run for run in of_trial if _is_trial_of(run, spec.study)]
         if not mine:
             continue
         state, known = state_of(of_trial, now)
@@ -120,6 +120,11 @@ def _trials(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
         trials.append(Cell(base, mine[-1].name, state, known, seconds))
     to_come = Cell(base, "", State.TODO, None, math.nan)
     return trials + [to_come] * (spec.trials - len(trials))
+
+
+def _is_trial_of(run: TrackedRun, study: str) -> bool:
+    """Whether a study has made a run, or has taken it from a grid or another study."""
+    return study in [run.tags.get("study"), *run.tags.get("studies", "").split()]
 
 
 def look(store: Store, grid: str | None = None) -> RenderableType:

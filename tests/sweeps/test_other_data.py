@@ -318,6 +318,7 @@ def test_a_study_of_other_data_is_named_and_begun_anew(store: Store) -> None:
     assert other_data(study, store.runs(), Here()) == ["gta5/train/labels"]
     study.begin_anew()
     assert study.finished() == []
+    assert other_data(study, store.runs(), Here()) == []  # whatever runs it has left in the store
     assert ask(study).config.key() == BASE.key()  # the preset comes first again
 
 
