@@ -38,7 +38,7 @@ def attention_controls(tracked: Tracked) -> Table:
             extra = tuple(Entry("\N{EN DASH}" if text == "nan" else text) for text in sizes)
             lines.append((style.label(name), _entries(row) + extra))
             rows.append({"benchmark": benchmark, "variant": name, **row})
-        columns = ("mIoU", "− blank", "M parameters", "ms")
+        columns = ("mIoU", "over blank", "M parameters", "ms")
         blocks.append(Block(_heading(chosen, benchmark), columns, tuple(lines)))
     about = (
         "What an attention is worth beyond the layer that reads it. Blank: that layer with nothing to read; "
@@ -58,7 +58,9 @@ def loss_controls(tracked: Tracked) -> Table:
     blocks, rows = [], []
     for benchmark in chosen.benchmarks:
         runs, lines = chosen.of(benchmark), []
-        ways = [way_of(dict(zip(varied, map(str, row), strict=True))) for row in runs[varied].values]
+        ways = [
+            way_of(dict(zip(varied, map(str, row), strict=True))) for row in runs[varied].values
+        ]
         there = [way for way in WAYS if way in ways]
         for loss in (name for name in LOSSES if name in set(runs["loss"])):
             entries: tuple[Entry, ...] = ()
@@ -68,7 +70,7 @@ def loss_controls(tracked: Tracked) -> Table:
                 rows.append({"benchmark": benchmark, "variant": loss, "way": way, **row})
                 entries += _entries(row)
             lines.append((style.label(loss), entries))
-        columns = tuple(name for way in there for name in (WAY_NAMES[way], "− CE"))
+        columns = tuple(name for way in there for name in (WAY_NAMES[way], "over CE"))
         blocks.append(Block(_heading(chosen, benchmark), columns, tuple(lines)))
     about = (
         "Is it the loss, or what it does to the weight of the consistency term? One λ, as in the paper; "
@@ -118,7 +120,7 @@ def _table(
     counts = [int(n) for n in numbers["n"] if n]
     spread = (
         f"Mean IoU (%), ± sample standard deviation (number of seeds: {seeds_of(counts)}); differences are "
-        "paired by seed, with 95% t intervals where there are two seeds or more, not corrected for their number."
+        "paired by seed, with 95% t intervals where there are two seeds or more, uncorrected."
     )
     return Table(
         name=name,

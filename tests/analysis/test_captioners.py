@@ -5,9 +5,9 @@ from made_up_runs import Writer, settings
 
 from analysis import style
 from analysis.captioners import baseline_captions, captioners_sentence
+from analysis.cells import select
 from analysis.figures import FIGURES
 from analysis.runs import load_runs
-from analysis.selection import select
 
 BLIP2 = "blip2:Salesforce/blip2-opt-2.7b"
 POSITIONS = "positions (CLIP zero-shot with class names)"
