@@ -14,7 +14,7 @@ import cv2
 import torch
 
 from semidavil.config import preset
-from semidavil.data.loading import PADDING, TrainBatches
+from semidavil.data.loading import TrainBatches
 from semidavil.data.streams import image_paths
 from semidavil.data.transforms import cutmix_box, strong_view, weak_view
 from semidavil.language.captions import Caption
@@ -50,9 +50,9 @@ def main() -> None:
     size, crop = config.training.batch_size, config.data.crop
     streams = [name for name in ("source", "labelled", "unlabelled") if name in batches.samples]
     image, label = batches.images["labelled"](batches.samples["unlabelled"][0])
-    view = weak_view(image, label, crop, PADDING).image
+    view = weak_view(image, label, crop).image
     parts: dict[str, tuple[int, Callable[[int], object]]] = {
-        "weak views": (size * len(streams), lambda _: weak_view(image, label, crop, PADDING)),
+        "weak views": (size * len(streams), lambda _: weak_view(image, label, crop)),
         "strong views": (size, lambda _: strong_view(view)),
         "CutMix masks": (size, lambda _: cutmix_box(crop, config.training.cutmix)),
     }

@@ -32,6 +32,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
@@ -127,7 +128,11 @@ class Training(Section):
     confidence: Probability = 0.95  # Th: pseudo-labels below it are not learnt from
     temperature: Positive = 1.0  # of the softmax that this confidence is read from
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    consistency_weight: NonNegative = 1.0  # lambda
+    consistency_weight: NonNegative = 1.0  # lambda; SemiDAViL at 0 draws no unlabelled image
+    # "matched": lambda grows as the supervised loss's gradient does beside cross-entropy's.
+    consistency_scale: Literal["fixed", "matched"] = "fixed"
+    consistency_over: Literal["all", "confident"] = "all"  # pixels that L_CT is divided by
+    supervised: Literal["per_stream", "joint"] = "per_stream"  # L_sup of source and labelled target
     cutmix: Probability = 0.5  # share of strong views that get a pasted box
 
     @field_validator("method")
@@ -139,9 +144,14 @@ class Training(Section):
 class Rivals(Section):
     """Settings of single rival methods, named after them; the defaults are their papers'."""
 
-    unimatch_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5  # channels of perturbed features
+    unimatch_dropout: Dropout = 0.5  # channels of perturbed features
     semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
     semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
+    semivl_lr: Positive = 5e-5  # and the next three: the authors' settings for Cityscapes
+    semivl_backbone_lr_factor: NonNegative = 0.1
+    semivl_head_lr_factor: Positive = 10.0  # of fusion and decoder
+    semivl_weight_decay: NonNegative = 0.01
+    sdepth_ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     sdepth_weight: NonNegative = 1.0  # of the depth head's loss
     sdepth_margin: NonNegative = 0.03  # DepthMix: how much nearer wins, in units of mean disparity
     sdepth_confidence: Probability = 0.968  # the share of pixels above it weighs pseudo-labels
@@ -150,10 +160,15 @@ class Rivals(Section):
 class Volumes(Section):
     """CT volumes (`synapse`): network, patches and the settings of UA-MT and URPC.
 
-    SGD with momentum 0.9 and polynomial decay, without clipping, as in both official codes;
-    `training.steps` and `poly_power` are shared with the images.
+    SGD with momentum 0.9 and polynomial decay, without clipping, and the ramp-up, as in SSL4MIS's code of
+    both; `training.steps` and `poly_power` are shared with the images. Dropout is that of V-Net in UA-MT's
+    code and of `unet_3D_dv_semi` in URPC's: it drops channels.
     """
 
+    # Which scans train and which of them are labelled: drawn by the seed, or a publication's lists.
+    split: Literal["seeded", "genericssl", "dhc"] = "seeded"
+    # Of a NIfTI scan's voxels (z, y, x) after resampling, in millimetres: Swin UNETR's for these scans.
+    spacing: tuple[Positive, Positive, Positive] = (2.0, 1.5, 1.5)
     optimizer: Literal["sgd", "adamw"] = "sgd"  # AdamW learns in far fewer steps
     batch_size: Count = 2  # labelled, and as many unlabelled volumes
     patch: Size3 = (96, 96, 96)  # voxels; divisible by 16
@@ -166,6 +181,9 @@ class Volumes(Section):
     epoch_steps: Count = 150
     uamt_passes: Count = 8  # noisy passes of the teacher that its uncertainty comes from
     uamt_noise: NonNegative = 0.1
+    uamt_dropout: Dropout = 0.5  # behind the bottleneck and before the last layer
+    # Behind each level of the decoder, the coarsest first.
+    urpc_dropout: tuple[Dropout, Dropout, Dropout, Dropout] = (0.5, 0.3, 0.2, 0.1)
 
 
 class Runtime(Section):
@@ -354,6 +372,10 @@ _TOY: dict[str, Any] = {
     "training.lr": 3e-3,
     "training.backbone_lr_factor": 0.3,
     "training.ema": 0.95,
+    "rivals.sdepth_ema": 0.95,  # this and the next three: as the rest of the preset, which is short
+    "rivals.semivl_lr": 3e-3,
+    "rivals.semivl_backbone_lr_factor": 0.3,
+    "rivals.semivl_head_lr_factor": 1.0,
     "training.confidence": 0.6,
     "training.consistency_weight": 0.5,
     "loss.hard_fraction": 0.5,
@@ -386,6 +408,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.decoder_dim": 64,
         "training.steps": 1_000,
         "training.lr": 5e-4,
+        "rivals.semivl_lr": 5e-4,  # this and the next two: of a CLIP of 0.6 million parameters
+        "rivals.semivl_backbone_lr_factor": 1.0,
+        "rivals.semivl_head_lr_factor": 1.0,
         "training.ema": 0.99,
         "training.confidence": 0.9,
         "training.grad_clip": 1.0,
@@ -399,6 +424,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_TOY,
         "training.steps": 2_000,
         "training.ema": 0.99,
+        "rivals.sdepth_ema": 0.99,
         "training.confidence": 0.7,
         "training.consistency_weight": 1.0,
         "runtime.eval_every": 500,

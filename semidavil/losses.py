@@ -10,6 +10,7 @@ that still has a gradient graph. Losses are computed in float32 whatever the log
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -87,10 +88,11 @@ class Focal(PixelLoss):
 
 
 class DualCrossEntropy(PixelLoss):
-    """Dual cross-entropy (Li et al., IEEE Access 2019): wrong classes are pushed down as well.
+    """Dual cross-entropy (Li et al., IEEE Transactions on Vehicular Technology 68(5), 2019).
 
-    The mean over pixels of -log p_y + beta sum_{c != y} log(alpha + p_c). The paper tunes alpha and
-    beta; 1 for both is our reading.
+    The mean over pixels of -log p_y + beta sum_{c != y} log(alpha + p_c): wrong classes are pushed
+    down as well, and the gradient stays when p_y is small. The paper tunes alpha and beta; 1 for both
+    is our reading.
     """
 
     def __init__(
@@ -120,9 +122,11 @@ class DualFocal(PixelLoss):
         -log p_y + alpha sum_c |y_c - p_c|^gamma - beta sum_{c != y} log(rho - p_c)
 
     The focal factor is added instead of multiplied, so that it cannot make the gradient vanish, and
-    the last term holds wrong classes down as dual cross-entropy does. Our reading: the paper's text
-    is not public; two public implementations have these terms and signs (a third subtracts the
-    focal term), with 1 for all four parameters. log(rho - p_c) is kept finite by 1e-6.
+    the last term holds wrong classes down as dual cross-entropy does. No public page states the
+    formula, and the focal term's sign is open: by author, one public implementation adds it and two
+    subtract it. The abstract ("increase the loss on hard-to-classify classes", "effective against a
+    vanishing gradient") speaks for plus, which is our reading, with 1 for all four parameters.
+    log(rho - p_c) is kept finite by 1e-6.
     """
 
     def __init__(
@@ -213,21 +217,33 @@ def pseudo_label(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tens
 
 
 def consistency_loss(
-    logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, valid: Tensor
+    logits: Tensor,
+    pseudo_labels: Tensor,
+    confidence: Tensor,
+    threshold: float,
+    over: Literal["all", "confident"] = "all",
 ) -> Tensor:
     """L_CT (SemiDAViL, eq. 4): cross-entropy with the teacher's label where it is confident.
 
-    Divided by the number of valid pixels, confident or not, so that few confident pixels weigh
-    little (our reading: the sum in eq. 4 leaves the normalisation open).
+    The sum in eq. 4 leaves the normalisation open. "all" divides by the number of pixels, so that few
+    confident ones weigh little (our reading, and UniMatch's code); "confident" by theirs alone, as
+    SemiDAViL's released code does.
 
     Args:
         logits: the student's on the strong view, (B, C, H, W).
         pseudo_labels, confidence: the teacher's argmax and maximum probability, (B, H, W).
-        valid: False where the image is padding, (B, H, W).
     """
-    learn_from = valid & (confidence >= threshold)
+    learn_from = confidence >= threshold
     losses = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
-    return (losses * learn_from).sum() / valid.sum().clamp(min=1)
+    count = learn_from.sum().clamp(min=1) if over == "confident" else learn_from.numel()
+    return (losses * learn_from).sum() / count
+
+
+def gradient_norm(loss: Callable[[Sequence[Tensor]], Tensor], logits: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of a loss's gradient at the logits; the logits' own graph is left alone."""
+    leaves = [part.detach().float().requires_grad_() for part in logits]
+    gradients = torch.autograd.grad(loss(leaves), leaves)
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
 LOSSES: dict[str, type[PixelLoss]] = {

@@ -7,7 +7,7 @@ What a name stands for is in a table of the same names beside the code: `models.
 from dataclasses import dataclass
 from typing import Literal
 
-FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none")
+FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none", "blank")
 LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
 CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
 # Not captioners: they take captions from other images or from labels (`language.ablations`).
@@ -26,6 +26,7 @@ class Traits:
         strong_views: strong views of each unlabelled image.
         data_parallel: whether several processes can share its batches.
         disparity: whether its target images come with their disparity.
+        consistency_only: whether unlabelled images serve its consistency loss alone.
     """
 
     kind: Literal["images", "volumes"]
@@ -33,6 +34,7 @@ class Traits:
     strong_views: int = 0
     data_parallel: bool = False
     disparity: bool = False
+    consistency_only: bool = False
 
 
 _ALL = frozenset(STREAMS)
@@ -41,7 +43,7 @@ METHODS = {
     "source_only": Traits("images", frozenset({"source"}), data_parallel=True),
     "target_only": Traits("images", frozenset({"labelled"}), data_parallel=True),
     "supervised": Traits("images", frozenset({"source", "labelled"}), data_parallel=True),
-    "semidavil": Traits("images", _ALL, strong_views=1, data_parallel=True),
+    "semidavil": Traits("images", _ALL, strong_views=1, data_parallel=True, consistency_only=True),
     "unimatch": Traits("images", _ALL, strong_views=2),
     "semivl": Traits("images", _ALL, strong_views=2),
     "sdepth": Traits("images", _ALL, strong_views=1, disparity=True),

@@ -67,7 +67,7 @@ class Result:
     """A finished run."""
 
     # The benchmark's score (`miou`, `dice`), classes (`iou/<class>`, ...), `<network>_<score>` of
-    # each network, and more of the reported one.
+    # each network, `parameters` (how many) and more of the reported one.
     metrics: dict[str, float]
     # Of the reported network: Evaluation or VolumeEvaluation. Under torchrun, None but in process 0.
     evaluation: Any = field(repr=False)
@@ -234,6 +234,8 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         with on_disk(checkpoint_dir):
             artifacts = experiment.save(name, reported, checkpoint_dir)
     metrics = experiment.summary(reported)
+    network = method.networks()[name]
+    metrics["parameters"] = float(sum(p.numel() for p in network.parameters()))
     for other, evaluation in evaluations.items():
         metrics[f"{other}_{benchmark.metric}"] = experiment.summary(evaluation)[benchmark.metric]
     metrics, absent = from_first((metrics, experiment.absent(reported)))

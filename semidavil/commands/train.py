@@ -104,7 +104,8 @@ def _print_result(
     benchmark = BENCHMARKS[config.data.benchmark]
     table = Table(title=f"{benchmark.name}, budget {config.data.budget}, {seconds:.0f} s")
     table.add_column("class")
-    parts = {"iou": "IoU"} if benchmark.kind == "images" else {"dice": "Dice", "asd": "ASD (mm)"}
+    volumes = {"dice": "Dice", "asd": "ASD (mm)", "asd_voxels": "ASD (voxels, 128 if missed)"}
+    parts = {"iou": "IoU"} if benchmark.kind == "images" else volumes
     for label in parts.values():
         table.add_column(label, justify="right")
     for name in benchmark.classes:

@@ -68,19 +68,15 @@ class Images:
         self.reader, self.lookup, self.size = reader, lookup, size
         about = reader.name, reader.root, lookup.tobytes(), size
         self.memory = shared_memory(limit, *about)
-        # Stands for the label of an unlabelled image.
-        self.blank = torch.zeros(size, dtype=torch.uint8)
         self.disparities: Disparities | None = None
 
-    def __call__(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Image (3, H, W) and class indices (H, W), both uint8, at the working size."""
-        return self.image(sample), self.memory.recall(
-            sample.label, lambda: self._resized_label(sample)
-        )
-
     def image(self, sample: Sample) -> Tensor:
-        """The image (3, H, W) uint8 alone; its label is not read."""
+        """The image (3, H, W) uint8 at the working size."""
         return self.memory.recall(sample.image, lambda: self._resized_image(sample))
+
+    def label(self, sample: Sample) -> Tensor:
+        """Class indices (H, W) uint8 at the working size; 255 is ignored."""
+        return self.memory.recall(sample.label, lambda: self._resized_label(sample))
 
     def disparity(self, sample: Sample) -> Tensor:
         """The disparity (H, W) float32 at the working size, in the stored map's unit."""
@@ -96,13 +92,13 @@ class Images:
         return torch.from_numpy(image).permute(2, 0, 1).contiguous()
 
     def _resized_label(self, sample: Sample) -> Tensor:
-        label = self.label(sample)
+        label = self.full_label(sample)
         if label.shape != self.size:
             height, width = self.size
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return torch.from_numpy(label)
 
-    def label(self, sample: Sample) -> np.ndarray:
+    def full_label(self, sample: Sample) -> np.ndarray:
         """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
         raw = self.reader.read_label(sample)
         label = self.lookup[raw]

@@ -21,25 +21,41 @@ def files_below(folder: Path) -> Iterator[Path]:
     yield from _walk(os.fspath(folder), frozenset())
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of one folder, in order: no hidden ones, and none of the folders in it.
+
+    Raises:
+        DataError: a name that is not UTF-8.
+    """
+    return sorted(Path(entry.path) for entry in _entries(os.fspath(folder)) if not entry.is_dir())
+
+
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise DataError(f"{_shown(folder)} is a link to a folder that it lies in: remove it")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {here})
+        else:
+            yield Path(entry.path)
+
+
+def _entries(folder: str) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder and not hidden; see `files_below` for the names of files."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not entry.name.startswith(HIDDEN)]
     for entry in found:
-        if entry.is_dir():
-            yield from _walk(entry.path, above | {here})
-            continue
         try:
             entry.name.encode()
         except UnicodeEncodeError:
-            raise DataError(
-                f"the name of {_shown(entry.path)} is not UTF-8: rename it (`convmv -f latin1 -t utf8 -r "
-                "--notest FOLDER` renames all, if they are Latin-1)"
-            ) from None
-        yield Path(entry.path)
+            if not entry.is_dir():
+                raise DataError(
+                    f"the name of {_shown(entry.path)} is not UTF-8: rename it (`convmv -f latin1 -t utf8 "
+                    "-r --notest FOLDER` renames all, if they are Latin-1)"
+                ) from None
+        yield entry
 
 
 def _shown(path: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared_memory
 from semidavil.data.layout import open_reader
@@ -24,8 +24,6 @@ from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
 from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
-
-PADDING = 253  # a label value that marks what is not image, so that it can be told from ignored
 
 
 class Caption(Protocol):
@@ -46,9 +44,9 @@ class TrainBatches(Dataset):
 
     `batches[t]` maps the streams in use to
         source, labelled: image (B, 3, h, w) float in [0, 1], label (B, h, w) int64, caption [B];
-        unlabelled: image (the weak view), strong (V, B, 3, h, w), valid (B, h, w) bool,
-            cutmix (V, B, h, w) bool, True where the next image of the batch is pasted, caption [B],
-            and disparity (B, h, w) float, 0 where unknown, if it is asked for.
+        unlabelled: image (the weak view), strong (V, B, 3, h, w), cutmix (V, B, h, w) bool, True
+            where the next image of the batch is pasted, caption [B], and disparity (B, h, w) float,
+            0 where unknown, if it is asked for.
 
     Args:
         captions: the caption of every image.
@@ -113,24 +111,23 @@ class TrainBatches(Dataset):
         return drawn
 
     def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Weak], list[str]]:
-        views, captions = [], []
+        views, captions, images = [], [], self.images[stream]
         for sample in samples:
-            source = self.images[stream]
-            # Of an unlabelled image, only what the crop pads is asked for: a blank label shows it.
-            pair = (
-                (source.image(sample), source.blank) if stream == "unlabelled" else source(sample)
+            labelled = stream != "unlabelled"
+            disparity = None if labelled or not images.disparities else images.disparity(sample)
+            view = weak_view(
+                images.image(sample),
+                images.label(sample) if labelled else None,
+                self.config.data.crop,
+                disparity,
             )
-            wanted = stream == "unlabelled" and source.disparities
-            disparity = source.disparity(sample) if wanted else None
-            view = weak_view(*pair, self.config.data.crop, PADDING, disparity)
             views.append(view)
             captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
         return views, captions
 
     def _labelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
         views, captions = self._weak(stream, samples)
-        labels = torch.stack([view.label for view in views])
-        labels = torch.where(labels == PADDING, IGNORE_INDEX, labels.long())
+        labels = torch.stack([view.label for view in views if view.label is not None]).long()
         images = torch.stack([view.image for view in views])
         return {"image": _to_float(images), "label": labels, "caption": captions}
 
@@ -146,7 +143,6 @@ class TrainBatches(Dataset):
         batch = {
             "image": _to_float(torch.stack(images)),
             "strong": _to_float(torch.stack(strong)),
-            "valid": torch.stack([view.label for view in views]) != PADDING,
             "cutmix": torch.stack(boxes),
             "caption": captions,
         }
@@ -179,7 +175,7 @@ class EvalSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
         label = self.labels.recall(
-            sample.label, lambda: torch.from_numpy(self.images.label(sample))
+            sample.label, lambda: torch.from_numpy(self.images.full_label(sample))
         )
         return {
             "image": _to_float(self.images.image(sample)),

@@ -10,6 +10,14 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.scans import usable_samples
 from semidavil.data.splits import split_target
+from semidavil.names import METHODS
+
+
+def streams_of(config: Config) -> frozenset[str]:
+    """The streams that a run draws from: its method's, without one that would teach it nothing."""
+    traits = METHODS[config.training.method]
+    unused = traits.consistency_only and config.training.consistency_weight == 0
+    return traits.streams - {"unlabelled"} if unused else traits.streams
 
 
 def train_samples(config: Config) -> dict[str, list[Sample]]:

@@ -1,13 +1,20 @@
-"""CT scans with 13 organs (Synapse, BTCV): reader of the preprocessed volumes and of the originals.
+"""CT scans with 13 organs (Synapse, BTCV): which there are, which train, and what may be wrong with one.
 
     synapse/*.h5                        `image` (D, H, W) and `label`, as semi-supervised codes keep them
-    synapse/img/img*.nii.gz, label/label*.nii.gz     as the challenge distributes its training scans
+    synapse/img/*.nii.gz, label/        as the challenge distributes its training scans
 
-Labels are 0 for the background and 1 to 13 in the order of `SYNAPSE_13`, the challenge's own.
-`<split>.txt` files beside them list cases by name; without, the first 20 of 30 cases in order are for
-training, 4 for validation, the rest for testing (our reading: the paper names no cases).
+Labels are 0 for the background and 1 to 13 in the order of `SYNAPSE_13`, the challenge's own. `img0001` has
+the label `label0001`, or one of its own name; where there are .h5 files, these are read. NIfTI scans are
+resampled to `volumes.spacing` and trained, predicted and scored at it, as GenericSSL and DHC score on the
+grid that they train on; .h5 files are taken as they are, and values from 0 to 1 as scaled already.
+
+`volumes.split` says which scans train. "seeded": the first 20 of 30 scans in order, then 4 for validation,
+the rest for testing (our reading: the paper names no scans), or what `<split>.txt` files beside them list by
+name; the run's seed draws the labelled ones. Others name a publication's lists (`synapse_splits`). Splits
+are known to change results, and none is surely the paper's.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.benchmarks import SYNAPSE_13
+from semidavil.config import Volumes
+from semidavil.data.ct import WINDOW, Spacing, read_h5, read_nifti
 from semidavil.data.files import DataError
-from semidavil.data.folders import names_in, stem_of
+from semidavil.data.folders import files_in, names_in, stem_of
+from semidavil.data.splits import split_at_random
+from semidavil.data.synapse_splits import NAMED_SPLITS, labelled_scans, number_of
 
-WINDOW = (-125.0, 275.0)  # Hounsfield units that become 0 and 1
 # TransUNet's labels 1 to 8.
 TRANSUNET_8 = (
     "aorta", "gallbladder", "left kidney", "right kidney", "liver", "pancreas", "spleen", "stomach",
@@ -41,35 +51,84 @@ class Scan:
 
     image: np.ndarray
     label: np.ndarray
-    spacing: tuple[float, float, float]
+    spacing: Spacing
 
 
 class Synapse:
-    """Lists and reads the scans below `root`."""
+    """Lists and reads the scans below `root`.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        settings: `split` and `spacing` of them; None: the defaults.
+    """
+
+    def __init__(self, root: Path, settings: Volumes | None = None) -> None:
+        self.root, self.settings = root, settings or Volumes()
 
     def cases(self, split: str) -> list[Case]:
         """The cases of "train", "val" or "test", in a stable order.
 
         Raises:
-            DataError: a missing folder, a scan without a label, or a case that a list names and
-                that is not there.
+            DataError: a missing folder, a scan without a label or in two files, or a scan that a list
+                names and that is not there.
         """
-        found = {case.name: case for case in self._all()}
-        listing = self.root / f"{split}.txt"
+        if split not in SHARES and not self._listing(split).is_file():
+            raise DataError(f"synapse has no split {split!r}: it has {', '.join(SHARES)}")
+        found = self._all()
+        if self.settings.split in NAMED_SPLITS:
+            return self._numbered(found, NAMED_SPLITS[self.settings.split].parts[split])
+        listing = self._listing(split)
         if listing.is_file():
+            named = {case.name: case for case in found}
             names = names_in(listing)
             for name in names:
-                if name not in found:
+                if name not in named:
                     raise DataError(f"synapse: {listing} lists {name}, which {self.root} lacks")
-            return [found[name] for name in names]
-        if split not in SHARES:
-            raise DataError(f"synapse has no split {split!r}: it has {', '.join(SHARES)}")
+            return [named[name] for name in names]
         ends = np.round(np.cumsum([0, *SHARES.values()]) * len(found)).astype(int)
         position = list(SHARES).index(split)
-        return list(found.values())[ends[position] : ends[position + 1]]
+        return found[ends[position] : ends[position + 1]]
+
+    def labelled_and_not(self, budget: int, seed: int) -> tuple[list[Case], list[Case]]:
+        """Labelled and unlabelled training cases, by the split's list, or nested by seed.
+
+        Raises:
+            DataError: see `cases`; or a budget of no scan, of more than there are, or without a list.
+        """
+        cases = self.cases("train")
+        if self.settings.split in NAMED_SPLITS:
+            numbers = labelled_scans(self.settings.split, budget)
+            labelled = self._numbered(cases, numbers)
+            return labelled, [case for case in cases if case not in labelled]
+        if not 0 < budget <= len(cases):
+            raise DataError(
+                f"a budget of {budget} labelled scans of {len(cases)} training scans: "
+                f"choose 1 to {len(cases)} (--budgets)"
+            )
+        chosen, rest = split_at_random(len(cases), budget, seed)
+        return [cases[i] for i in chosen], [cases[i] for i in rest]
+
+    def _listing(self, split: str) -> Path:
+        return self.root / f"{split}.txt"
+
+    def _numbered(self, cases: Sequence[Case], numbers: Sequence[int]) -> list[Case]:
+        """The cases whose names have these numbers."""
+        found: dict[int | None, Case] = {}
+        for case in cases:
+            number = number_of(case.name)
+            other = found.setdefault(number, case)
+            if number in numbers and other is not case:
+                raise DataError(
+                    f"synapse: {other.image} and {case.image} are both scan {number}: remove one of them"
+                )
+        missing = [f"{number:04d}" for number in numbers if number not in found]
+        if missing:
+            raise DataError(
+                f"synapse: {self.root} lacks {len(missing)} of the scans that "
+                f"volumes.split={self.settings.split} names: {', '.join(missing)} (in files such as "
+                f"img{missing[0]}.nii.gz or case{missing[0]}.h5). Add them, or take the scans that are there "
+                "with volumes.split=seeded"
+            )
+        return [found[number] for number in numbers]
 
     def _all(self) -> list[Case]:
         if not self.root.is_dir():
@@ -77,34 +136,41 @@ class Synapse:
                 f"synapse: the folder {self.root} is missing: --data-root names the folder that "
                 "holds synapse/; without it, the toy preset uses generated scans"
             )
-        packed = sorted(self.root.glob("*.h5"))
+        packed = [path for path in files_in(self.root) if path.suffix.lower() == ".h5"]
         if packed:
-            return [Case(stem_of(path.name), path, path) for path in packed]
-        images, labels = self.root / "img", self.root / "label"
-        scans = sorted(images.glob("img*.nii*"))
+            return [Case(name, path, path) for name, path in _by_name(packed).items()]
+        scans, labels = (_by_name(_nifti_files(self.root / kind)) for kind in ("img", "label"))
         if not scans:
             raise DataError(
                 f"synapse: no scan in {self.root}: expected *.h5 with `image` and `label`, or "
                 "img/img*.nii.gz with label/label*.nii.gz"
             )
-        cases = [Case(stem_of(p.name), p, labels / p.name.replace("img", "label")) for p in scans]
-        for case in cases:
-            if not case.label.is_file():
-                raise DataError(
-                    f"synapse: the scan {case.image} has no label: {case.label} is missing"
-                )
+        lower = {name.lower(): path for name, path in labels.items()}
+        cases = []
+        for name, path in scans.items():
+            expected = re.sub("^img", "label", name.lower())
+            label = lower.get(expected) or lower.get(name.lower())
+            if label is None:
+                place = self.root / "label" / f"{expected}.nii.gz"
+                raise DataError(f"synapse: the scan {path} has no label: {place} is missing")
+            cases.append(Case(name, path, label))
         return cases
 
     def read(self, case: Case) -> Scan:
         """One scan, its intensities clipped to `WINDOW` and scaled unless they are in [0, 1].
 
         Raises:
-            DataError: a file that cannot be read, an unknown label, image and label that differ in
-                shape.
+            DataError: a file that is empty or cannot be read, an unknown label, image and label that
+                differ in shape, intensities that are no Hounsfield units.
         """
         try:
+            for path in (case.image, case.label):
+                if not path.stat().st_size:
+                    raise ValueError(f"{path.name} is empty: copy it again")
             image, label, spacing = (
-                _read_h5(case) if case.image == case.label else _read_nifti(case)
+                read_h5(case.image)
+                if case.image == case.label
+                else read_nifti(case.image, case.label, self.settings.spacing)
             )
         except (OSError, EOFError, KeyError, ValueError) as error:
             raise DataError(f"synapse: {case.image} cannot be read: {error}") from error
@@ -162,26 +228,23 @@ class Synapse:
         return found
 
 
-def _read_h5(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    import h5py
-
-    with h5py.File(case.image) as file:
-        spacing = file.attrs.get("spacing", (1.0, 1.0, 1.0))
-        return file["image"][()], file["label"][()], _three(spacing)
+def _nifti_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in files_in(folder) if path.name.lower().endswith((".nii", ".nii.gz"))]
 
 
-def _read_nifti(case: Case) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    import nibabel
+def _by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names without endings.
 
-    image, label = (nibabel.Nifti1Image.from_filename(path) for path in (case.image, case.label))
-    if not np.allclose(image.affine, label.affine, atol=1e-3):
-        raise ValueError(f"{case.label.name} lies elsewhere in space than {case.image.name}")
-    # One orientation for all scans; NIfTI's axes are (x, y, z), ours (z, y, x).
-    image, label = (nibabel.as_closest_canonical(volume) for volume in (image, label))
-    arrays = [np.asanyarray(volume.dataobj).T for volume in (image, label)]
-    return arrays[0], arrays[1], _three(image.header.get_zooms()[2::-1])
-
-
-def _three(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
+    Raises:
+        DataError: one scan in two files, which would count twice.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        other = found.setdefault(stem_of(path.name), path)
+        if other is not path:
+            raise DataError(
+                f"synapse: {other} and {path.name} are one scan in two files: remove one of each"
+            )
+    return found

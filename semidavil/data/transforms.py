@@ -9,9 +9,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from semidavil.data.windows import Box
@@ -21,56 +21,57 @@ SCALES = (0.75, 1.5)
 
 @dataclass(frozen=True)
 class Weak:
-    """A crop of one image, its label, and whether it was mirrored."""
+    """A crop of one image, what lies on the same pixels, and whether it was mirrored."""
 
     image: Tensor  # (3, h, w) uint8
-    label: Tensor  # (h, w) uint8; the padding value where there is no image
+    label: Tensor | None  # (h, w) uint8
+    disparity: Tensor | None  # (h, w) float32
     flipped: bool
     box: Box  # what was cut out, in the image's pixels
-    disparity: Tensor | None = None  # (h, w) float; 0 where there is no image
 
 
 def weak_view(
     image: Tensor,
-    label: Tensor,
+    label: Tensor | None,
     crop: tuple[int, int],
-    fill: int,
     disparity: Tensor | None = None,
 ) -> Weak:
-    """A random scale in `SCALES`, a random crop (h, w) and a flip with probability 1/2.
+    """A random scale, a random crop (h, w) and a flip with probability 1/2.
+
+    The scale is log-uniform in `SCALES`, from where the crop fits into the scaled image: nothing is
+    padded, as black bars on the smaller images alone would tell the domains apart.
 
     Args:
-        image, label: (3, H, W) and (H, W) uint8.
-        fill: the label where the crop is larger than the scaled image.
+        image: (3, H, W) uint8, at least as large as the crop.
+        label: (H, W) uint8, if there is one.
         disparity: (H, W) float, cut and mirrored with them; its values stay as they are.
     """
     height, width = image.shape[-2:]
-    scale = math.exp(_uniform(math.log(SCALES[0]), math.log(SCALES[1])))
+    smallest = max(SCALES[0], crop[0] / height, crop[1] / width)
+    scale = math.exp(_uniform(math.log(smallest), math.log(max(smallest, SCALES[1]))))
     # Cutting the source window first and scaling it once is scaling and cropping at a fraction of
-    # the work; a window larger than the image is padded.
-    window_h, window_w = round(crop[0] / scale), round(crop[1] / scale)
-    top = int(_uniform(0, max(height - window_h, 0) + 1))
-    left = int(_uniform(0, max(width - window_w, 0) + 1))
+    # the work.
+    window_h, window_w = min(round(crop[0] / scale), height), min(round(crop[1] / scale), width)
+    top = int(_uniform(0, height - window_h + 1))
+    left = int(_uniform(0, width - window_w + 1))
     flipped = bool(torch.rand(()) < 0.5)
-    fills = [0, fill, 0]
-    parts = [tv_tensors.Image(image), tv_tensors.Mask(label)]
-    if disparity is not None:
-        parts.append(tv_tensors.Mask(disparity))
-    if window_h > height or window_w > width:
-        pad = [0, 0, max(window_w - width, 0), max(window_h - height, 0)]
-        parts = [TF.pad(part, pad, fill=value) for part, value in zip(parts, fills, strict=False)]
-    parts = [
-        TF.resized_crop(
-            part, top, left, window_h, window_w, list(crop), antialias=True,
-            interpolation=InterpolationMode.BILINEAR,  # masks take the nearest by themselves
-        )
-        for part in parts
-    ]  # fmt: skip
+    window = (..., slice(top, top + window_h), slice(left, left + window_w))
+    image = TF.resize(image[window], list(crop), InterpolationMode.BILINEAR, antialias=True)
+    label = label if label is None else _nearest(label[window], crop)
+    disparity = disparity if disparity is None else _nearest(disparity[window], crop)
     if flipped:
-        parts = [TF.horizontal_flip(part) for part in parts]
-    image, label, *maps = (part.as_subclass(Tensor) for part in parts)
-    box = Box(top, left, window_h, window_w)
-    return Weak(image, label, flipped, box, maps[0] if maps else None)
+        image = image.flip(-1)
+        label = label if label is None else label.flip(-1)
+        disparity = disparity if disparity is None else disparity.flip(-1)
+    return Weak(image, label, disparity, flipped, Box(top, left, window_h, window_w))
+
+
+def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Values (H, W) at another size, each from the pixel whose centre is nearest, as images are sampled.
+
+    PyTorch's plain "nearest" takes the pixel at the floor instead: half an output pixel beside.
+    """
+    return F.interpolate(values[None, None], size, mode="nearest-exact")[0, 0]
 
 
 _jitter = v2.ColorJitter(0.5, 0.5, 0.5, 0.25)

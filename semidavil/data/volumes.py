@@ -13,38 +13,22 @@ from semidavil.config import Config
 from semidavil.data.checks import names_and_sizes
 from semidavil.data.files import DataError
 from semidavil.data.layout import data_root
-from semidavil.data.splits import split_at_random
-from semidavil.data.synapse import Case, Scan, Synapse
+from semidavil.data.synapse import Scan, Synapse
 
 
 def open_synapse(config: Config) -> Synapse:
     """The reader below the data root; toy scans are generated on first use."""
-    return Synapse(data_root(config) / BENCHMARKS[config.data.benchmark].target)
-
-
-def split_cases(config: Config, reader: Synapse) -> dict[str, list[Case]]:
-    """Labelled and unlabelled training cases; nested budgets by seed.
-
-    Raises:
-        DataError: a budget of no scan, or of more than there are.
-    """
-    cases = reader.cases("train")
-    if not 0 < config.data.budget <= len(cases):
-        raise DataError(
-            f"a budget of {config.data.budget} labelled scans of {len(cases)} training scans: "
-            f"choose 1 to {len(cases)} (--budgets)"
-        )
-    chosen, rest = split_at_random(len(cases), config.data.budget, config.seed)
-    return {"labelled": [cases[i] for i in chosen], "unlabelled": [cases[i] for i in rest]}
+    root = data_root(config) / BENCHMARKS[config.data.benchmark].target
+    return Synapse(root, config.volumes)
 
 
 def check_volumes(config: Config, reader: Synapse) -> None:
     """Reads every scan once: what is wrong is found before training.
 
     Raises:
-        DataError: see `Synapse.read`; or no test scan.
+        DataError: see `Synapse.labelled_and_not` and `Synapse.read`; or no test scan.
     """
-    split_cases(config, reader)
+    reader.labelled_and_not(config.data.budget, config.seed)
     for split in ("train", "test"):
         if not reader.cases(split):
             raise DataError(f"synapse: there is no scan for {split} in {reader.root}")
@@ -67,9 +51,10 @@ class VolumeBatches(Dataset):
 
     def __init__(self, config: Config, reader: Synapse) -> None:
         self.config = config
+        parts = reader.labelled_and_not(config.data.budget, config.seed)
         self.scans: dict[str, list[Scan]] = {
             stream: [reader.read(case) for case in cases]
-            for stream, cases in split_cases(config, reader).items()
+            for stream, cases in zip(("labelled", "unlabelled"), parts, strict=True)
         }
 
     def class_voxels(self, num_classes: int) -> list[int]:
@@ -93,14 +78,12 @@ class VolumeBatches(Dataset):
         return batch
 
     def _patch(self, scan: Scan, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        patch = self.config.volumes.patch
-        missing = [max(0, p - n) for p, n in zip(patch, scan.image.shape, strict=True)]
-        pad = [(m // 2, m - m // 2) for m in missing]
-        image, label = np.pad(scan.image, pad), np.pad(scan.label, pad)
-        starts = [rng.integers(n - p + 1) for n, p in zip(image.shape, patch, strict=True)]
-        window = tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
-        image, label = image[window], label[window]
-        return (
-            torch.from_numpy(np.ascontiguousarray(image))[None],
-            torch.from_numpy(np.ascontiguousarray(label)).long(),
-        )
+        window, pad = [], []
+        for size, wanted in zip(scan.image.shape, self.config.volumes.patch, strict=True):
+            missing = max(0, wanted - size)
+            start = rng.integers(size + missing - wanted + 1)
+            window.append(slice(start, start + wanted))
+            pad.append((missing // 2, missing - missing // 2))
+        # Cut out before padding, which copies: 5 instead of 26 ms of CPU for 96 voxels a side of 150x512x512.
+        image, label = (np.pad(part[tuple(window)], pad) for part in (scan.image, scan.label))
+        return torch.from_numpy(image)[None], torch.from_numpy(label).long()

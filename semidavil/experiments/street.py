@@ -1,8 +1,10 @@
 """Street images: what `semidavil.train` trains on, by what, and how it is scored."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ from semidavil.config import Config
 from semidavil.data.checks import check_data, class_pixels, fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
-from semidavil.data.streams import all_samples, disparities
+from semidavil.data.streams import all_samples, disparities, streams_of
 from semidavil.device import choose_device
 from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
@@ -32,12 +34,14 @@ from semidavil.language.captions import Caption, caption_images, windows_of
 from semidavil.language.positions import size_of_windows
 from semidavil.language.statistics import caption_statistics
 from semidavil.losses import build_loss
-from semidavil.methods.base import Method
+from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
 from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.models.segmenter import Segmenter, build_segmenter
 from semidavil.models.vlm import VLM, load_vlm
 from semidavil.models.weights import save_weights
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
@@ -68,17 +72,13 @@ class StreetExperiment:
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         self.batches: Dataset = TrainBatches(
-            config, captions, traits.streams, traits.strong_views, traits.disparity
+            config, captions, streams_of(config), traits.strong_views, traits.disparity
         )
         self.validation = EvalSet(config, captions)
-        settings = config.training
-        self.lr, self.grad_clip = settings.lr, settings.grad_clip
-        groups = parameter_groups(
-            self.method, self.method.student.vision, settings.lr, settings.backbone_lr_factor
-        )
+        rates = self.method.rates()
+        self.lr, self.grad_clip = rates.lr, config.training.grad_clip
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups,
-            weight_decay=settings.weight_decay,
+            parameter_groups(self.method, rates),
             foreach=True,  # the same to the last bit, in half the time on a CPU
         )
 
@@ -178,19 +178,27 @@ def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM
     return f"{model.captions}, one caption per {model.caption_region}: {found}"
 
 
-def parameter_groups(
-    method: nn.Module, vision: nn.Module, lr: float, backbone_factor: float
-) -> list[dict]:
-    """AdamW's groups: the vision encoder at lr * factor, all else that `method` trains at lr.
+def parameter_groups(method: Method, rates: Rates) -> list[dict[str, Any]]:
+    """AdamW's groups: the vision encoder at a rate of its own, and all else that `method` trains.
 
-    `scale` keeps the ratio. A factor of 0 freezes the vision encoder.
+    `scale` is a group's share of the learning rate. Where norms do not decay they are groups of their own.
     """
-    if backbone_factor == 0:
+    vision = method.student.vision
+    if rates.backbone_factor == 0:
         vision.requires_grad_(False)
-    backbone = [p for p in vision.parameters() if p.requires_grad]
-    known = {id(p) for p in vision.parameters()}
-    rest = [p for p in method.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": rest, "lr": lr, "scale": 1.0}]
-    if backbone:
-        groups.append({"params": backbone, "lr": lr * backbone_factor, "scale": backbone_factor})
-    return groups
+    backbone = {id(p) for p in vision.parameters()}
+    norms = {id(p) for m in method.modules() if isinstance(m, NORMS) for p in m.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            decays = rates.decay_norms or id(parameter) not in norms
+            groups[id(parameter) in backbone, decays].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": rates.lr * (scale := rates.backbone_factor if in_backbone else 1.0),
+            "scale": scale,
+            "weight_decay": rates.weight_decay if decays else 0.0,
+        }
+        for (in_backbone, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

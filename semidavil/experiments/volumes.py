@@ -39,8 +39,9 @@ class VolumeExperiment:
         self.scans = {case.name: reader.read(case) for case in reader.cases("test")}
         num_classes = 1 + len(self.organs)
         loss = build_loss(config.loss, num_classes, lambda: batches.class_voxels(num_classes))
-        student = PyramidUNet(num_classes, settings.width)
-        self.method = METHODS[config.training.method](student, loss, config).to(device)
+        method = METHODS[config.training.method]
+        student = PyramidUNet(num_classes, settings.width, method.dropout(settings))
+        self.method = method(student, loss, config).to(device)
         trained = [p for p in self.method.parameters() if p.requires_grad]
         self.lr, self.grad_clip = settings.lr, 0.0
         groups = [{"params": trained, "scale": 1.0}]

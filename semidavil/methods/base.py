@@ -18,6 +18,31 @@ Losses = dict[str, Tensor]  # "loss" is minimised; the others are logged under t
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How AdamW trains a method's networks.
+
+    Attributes:
+        lr: the learning rate before the schedule, of all but the vision encoder.
+        backbone_factor: the vision encoder learns at lr * this; 0 freezes it.
+        weight_decay: of the weights.
+        decay_norms: whether norms decay as well.
+    """
+
+    lr: float
+    backbone_factor: float
+    weight_decay: float
+    decay_norms: bool = True
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Logits (B, C, H, W) of a labelled stream and its labels (B, H, W)."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Part:
     """One group of images in a joint forward pass: what it was decoded from, and to.
 
@@ -73,23 +98,40 @@ class Method(nn.Module):
         """Networks to evaluate, by name; the first is the one whose score is reported."""
         return {"student": self.student}
 
-    def supervised(
-        self, batch: Batch, extra: Sequence[tuple[Tensor, list[str]]] = ()
-    ) -> tuple[Tensor, list[Part]]:
-        """The supervised loss, and what the student makes of `extra` (images, captions).
+    def rates(self) -> Rates:
+        """Learning rates and weight decay; those of `training` unless the method's paper has its own."""
+        training = self.config.training
+        return Rates(training.lr, training.backbone_lr_factor, training.weight_decay)
 
-        One pass over all streams is one large batch instead of several small ones. Each labelled
-        stream is mined and normalised by itself, then they are averaged, so that source and target
-        weigh the same (our reading: the paper names both and no weights).
+    def see(
+        self, batch: Batch, extra: Sequence[tuple[Tensor, list[str]]] = ()
+    ) -> tuple[list[Labelled], list[Part]]:
+        """What the student makes of the labelled streams, and of `extra` (images, captions).
+
+        One pass over all of them is one large batch instead of several small ones.
         """
-        labelled = [batch[name] for name in ("source", "labelled") if name in batch]
-        groups = [(part["image"], part["caption"]) for part in labelled] + list(extra)
+        streams = [batch[name] for name in ("source", "labelled") if name in batch]
+        groups = [(stream["image"], stream["caption"]) for stream in streams] + list(extra)
         parts = forward_groups(self.student, self.encode, groups)
-        terms = [
-            self.supervised_loss(mine.logits, part["label"])
-            for mine, part in zip(parts[: len(labelled)], labelled, strict=True)
+        labelled = [
+            Labelled(part.logits, stream["label"])
+            for part, stream in zip(parts[: len(streams)], streams, strict=True)
         ]
-        return torch.stack(terms).mean(), parts[len(labelled) :]
+        return labelled, parts[len(streams) :]
+
+    def supervised(self, labelled: Sequence[Labelled], loss: nn.Module | None = None) -> Tensor:
+        """L_sup of the labelled streams, by the configured loss or another one.
+
+        The paper names both streams and no weights. "per_stream": each is mined and normalised by
+        itself, then they are averaged, so that source and target weigh the same (our reading).
+        "joint": one call on both together, as in the released code, where most of the mined pixels may
+        be one domain's.
+        """
+        loss = loss or self.supervised_loss
+        if self.config.training.supervised == "joint":
+            logits = torch.cat([part.logits for part in labelled])
+            return loss(logits, torch.cat([part.labels for part in labelled]))
+        return torch.stack([loss(part.logits, part.labels) for part in labelled]).mean()
 
 
 def forward_groups(
@@ -112,9 +154,9 @@ def forward_groups(
     return parts
 
 
-def confident_share(confidence: Tensor, threshold: float, valid: Tensor) -> Tensor:
-    """The share of valid pixels (B, H, W) whose confidence reaches the threshold."""
-    return (valid & (confidence >= threshold)).sum() / valid.sum().clamp(min=1)
+def confident_share(confidence: Tensor, threshold: float) -> Tensor:
+    """The share of pixels whose confidence (B, H, W) reaches the threshold."""
+    return (confidence >= threshold).float().mean()
 
 
 def paste(values: Tensor, box: Tensor) -> Tensor:

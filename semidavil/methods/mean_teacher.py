@@ -36,5 +36,9 @@ class MeanTeacher(Method):
         confidence, labels = pseudo_label(logits, self.config.training.temperature)
         return gather(confidence), gather(labels)
 
+    def ema(self) -> float:
+        """The decay of the moving average."""
+        return self.config.training.ema
+
     def after_step(self, step: int) -> None:
-        ema_update(self.teacher, self.student, self.config.training.ema, step)
+        ema_update(self.teacher, self.student, self.ema(), step)

@@ -20,6 +20,8 @@ class SDepth(MeanTeacher):
       whose confidence exceeds `rivals.sdepth_confidence`: q L_U.
     - `data.selection=depth` chooses the images to label by depth diversity.
 
+    The teacher's EMA is `rivals.sdepth_ema`, as in the authors' code.
+
     L = L_sup + lambda q L_U + `rivals.sdepth_weight` L_D. Disparity comes from `data.depth` instead
     of a network trained on video, which no benchmark here has (our reading).
     """
@@ -31,23 +33,24 @@ class SDepth(MeanTeacher):
             nn.Conv2d(self.student.vision.dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, 1, 1)
         )
 
+    def ema(self) -> float:
+        return self.config.rivals.sdepth_ema
+
     def losses(self, batch: Batch, step: int) -> Losses:
         training, rivals, unlabelled = self.config.training, self.config.rivals, batch["unlabelled"]
         disparity, captions = unlabelled["disparity"], unlabelled["caption"]
         confidence, labels = self.pseudo_labels(unlabelled["image"], captions)
-        valid = unlabelled["valid"]
         mask = nearer(
             disparity, disparity.roll(-1, dims=0), rivals.sdepth_margin * mean_known(disparity)
         )
         mixed = mix(unlabelled["strong"][0], mask)
         groups = [(mixed, captions), (unlabelled["image"], captions)]
-        supervised, (student, weak) = self.supervised(batch, extra=groups)
+        labelled, (student, weak) = self.see(batch, extra=groups)
+        supervised = self.supervised(labelled)
 
-        labels, valid = mix(labels, mask), mix(valid, mask)
         everywhere = torch.ones_like(confidence)
-        unsupervised = consistency_loss(student.logits, labels, everywhere, 0.0, valid)
-        sure = (confidence > rivals.sdepth_confidence) & unlabelled["valid"]
-        quality = sure.sum() / unlabelled["valid"].sum().clamp(min=1)
+        unsupervised = consistency_loss(student.logits, mix(labels, mask), everywhere, 0.0)
+        quality = (confidence > rivals.sdepth_confidence).float().mean()
 
         depth = self._depth_loss(weak, disparity)
         return {

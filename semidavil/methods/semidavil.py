@@ -1,7 +1,12 @@
 """SemiDAViL (Basak and Yin, CVPR 2025): supervised loss plus confident teacher labels."""
 
-from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, confident_share, paste
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from semidavil.losses import CrossEntropy, consistency_loss, gradient_norm
+from semidavil.methods.base import Batch, Labelled, Losses, confident_share, paste
 from semidavil.methods.mean_teacher import MeanTeacher
 
 
@@ -12,23 +17,55 @@ class SemiDAViL(MeanTeacher):
     labels on the strong view. CutMix (as in UniMatch, CVPR 2023; the paper does not name its
     augmentations) pastes a box of the batch's next image into the strong view together with its
     pseudo-labels. The teacher is reported.
+
+    The released code has one view instead of two and no CutMix: student and teacher see the same
+    flipped and jittered crop. Where lambda is 0 there is no unlabelled stream, and a step is its
+    supervised half.
     """
 
     def losses(self, batch: Batch, step: int) -> Losses:
+        if "unlabelled" not in batch:
+            labelled, _ = self.see(batch)
+            supervised = self.supervised(labelled)
+            return {"loss": supervised, "loss_sup": supervised}
         training, unlabelled = self.config.training, batch["unlabelled"]
         confidence, labels = self.pseudo_labels(unlabelled["image"], unlabelled["caption"])
 
         box = unlabelled["cutmix"][0]  # (B, H, W)
-        strong, valid = paste(unlabelled["strong"][0], box), paste(unlabelled["valid"], box)
+        strong = paste(unlabelled["strong"][0], box)
         confidence, labels = paste(confidence, box), paste(labels, box)
 
-        supervised, (student,) = self.supervised(batch, extra=[(strong, unlabelled["caption"])])
+        labelled, (student,) = self.see(batch, extra=[(strong, unlabelled["caption"])])
+        supervised = self.supervised(labelled)
         consistency = consistency_loss(
-            student.logits, labels, confidence, training.confidence, valid
+            student.logits, labels, confidence, training.confidence, training.consistency_over
         )
+        weight = self.consistency_weight(labelled)
         return {
-            "loss": supervised + training.consistency_weight * consistency,
+            "loss": supervised + weight * consistency,
             "loss_sup": supervised,
             "loss_con": consistency,
-            "confident": confident_share(confidence, training.confidence, valid),
+            "confident": confident_share(confidence, training.confidence),
         }
+
+    def consistency_weight(self, labelled: Sequence[Labelled]) -> Tensor | float:
+        """lambda; "matched", times |grad L_sup| / |grad CE| at the logits of this step.
+
+        A loss of ten times cross-entropy's gradient also makes consistency ten times weaker beside it.
+        Matched, both gradients have the ratio that they would have under cross-entropy, so that losses
+        are compared and not weights of the consistency term.
+        """
+        training = self.config.training
+        if training.consistency_scale == "fixed":
+            return training.consistency_weight
+        reference = CrossEntropy(labelled[0].logits.shape[1])
+
+        def of(loss: torch.nn.Module) -> Tensor:
+            def value(logits: Sequence[Tensor]) -> Tensor:
+                parts = [Labelled(x, y.labels) for x, y in zip(logits, labelled, strict=True)]
+                return self.supervised(parts, loss)
+
+            return gradient_norm(value, [part.logits for part in labelled])
+
+        ratio = of(self.supervised_loss) / of(reference).clamp(min=1e-12)
+        return training.consistency_weight * ratio

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from semidavil.language.concepts import concepts_of
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, paste
+from semidavil.methods.base import Batch, Losses, Rates, paste
 from semidavil.methods.unimatch import UniMatch
 from semidavil.models.segmenter import pad_to_patches
 from semidavil.models.text import Language
-from semidavil.models.vlm import VLM, class_embeddings
+from semidavil.models.vlm import VLM
 
 
 class SemiVL(UniMatch):
@@ -27,7 +27,11 @@ class SemiVL(UniMatch):
       the weak view (dense as in MaskCLIP), where its confidence reaches
       `rivals.semivl_confidence`; the mean over all pixels, weighted as UniMatch's terms and by a
       factor that falls linearly from `rivals.semivl_guidance` to 0. It is added to UniMatch's
-      total (our reading of where the factor 1/2 ends).
+      total (our reading of where the factor 1/2 ends). A class is as likely as its likeliest concept,
+      as the authors have it on Cityscapes.
+    - The authors' learning rates on Cityscapes (`rivals.semivl_lr`): the vision encoder at a tenth,
+      fusion and decoder at ten times of it, norms without weight decay. Their crops of 801 pixels are
+      not: the crop is what all methods of a comparison share.
     """
 
     guide: "Guide"
@@ -37,6 +41,12 @@ class SemiVL(UniMatch):
         for name, parameter in self.student.vision.named_parameters():
             spatial = ".attn." in name or name.endswith("positional_embedding")
             parameter.requires_grad_(parameter.requires_grad and spatial)
+
+    def rates(self) -> Rates:
+        rivals = self.config.rivals
+        factor = rivals.semivl_backbone_lr_factor / rivals.semivl_head_lr_factor
+        lr = rivals.semivl_lr * rivals.semivl_head_lr_factor
+        return Rates(lr, factor, rivals.semivl_weight_decay, decay_norms=False)
 
     def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
         definitions = class_definitions(vlm, classes)
@@ -48,17 +58,12 @@ class SemiVL(UniMatch):
     ) -> Losses:
         rivals, unlabelled = self.config.rivals, batch["unlabelled"]
         confidence, labels = self.guide(unlabelled["image"])
-        everywhere = torch.ones_like(unlabelled["valid"])
-        boxes = [*unlabelled["cutmix"], torch.zeros_like(unlabelled["valid"])]
+        boxes = [*unlabelled["cutmix"], torch.zeros_like(unlabelled["cutmix"][0])]
         guidance = torch.stack(
             [
                 weight
                 * consistency_loss(
-                    logits,
-                    paste(labels, box),
-                    paste(confidence, box) * paste(unlabelled["valid"], box),
-                    rivals.semivl_confidence,
-                    everywhere,
+                    logits, paste(labels, box), paste(confidence, box), rivals.semivl_confidence
                 )
                 for (weight, logits), box in zip(terms, boxes, strict=True)
             ]
@@ -91,8 +96,10 @@ class Guide:
 
     def __init__(self, vlm: VLM, classes: Sequence[str]) -> None:
         self.vision = copy.deepcopy(vlm.vision).requires_grad_(False).eval()
+        self.scale = vlm.logit_scale
         prompts = [_prompts(name) for name in classes]
-        self.text, self.scale = class_embeddings(vlm, prompts), vlm.logit_scale
+        self.text = vlm.text.embed([text for texts in prompts for text in texts])  # (n, e)
+        self.concepts = [len(texts) for texts in prompts]  # of each class, in the order of `text`
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +107,9 @@ class Guide:
         height, width = images.shape[-2:]
         padded = pad_to_patches(images, self.vision.stride)
         embeddings = self.vision.embed(padded).float()
-        scores = self.scale * torch.einsum("behw,ce->bchw", embeddings, self.text)
+        scores = self.scale * torch.einsum("behw,ne->bnhw", embeddings, self.text)
+        parts = scores.split(self.concepts, dim=1)
+        scores = torch.stack([part.amax(1) for part in parts], 1)  # (B, C, h, w)
         scores = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
         confidence, labels = scores[..., :height, :width].softmax(1).max(1)
         return confidence, labels

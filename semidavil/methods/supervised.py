@@ -7,7 +7,8 @@ class Supervised(Method):
     """Labelled source and labelled target images; no teacher, no unlabelled image."""
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        loss, _ = self.supervised(batch)
+        labelled, _ = self.see(batch)
+        loss = self.supervised(labelled)
         return {"loss": loss, "loss_sup": loss}
 
 

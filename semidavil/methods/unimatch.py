@@ -16,7 +16,7 @@ class UniMatch(Method):
         L = (L_x + 0.25 L_s1 + 0.25 L_s2 + 0.5 L_fp) / 2
 
     All unsupervised terms learn the student's own labels of the weak view, where its confidence
-    reaches the threshold, divided by the number of valid pixels, as in the official code. L_s1 and
+    reaches the threshold, divided by the number of pixels, as in the official code. L_s1 and
     L_s2: two strong views, each with a CutMix of its own. L_fp: the weak view, decoded from encoder
     features of which whole channels are dropped (`rivals.unimatch_dropout`); what the decoder reads
     from the image itself is perturbed with them. L_x on source and labelled target.
@@ -27,25 +27,25 @@ class UniMatch(Method):
         captions, boxes = unlabelled["caption"], unlabelled["cutmix"]
         strong = [paste(view, box) for view, box in zip(unlabelled["strong"], boxes, strict=True)]
         views = [(view, captions) for view in (unlabelled["image"], *strong)]
-        supervised, (weak, *students) = self.supervised(batch, extra=views)
+        labelled, (weak, *students) = self.see(batch, extra=views)
+        supervised = self.supervised(labelled)
         confidence, labels = pseudo_label(weak.logits.detach(), training.temperature)
-        valid = unlabelled["valid"]
 
         terms = [
-            (IMAGE_WEIGHT, student.logits, [paste(x, box) for x in (labels, confidence, valid)])
+            (IMAGE_WEIGHT, student.logits, [paste(x, box) for x in (labels, confidence)])
             for student, box in zip(students, boxes, strict=True)
         ]
-        terms.append((FEATURE_WEIGHT, self._perturbed(weak, step), [labels, confidence, valid]))
+        terms.append((FEATURE_WEIGHT, self._perturbed(weak, step), [labels, confidence]))
         values = [
-            weight * consistency_loss(logits, target, sure, training.confidence, inside)
-            for weight, logits, (target, sure, inside) in terms
+            weight * consistency_loss(logits, target, sure, training.confidence)
+            for weight, logits, (target, sure) in terms
         ]
         unsupervised = torch.stack(values).sum()
         losses = {
             "loss": (supervised + training.consistency_weight * unsupervised) / 2,
             "loss_sup": supervised,
             "loss_con": unsupervised,
-            "confident": confident_share(confidence, training.confidence, valid),
+            "confident": confident_share(confidence, training.confidence),
         }
         return self.refine(losses, batch, step, [(w, x) for w, x, _ in terms])
 

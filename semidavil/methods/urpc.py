@@ -1,8 +1,11 @@
 """URPC (Luo et al., MedIA 2022), with CE or DyCE."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from semidavil.config import Volumes
 from semidavil.methods.base import Batch, Losses
 from semidavil.methods.volume_method import VolumeMethod
 
@@ -14,11 +17,21 @@ class URPC(VolumeMethod):
 
         L = 1/4 sum_s (L_s + Dice_s) / 2
             + w(t) 1/4 sum_s [ mean((P - p_s)^2 e^{-D_s}) / (mean e^{-D_s} + 1e-8) + mean D_s ]
+
+    Each scale drops channels, more where it is coarser, as `unet_3D_dv_semi` in the official code. Learning
+    rate and ramp-up are UA-MT's here, so that both share a schedule (our reading); the official code's for
+    BraTS are 0.1 and 400 epochs.
     """
+
+    @staticmethod
+    def dropout(settings: Volumes) -> Sequence[float]:
+        """As in the official code: behind each level of the decoder."""
+        return (0.0, *settings.urpc_dropout)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
-        pyramid = self.student.pyramid(torch.cat([labelled["image"], unlabelled["image"]]))
+        images = torch.cat([labelled["image"], unlabelled["image"]])
+        pyramid = self.student.pyramid(images, self.generator(step))
         count, scales = len(labelled["image"]), pyramid.shape[1]
         terms = [self.supervised(pyramid[:count, s], labelled["label"]) for s in range(scales)]
         supervised = torch.stack(terms).mean()

@@ -3,12 +3,15 @@
 SemiDAViL's Synapse experiment replaces the cross-entropy inside their supervised terms by DyCE.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from semidavil.config import Config
+from semidavil.config import Config, Volumes
 from semidavil.methods.base import Batch, Losses
 from semidavil.models.unet3d import PyramidUNet
+from semidavil.seeds import seed_of
 
 
 class VolumeMethod(nn.Module):
@@ -29,6 +32,15 @@ class VolumeMethod(nn.Module):
             to_onehot_y=True, softmax=True, squared_pred=True, batch=True,
             smooth_nr=1e-5, smooth_dr=1e-5,
         )  # fmt: skip
+
+    @staticmethod
+    def dropout(settings: Volumes) -> Sequence[float]:
+        """What its `PyramidUNet` is made with."""
+        raise NotImplementedError
+
+    def generator(self, step: int) -> torch.Generator:
+        """What the noise and the dropout of a step are drawn from, on the CPU."""
+        return torch.Generator().manual_seed(seed_of(self.config.seed, step, 0x0A37))
 
     def supervised(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Half the loss under test plus half the Dice loss.

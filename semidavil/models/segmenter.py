@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.config import Model
+from semidavil.models.dropout import drop_channels
 from semidavil.models.fusion import FUSIONS
+from semidavil.models.readout import Towers
 from semidavil.models.text import Language
 from semidavil.models.vision import VisionEncoder
 from semidavil.models.vlm import VLM
@@ -81,15 +83,11 @@ class Features:
         """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up.
 
         Args:
-            generator: on the CPU, so that the same channels are dropped on every device.
+            generator: see `dropout.drop_channels`.
         """
-
-        def drop(part: Tensor) -> Tensor:
-            kept = torch.rand(part.shape[:2], generator=generator) >= share
-            return part * (kept[..., None, None].to(part) / (1 - share))
-
-        fine, medium = (drop(part) for part in self.details)
-        return Features(drop(self.vision), (fine, medium), self.size)
+        fine, medium = (drop_channels(part, share, generator) for part in self.details)
+        vision = drop_channels(self.vision, share, generator)
+        return Features(vision, (fine, medium), self.size)
 
 
 class Segmenter(nn.Module):
@@ -130,7 +128,12 @@ def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
     vision = vlm.vision
     # The decoder comes first: with one seed it then starts the same under every fusion.
     decoder = Decoder(vision.dim, config.decoder_dim, num_classes)
-    fusion = FUSIONS[config.fusion](
-        vision.dim, vlm.text.dim, config.fusion_dim, vlm.text.max_tokens
+    towers = Towers(
+        vision.dim,
+        vlm.text.dim,
+        vlm.text.max_tokens,
+        vision.joint_projection(),
+        vlm.text.joint_projection(),
     )
+    fusion = FUSIONS[config.fusion](towers, config.fusion_dim)
     return Segmenter(vision, fusion, decoder)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from semidavil.models.weights import hash_weights
+from semidavil.models.weights import hash_weights, linear
 
 if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
     from open_clip.transformer import TextTransformer
@@ -150,6 +150,15 @@ class TextEncoder(nn.Module):
         """Tokens that each text needs; `max_tokens + 1` stands for all that do not fit."""
         ids = self.tokenizer(list(texts), context_length=self.max_tokens + 1)
         return self._real(ids).sum(1).tolist()
+
+    def joint_projection(self) -> nn.Linear:
+        """A copy of the tower's projection of a token into the joint space, c_l -> e."""
+        projection = self.tower.text_projection
+        if projection is None:
+            return linear(torch.eye(self.dim))
+        if isinstance(projection, nn.Linear):
+            return linear(projection.weight, projection.bias)
+        return linear(projection.T)
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:

@@ -1,11 +1,15 @@
 """The network of both volume methods."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.dropout import drop_channels
+
 LEVELS = 5
-SCALES = 4  # predictions of the pyramid
+SCALES = 4  # predictions of the pyramid, one a level of the decoder
 
 
 class PyramidUNet(nn.Module):
@@ -13,13 +17,18 @@ class PyramidUNet(nn.Module):
 
     UA-MT's and URPC's codes build on V-Net and a 3D U-Net of their own; here both share one network,
     so that the losses are what differs (our reading).
+
+    Args:
+        dropout: the share of channels that is dropped behind the bottleneck and behind each level of the
+            decoder, the coarsest first.
     """
 
-    def __init__(self, num_classes: int, width: int) -> None:
+    def __init__(self, num_classes: int, width: int, dropout: Sequence[float]) -> None:
         super().__init__()
         from monai.networks.nets import DynUNet  # seconds to import, and images need none of it
 
         filters = [width * 2 ** min(level, 4) for level in range(LEVELS)]
+        self.dropout = tuple(dropout)
         self.net = DynUNet(
             spatial_dims=3,
             in_channels=1,
@@ -33,14 +42,38 @@ class PyramidUNet(nn.Module):
             deep_supr_num=SCALES - 1,
         )
 
-    def pyramid(self, images: Tensor) -> Tensor:
-        """Logits (B, S, C, D, H, W) of volumes (B, 1, D, H, W), the finest scale first."""
-        finest = self(images)
-        size = finest.shape[2:]
-        # MONAI's own stack of the heads, which only training mode gives, takes the nearest voxel.
-        coarser = [F.interpolate(head, size, mode="trilinear") for head in self.net.heads]
-        return torch.stack([finest, *coarser], 1)
+    def pyramid(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Logits (B, S, C, D, H, W) of volumes (B, 1, D, H, W), the finest scale first.
 
-    def forward(self, images: Tensor) -> Tensor:
+        Args:
+            generator: what the channels that dropout leaves out are drawn from; None: no dropout.
+        """
+        *coarser, finest = self._decode(images, generator)
+        logits = [self.net.output_block(finest)]
+        heads = self.net.deep_supervision_heads
+        for head, features in zip(heads, reversed(coarser), strict=True):
+            # Trilinear, as in URPC's code: MONAI's own stack of the heads takes the nearest voxel.
+            logits.append(F.interpolate(head(features), images.shape[2:], mode="trilinear"))
+        return torch.stack(logits, 1)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Logits (B, C, D, H, W), the finest scale's."""
-        return self.net.output_block(self.net.skip_layers(images))
+        return self.net.output_block(self._decode(images, generator)[-1])
+
+    def _decode(self, images: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+        """The features of each level of the decoder, the coarsest first."""
+
+        def drop(features: Tensor, share: float) -> Tensor:
+            if generator is None or not share:
+                return features
+            return drop_channels(features, share, generator)
+
+        skips = [self.net.input_block(images)]
+        for downsample in self.net.downsamples:
+            skips.append(downsample(skips[-1]))
+        features, levels = drop(self.net.bottleneck(skips[-1]), self.dropout[0]), []
+        blocks = zip(self.net.upsamples, reversed(skips), self.dropout[1:], strict=True)
+        for upsample, skip, share in blocks:
+            features = drop(upsample(features, skip), share)
+            levels.append(features)
+        return levels

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.weights import linear
+
 if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
@@ -117,6 +119,15 @@ class VisionEncoder(nn.Module):
                 x = last(x)[:, 1:]
             joint = tower.ln_post(x) @ tower.proj
         return F.normalize(joint, dim=-1).transpose(1, 2).unflatten(2, (height, width))
+
+    def joint_projection(self) -> nn.Linear:
+        """A copy of the tower's projection of its features into the joint space, c_v -> e."""
+        tower = self.tower
+        if _is_resnet(tower):  # of the attention pooling: one value after the other
+            first, second = tower.attnpool.v_proj, tower.attnpool.c_proj
+            bias = second.weight @ first.bias + second.bias
+            return linear(second.weight @ first.weight, bias)
+        return linear(tower.proj.T)
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from semidavil.config import Config
 
@@ -26,3 +27,13 @@ def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> N
     about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
     # Not `save_file`: some of MONAI's networks register their modules twice.
     save_model(network, str(path), metadata=about)
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer of copies of `weight` (out, in) and `bias` (out,); draws no random number."""
+    layer = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer

@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
-from semidavil.config import Config
+from semidavil.config import Config, Volumes
 from semidavil.data.files import DataError
 from semidavil.data.layout import existing_root
 from semidavil.data.readers import READERS
 from semidavil.data.synapse import SHARES, Synapse
-from semidavil.toy.abdomen import COUNT
+from semidavil.data.synapse_splits import NAMED_SPLITS, labelled_scans
+from semidavil.toy.abdomen import NUMBERS
 from semidavil.toy.write import COUNTS, DATASETS
 
 
@@ -38,9 +39,10 @@ def find_problems(configs: Iterable[Config]) -> list[Problem]:
     found: dict[str, set[str]] = defaultdict(set)
     for config in configs:
         benchmark = BENCHMARKS[config.data.benchmark]
-        size = training_set(benchmark.name, config.data.toy, config.runtime.data_root)
+        place = config.data.toy, config.runtime.data_root, config.volumes
+        size = training_set(benchmark.name, *place)
         for reason in (
-            size if isinstance(size, str) else _wrong_budget(config.data.budget, benchmark, size),
+            size if isinstance(size, str) else _wrong_budget(config, benchmark, size),
             wrong_cache(config.runtime.cache_dir),
         ):
             if reason:
@@ -53,7 +55,7 @@ def runnable(configs: Iterable[Config], problems: Iterable[Problem]) -> list[Con
     return [config for config in configs if config.key() not in wrong]
 
 
-def _training_set(name: str, toy: bool, data_root: str) -> int | str:
+def _training_set(name: str, toy: bool, data_root: str, volumes: Volumes) -> int | str:
     """How many images or scans a benchmark's target has to train on, or why there are none."""
     benchmark = BENCHMARKS[name]
     if toy:
@@ -61,7 +63,7 @@ def _training_set(name: str, toy: bool, data_root: str) -> int | str:
     try:
         root = existing_root(benchmark.name, data_root)
         if benchmark.kind == "volumes":
-            return len(Synapse(root / benchmark.target).cases("train"))
+            return len(Synapse(root / benchmark.target, volumes).cases("train"))
         if benchmark.source:
             READERS[benchmark.source](root / benchmark.source).samples("train")
         reader = READERS[benchmark.target](root / benchmark.target)
@@ -73,7 +75,7 @@ def _training_set(name: str, toy: bool, data_root: str) -> int | str:
 
 def _toy_training_set(benchmark: Benchmark) -> int | str:
     if benchmark.kind == "volumes":
-        return round(COUNT * SHARES["train"])
+        return round(len(NUMBERS) * SHARES["train"])
     if missing := [name for name in benchmark.datasets if name not in DATASETS]:
         return (
             f"{benchmark.name}: generated scenes imitate {', '.join(DATASETS)}, and not {missing[0]}: "
@@ -82,7 +84,13 @@ def _toy_training_set(benchmark: Benchmark) -> int | str:
     return COUNTS["train"]
 
 
-def _wrong_budget(budget: int, benchmark: Benchmark, size: int) -> str:
+def _wrong_budget(config: Config, benchmark: Benchmark, size: int) -> str:
+    budget = config.data.budget
+    if benchmark.kind == "volumes" and config.volumes.split in NAMED_SPLITS:
+        try:
+            labelled_scans(config.volumes.split, budget)
+        except DataError as error:
+            return str(error)
     if budget <= size:
         return ""
     what = "images" if benchmark.kind == "images" else "scans"

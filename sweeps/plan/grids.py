@@ -140,15 +140,29 @@ def everywhere(
     ]
 
 
+ATTENTIONS = ("dlg", "vlga", "wpct", "cross_attention")
+
+
 def attention(base: Config, which: Selection) -> list[Config]:
     """Question: does dense language guidance (DLG) beat other ways of joining image and caption?
 
     Feeds: the attention figure, mIoU against label budget per attention.
     Cost: 4 attentions x 6 budgets = 24 runs per benchmark and seed.
     """
-    fusions = ("dlg", "vlga", "wpct", "cross_attention")
-    variants = [{"model.fusion": fusion} for fusion in fusions]
-    return everywhere(base, which, variants)
+    return everywhere(base, which, [{"model.fusion": name} for name in ATTENTIONS])
+
+
+def attention_controls(base: Config, which: Selection) -> list[Config]:
+    """Question: what is an attention worth beyond the layer that reads it?
+
+    Every attention beside two controls: `none` adds nothing to the image's features, `blank` adds the
+    layer that reads every attention, with nothing to read.
+    Feeds: the table of attention controls, with parameters and milliseconds.
+    Cost: 4 attentions and 2 controls = 6 runs at 100 labels per benchmark and seed; 4 are those of
+    `attention`.
+    """
+    variants = [{"model.fusion": name} for name in (*ATTENTIONS, "blank", "none")]
+    return everywhere(base, which, variants, usual=(100,))
 
 
 def losses(base: Config, which: Selection) -> list[Config]:
@@ -159,6 +173,37 @@ def losses(base: Config, which: Selection) -> list[Config]:
     """
     variants = [{"loss.name": name} for name in ("dyce", "ce", "wce", "focal", "dce", "dfl")]
     return everywhere(base, which, variants)
+
+
+# How a loss is compared with others. With one lambda, a loss of a larger gradient also weakens the
+# consistency term beside it: DyCE's is 5 to 21 times cross-entropy's.
+WAYS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "matched": {"training.consistency_scale": "matched"},
+    "alone": {"training.consistency_weight": 0.0},
+}
+
+
+def loss_controls(base: Config, which: Selection) -> list[Config]:
+    """Question: is it the loss, or what it does to the weight of the consistency term?
+
+    Every loss three ways: as in the paper, with one lambda; matched, with lambda scaled so that the
+    supervised and the consistency gradient have the ratio that they have under cross-entropy; and
+    alone, without consistency.
+    Feeds: the table of loss controls.
+    Cost: 6 losses x 3 ways = 18 runs at 100 labels per benchmark and seed; 6 are those of `losses`.
+    """
+    names = ("dyce", "ce", "wce", "focal", "dce", "dfl")
+    variants = [{"loss.name": name, **way} for name in names for way in WAYS.values()]
+    return everywhere(base, which, variants, usual=(100,))
+
+
+def _way_of(params: Mapping[str, str]) -> str:
+    if params["training.consistency_scale"] == "matched":
+        way = "matched"
+    else:
+        way = "alone" if float(params["training.consistency_weight"]) == 0 else "paper"
+    return f"{params['loss.name']}-{way}"
 
 
 # What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
@@ -264,20 +309,24 @@ def _captioner_of(params: Mapping[str, str]) -> str:
     return captions_name(params["model.captions"], params["model.caption_region"])
 
 
-SENSITIVITY: dict[str, tuple[float, ...]] = {
+SENSITIVITY: dict[str, tuple[float | str, ...]] = {
     "loss.hard_fraction": (0.1, 0.2, 0.5, 1.0),
     "loss.omega": (0.0, 0.25, 0.5, 0.75, 1.0),
     "training.confidence": (0.0, 0.5, 0.7, 0.9, 0.95),
     "training.ema": (0.9, 0.97, 0.99, 0.999),
     "training.consistency_weight": (0.0, 0.5, 1.0, 2.0),
+    "training.consistency_over": ("all", "confident"),
+    "training.supervised": ("per_stream", "joint"),
 }
 
 
 def sensitivity(base: Config, which: Selection) -> list[Config]:
     """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
 
+    And on two readings of the paper: what the consistency loss is divided by, and whether source and
+    labelled target are mined apart.
     Feeds: the sensitivity curves.
-    Cost: the preset's own setting and up to 22 others, one changed at a time, at 100 labels.
+    Cost: the preset's own setting and up to 24 others, one changed at a time, at 100 labels.
     """
     variants: list[dict[str, Any]] = [{}]
     variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]
@@ -291,6 +340,7 @@ def _settings_of(params: Mapping[str, str]) -> str:
 def synapse(base: Config, which: Selection) -> list[Config]:
     """Question: does DyCE help rare organs in other semi-supervised methods?
 
+    On scans drawn by the seed, or with --set volumes.split=genericssl or dhc on a publication's.
     Feeds: the Synapse figure, Dice and surface distance per organ.
     Cost: 2 methods x 2 losses = 4 runs at 20% labelled scans per seed.
     """
@@ -327,7 +377,18 @@ _SOURCES = ("gta5-cityscapes", "synthia-cityscapes")
 
 GRIDS: dict[str, Grid] = {
     "attention": Grid(attention, {"model.fusion": "dlg"}, _SOURCES),
+    "attention_controls": Grid(attention_controls, {"model.fusion": "blank"}, _SOURCES[:1]),
     "losses": Grid(losses, {"loss.name": "dyce"}, _SOURCES),
+    "loss_controls": Grid(
+        loss_controls,
+        {
+            "loss.name": "dyce",
+            "training.consistency_scale": "fixed",
+            "training.consistency_weight": None,
+        },
+        _SOURCES[:1],
+        name_of=_way_of,
+    ),
     "semivl": Grid(
         semivl, _RECIPE, (*_SOURCES, "cityscapes-cityscapes"), shown=("training.method",)
     ),

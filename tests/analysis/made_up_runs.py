@@ -227,6 +227,7 @@ def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
         }
         asd = {o: 2 + 0.4 * i - (0.2 * i if loss == "dyce" else 0) for i, o in enumerate(organs)}
         final = {f"dice/{o}": v for o, v in dice.items()} | {f"asd/{o}": v for o, v in asd.items()}
+        final |= {f"asd_voxels/{o}": 0.6 * v for o, v in asd.items()} | {"asd_voxels": 2.4}
         final |= {"dice": float(np.mean(list(dice.values()))), "asd": 4.0, "seconds": 60.0}
         cell = settings("synapse", 4, seed, training__method=method, loss__name=loss)
         writer.run("synapse", cell, final)

@@ -15,7 +15,7 @@ from analysis import paper
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
 from analysis.figures import FIGURES, class_gains, components, cost, qualitative, sensitivity
-from analysis.figures.synapse import organ_table
+from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
@@ -271,8 +271,23 @@ def test_pareto_front() -> None:
     assert table["pareto"].to_dict() == {"a": True, "b": True, "c": False}
 
 
-def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
-    numbers = FIGURES["synapse"](tracked).numbers
+def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracked: Tracked) -> None:
+    drawn = FIGURES["synapse"](tracked)
+    numbers = drawn.numbers
+    dice, _, voxels = drawn.figure.axes
+    assert [axes.get_ylabel().split("(")[1] for axes in drawn.figure.axes] == [
+        "points)", "mm)", "voxels)",
+    ]  # fmt: skip
+    assert len(dice.texts) == 2 * 13
+    assert re.fullmatch(r"[+-]\d+%", dice.texts[0].get_text())
+    assert [label.get_text() for label in voxels.get_xticklabels()][:4] == ["Sp", "RK", "LK", "Ga"]
+    assert (relative_to(0, 12), relative_to(5, 1), relative_to(10, 1)) == (
+        "from 0",
+        "from 5",
+        "+10%",
+    )
+    assert "split seeded" in drawn.caption
+    assert "25.68 ± 5.1" in drawn.caption
     row = numbers[(numbers["method"] == "uamt") & (numbers["organ"] == "liver")].iloc[0]
     runs = select(tracked, "synapse", metric="dice").runs
     by = runs[runs["method"] == "uamt"].set_index(["seed", "loss"])["dice/liver"].unstack()
@@ -280,6 +295,9 @@ def test_synapse_is_relative_to_cross_entropy(tracked: Tracked) -> None:
     assert row["dice_change"] == pytest.approx(gain)
     assert row["dice_change_std"] == pytest.approx((by["dyce"] - by["ce"]).std())
     assert row["dice_relative"] == pytest.approx(100 * gain / by["ce"].mean())
+    assert row["asd_change"] == pytest.approx(-1.0)
+    assert row["asd_voxels_change"] == pytest.approx(-0.6)
+    assert row["dhc_dice_ce"] == 81.2
     unknown = runs.assign(**{"dice/liver": runs["dice/liver"].where(runs["loss"] == "dyce", 2.0)})
     row = organ_table(tracked, unknown).query("method == 'uamt' and organ == 'liver'").iloc[0]
     assert row["dice_change"] == pytest.approx(by["dyce"].mean() - 2)

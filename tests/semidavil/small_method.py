@@ -8,6 +8,7 @@ from semidavil.losses import build_loss
 from semidavil.methods.base import Method
 from semidavil.methods.table import METHODS
 from semidavil.models.fusion import FUSIONS
+from semidavil.models.readout import Towers
 from semidavil.models.segmenter import Decoder, Segmenter
 from semidavil.models.text import Language
 
@@ -40,9 +41,8 @@ def encode64(captions: list[str]) -> Language:
 
 def make_segmenter(seed: int = 0, fusion: str = "dlg") -> Segmenter:
     torch.manual_seed(seed)
-    return Segmenter(
-        Patches(), FUSIONS[fusion](8, 5, 8, MAX_TOKENS), Decoder(8, 8, CLASSES)
-    )  # fmt: skip
+    towers = Towers(8, 5, MAX_TOKENS, nn.Linear(8, 4), nn.Linear(5, 4))
+    return Segmenter(Patches(), FUSIONS[fusion](towers, 8), Decoder(8, 8, CLASSES))
 
 
 def make_method(name: str, **settings: object) -> Method:
@@ -83,7 +83,6 @@ def make_batch(*streams: str, size: int = 16, seed: int = 0, views: int = 2) -> 
         batch["unlabelled"] = {
             "image": rand(2, 3, size, size),
             "strong": rand(views, 2, 3, size, size),
-            "valid": rand(2, size, size) < 0.9,
             "cutmix": rand(views, 2, size, size) < 0.5,
             "disparity": rand(2, size, size) * (rand(2, size, size) < 0.8),
             "caption": ["sky", "a tree"],

@@ -316,4 +316,4 @@ def test_ct_without_its_intercept_is_refused_and_the_headers_is_applied(
             reader.read(case)
     else:
         scan = reader.read(case)
-        assert (scan.image.min(), scan.image.max()) == (0, pytest.approx((110 + 125) / 400))
+        assert (scan.image.min(), scan.image.max()) == (0, pytest.approx((110 + 75) / 350))

@@ -7,23 +7,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.config import preset
 from semidavil.models.fusion import (
     DLG,
     FUSIONS,
     VLGA,
     WPCT,
+    Blank,
     BottleneckBlock,
     CrossAttention,
     masked_softmax,
 )
+from semidavil.models.readout import Towers
+from semidavil.models.segmenter import build_segmenter
+from semidavil.models.vlm import load_vlm
 
-VISION, LANGUAGE, DIM, MAX_TOKENS = 10, 6, 16, 7
-LANGUAGE_FUSIONS = [name for name in FUSIONS if name != "none"]
+VISION, LANGUAGE, JOINT, DIM, MAX_TOKENS = 10, 6, 5, 64, 7
+CONTROLS = ("none", "blank")
+ATTENTIONS = [name for name in FUSIONS if name not in CONTROLS]
+
+
+def make_towers() -> Towers:
+    joint = nn.Linear(VISION, JOINT, bias=False), nn.Linear(LANGUAGE, JOINT)
+    return Towers(VISION, LANGUAGE, MAX_TOKENS, *joint)
 
 
 def make(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return FUSIONS[name](VISION, LANGUAGE, DIM, MAX_TOKENS).double()
+    return FUSIONS[name](make_towers(), DIM).double()
 
 
 def make_inputs(height: int = 3, width: int = 5, num_tokens: int = 4, batch: int = 2):
@@ -70,10 +81,13 @@ def expected_dlg(fusion: DLG, vision: Tensor, tokens: Tensor, mask: Tensor) -> T
 def expected_cross_attention(
     fusion: CrossAttention, vision: Tensor, tokens: Tensor, mask: Tensor
 ) -> Tensor:
-    """PyTorch's own multi-head attention with the fusion's weights."""
-    queries = F.linear(vision.flatten(2).transpose(1, 2), fusion.query.weight, fusion.query.bias)
-    keys = F.linear(tokens, fusion.key.weight, fusion.key.bias)
-    values = F.linear(tokens, fusion.value.weight, fusion.value.bias)
+    """PyTorch's own multi-head attention with the fusion's weights, normalised before, read after."""
+    pixels = vision.flatten(2).transpose(1, 2)
+    normed = F.layer_norm(pixels, [VISION], fusion.vision_norm.weight, fusion.vision_norm.bias)
+    words = F.layer_norm(tokens, [LANGUAGE], fusion.language_norm.weight, fusion.language_norm.bias)
+    queries = F.linear(normed, fusion.query.weight, fusion.query.bias)
+    keys = F.linear(words, fusion.key.weight, fusion.key.bias)
+    values = F.linear(words, fusion.value.weight, fusion.value.bias)
     reference = nn.MultiheadAttention(DIM, fusion.num_heads, batch_first=True).double()
     with torch.no_grad():  # its own projections become identities
         reference.in_proj_weight.copy_(torch.eye(DIM).repeat(3, 1))
@@ -81,12 +95,24 @@ def expected_cross_attention(
         reference.out_proj.weight.copy_(torch.eye(DIM))
         reference.out_proj.bias.zero_()
     attended, _ = reference(queries, keys, values, key_padding_mask=~mask)
-    projected = F.linear(attended, fusion.project.weight, fusion.project.bias)
-    return vision + projected.transpose(1, 2).reshape(vision.shape)
+    rows = [
+        torch.stack([readout(fusion, p, m) for p, m in zip(image, maps, strict=True)])
+        for image, maps in zip(pixels, attended, strict=True)
+    ]
+    return torch.stack(rows).transpose(1, 2).reshape(vision.shape)
+
+
+def expected_blank(fusion: Blank, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    nothing = torch.zeros(MAX_TOKENS, dtype=torch.float64)
+    rows = [
+        torch.stack([readout(fusion, pixel, nothing) for pixel in image.flatten(1).T])
+        for image in vision
+    ]
+    return torch.stack(rows).transpose(1, 2).reshape(vision.shape)
 
 
 def cosine(fusion: nn.Module, pixel: Tensor, word: Tensor) -> Tensor:
-    image = fusion.similarity.vision.weight @ pixel + fusion.similarity.vision.bias
+    image = fusion.similarity.vision.weight @ pixel
     text = fusion.similarity.language.weight @ word + fusion.similarity.language.bias
     return image @ text / (image.norm() * text.norm())
 
@@ -120,53 +146,80 @@ def expected_wpct(fusion: WPCT, vision: Tensor, tokens: Tensor, mask: Tensor) ->
     rows = []
     for image, words, real in zip(vision, tokens, mask, strict=True):
         maps = similarity_maps(fusion, image, words[real]) * fusion.log_temperature.exp()
-        for block in fusion.blocks:
+        kernel = fusion.block.depthwise
+        for lowest in (0.0, -math.inf):  # LSeg's last application has no activation
             smoothed = torch.stack(
-                [F.conv2d(m[None, None], block.depthwise.weight, block.depthwise.bias, padding=1)
-                 for m in maps]
-            )[:, 0, 0]  # fmt: skip
-            maps = (smoothed + maps.max(0).values).clamp(min=0)
+                [F.conv2d(m[None, None], kernel.weight, kernel.bias, padding=1) for m in maps]
+            )[:, 0, 0]
+            maps = (smoothed + maps.max(0).values).clamp(min=lowest)
         rows.append(read_maps(fusion, image, maps, real))
     return torch.stack(rows)
+
+
+def normalised(maps: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """ReLU of group norm over (N, d, h, w), group by group."""
+    rows = []
+    for one in maps:
+        groups = []
+        for group in one.chunk(norm.num_groups):
+            centred = group - group.mean()
+            groups.append(centred / (centred.pow(2).mean() + norm.eps).sqrt())
+        rows.append(torch.cat(groups))
+    scaled = torch.stack(rows) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    return scaled.clamp(min=0)
+
+
+def expected_aspp(aspp: nn.Module, maps: Tensor) -> Tensor:
+    branches = []
+    for branch, rate in zip(aspp.branches, (1, 6, 12, 18), strict=True):
+        weight = branch.conv.weight
+        padding = 0 if rate == 1 else rate
+        assert weight.shape[-1] == (1 if rate == 1 else 3)
+        branches.append(
+            normalised(F.conv2d(maps, weight, padding=padding, dilation=rate), branch.norm)
+        )
+    mean = F.conv2d(maps.mean((2, 3), keepdim=True), aspp.pooled.conv.weight)
+    branches.append(normalised(mean, aspp.pooled.norm).expand(maps.shape))
+    convolution, norm, _ = aspp.fuse
+    return maps + normalised(F.conv2d(torch.cat(branches, 1), convolution.weight), norm)
+
+
+def expected_reasoning(layer: nn.Module, x: Tensor, text: Tensor) -> Tensor:
+    """One transformer layer over the N maps (N, d) of one pixel."""
+    normed = F.layer_norm(x, x.shape[-1:], layer.norm.weight, layer.norm.bias)
+    guided = torch.cat([normed, text], dim=1)
+    q, k, v = layer.query(guided), layer.key(guided), layer.value(normed)
+    size = q.shape[1] // layer.num_heads
+    heads = []
+    for part in (slice(h * size, (h + 1) * size) for h in range(layer.num_heads)):
+        weights = (q[:, part] @ k[:, part].T / math.sqrt(size)).softmax(1)
+        heads.append(weights @ v[:, part])
+    x = x + layer.project(torch.cat(heads, dim=1))
+    return x + layer.mlp(x)
 
 
 def expected_vlga(fusion: VLGA, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """One image at a time over its real tokens; pooled windows and heads by explicit loops."""
     rows = []
-    reason = fusion.reason
+    assert len(fusion.layers) == 2
     for image, words, real in zip(vision, tokens, mask, strict=True):
         words = words[real]
         _, height, width = image.shape
         maps = similarity_maps(fusion, image, words)[:, None]  # (N, 1, h, w)
         maps = F.conv2d(maps, fusion.embed.weight, fusion.embed.bias, padding=3)
-        branches = [
-            F.conv2d(maps, b.weight, b.bias, padding=rate, dilation=rate).clamp(min=0)
-            for b, rate in zip(fusion.aspp.branches, (1, 6, 12, 18), strict=True)
-        ]
-        fuse = fusion.aspp.fuse
-        maps = maps + F.conv2d(torch.cat(branches, 1), fuse.weight, fuse.bias)
-
-        rows_of_windows = []
-        for top in range(0, height, 4):
-            windows = []
-            for left in range(0, width, 4):
-                x = maps[:, :, top : top + 4, left : left + 4].mean((2, 3))  # (N, d)
-                start = x
-                normed = F.layer_norm(x, x.shape[-1:], reason.norm.weight, reason.norm.bias)
-                guided = torch.cat([normed, reason.language(words)], dim=1)
-                q, k, v = reason.query(guided), reason.key(guided), reason.value(normed)
-                heads = []
-                for h in range(reason.num_heads):
-                    size = q.shape[1] // reason.num_heads
-                    part = slice(h * size, (h + 1) * size)
-                    weights = (q[:, part] @ k[:, part].T / math.sqrt(size)).softmax(1)
-                    heads.append(weights @ v[:, part])
-                x = x + reason.project(torch.cat(heads, dim=1))
-                x = x + reason.mlp(x)
-                windows.append(x - start)
-            rows_of_windows.append(torch.stack(windows, dim=-1))
-        change = torch.stack(rows_of_windows, dim=-2)  # (N, d, h/4, w/4)
-        maps = maps + F.interpolate(change, (height, width), mode="bilinear")
+        maps = expected_aspp(fusion.aspp, maps)
+        joint = words @ fusion.similarity.language.weight.T + fusion.similarity.language.bias
+        text = fusion.text(joint / joint.norm(dim=1, keepdim=True))
+        for layer in fusion.layers:
+            windows = [
+                [
+                    expected_reasoning(layer, maps[:, :, t : t + 4, x : x + 4].mean((2, 3)), text)
+                    for x in range(0, width, 4)
+                ]
+                for t in range(0, height, 4)
+            ]
+            reasoned = torch.stack([torch.stack(row, dim=-1) for row in windows], dim=-2)
+            maps = maps + F.interpolate(reasoned, (height, width), mode="bilinear")
         per_token = torch.einsum("ndhw,d->nhw", maps, fusion.to_map.weight[0]) + fusion.to_map.bias
         rows.append(read_maps(fusion, image, per_token, real))
     return torch.stack(rows)
@@ -177,10 +230,11 @@ EXPECTED = {
     "vlga": expected_vlga,
     "wpct": expected_wpct,
     "cross_attention": expected_cross_attention,
+    "blank": expected_blank,
 }
 
 
-@pytest.mark.parametrize("name", LANGUAGE_FUSIONS)
+@pytest.mark.parametrize("name", EXPECTED)
 def test_values_and_gradients_agree_with_the_formula(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
@@ -188,7 +242,9 @@ def test_values_and_gradients_agree_with_the_formula(name: str) -> None:
 
     def gradients(output: Tensor) -> list[Tensor]:
         leaves = [vision, tokens, *fusion.parameters()]
-        return torch.autograd.grad((output * probe).sum(), leaves)
+        return torch.autograd.grad(
+            (output * probe).sum(), leaves, allow_unused=True, materialize_grads=True
+        )
 
     actual, expected = fusion(vision, tokens, mask), EXPECTED[name](fusion, vision, tokens, mask)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
@@ -208,7 +264,7 @@ def test_padding_tokens_change_nothing(name: str) -> None:
     torch.testing.assert_close(fusion(vision, tokens, mask), fusion(vision, longer, longer_mask))
 
 
-@pytest.mark.parametrize("name", LANGUAGE_FUSIONS)
+@pytest.mark.parametrize("name", ATTENTIONS)
 def test_the_caption_matters(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
@@ -242,6 +298,41 @@ def test_more_tokens_than_channels_are_refused(name: str) -> None:
         ValueError, match=r"8 tokens do not fit into the 7 channels .*fewer classes"
     ):
         make(name)(*make_inputs(num_tokens=MAX_TOKENS + 1))
+
+
+@pytest.mark.parametrize("name", [name for name in FUSIONS if name != "none"])
+def test_one_readout_reads_them_all(name: str) -> None:
+    """Nothing but the map differs between two attentions: none reads it in a way of its own."""
+    fusion = make(name)
+    vision, tokens, mask = make_inputs()
+    with torch.no_grad():  # a map that is not read leaves what `blank` gives
+        for other in (fusion, blank := make("blank")):
+            other.readout.maps.weight.zero_()
+            other.readout.maps.bias.zero_()
+            other.readout.mix.weight.copy_(torch.eye(VISION, VISION + DIM))
+            other.readout.mix.bias.zero_()
+    torch.testing.assert_close(fusion(vision, tokens, mask), blank(vision, tokens, mask))
+
+
+@pytest.mark.parametrize("name", ["vlga", "wpct"])
+def test_similarity_starts_in_the_joint_space_of_clip(name: str) -> None:
+    """Before any training, a map is the cosine of CLIP's own embeddings of pixel and word."""
+    vlm = load_vlm("toy", "bundled")
+    student = build_segmenter(preset("toy", {"model.fusion": name}).model, vlm, 19)
+    images, language = torch.rand(2, 3, 64, 64), vlm.text(["a road", "sky at the top"])
+    tower, text = vlm.vision.tower, vlm.text.tower
+    with torch.no_grad():
+        pixels = vlm.vision(images).flatten(2).transpose(1, 2)
+        image = F.normalize(pixels @ tower.proj, dim=-1)
+        words = F.normalize(language.tokens @ text.text_projection, dim=-1)
+        found = student.fusion.similarity(pixels, language.tokens)
+    torch.testing.assert_close(found, image @ words.mT)
+    # The end token's embedding is the sentence's.
+    last = language.mask.sum(1) - 1
+    torch.testing.assert_close(
+        words[torch.arange(2), last], vlm.text.embed(["a road", "sky at the top"])
+    )
+    assert all(p.requires_grad for p in student.fusion.similarity.parameters())
 
 
 def test_none_is_the_vision_features() -> None:

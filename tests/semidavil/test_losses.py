@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +13,14 @@ from torchvision.ops import sigmoid_focal_loss
 
 from semidavil.benchmarks import IGNORE_INDEX
 from semidavil.config import Loss
-from semidavil.losses import LOSSES, DyCE, build_loss, consistency_loss, pseudo_label
+from semidavil.losses import (
+    LOSSES,
+    DyCE,
+    build_loss,
+    consistency_loss,
+    gradient_norm,
+    pseudo_label,
+)
 
 CLASSES = 5
 
@@ -262,28 +270,45 @@ def test_a_temperature_is_not_another_threshold() -> None:
 
 
 def test_consistency_by_hand() -> None:
-    """Three valid pixels and one of padding; the second is below the threshold."""
+    """Four pixels; the second and the last are below the threshold."""
     logits = torch.tensor([[0.0, 0.0], [5.0, -5.0], [math.log(3), 0.0], [9.0, 0.0]])
     logits = logits.T.reshape(1, 2, 2, 2).double().requires_grad_()
     labels = torch.tensor([1, 1, 0, 1]).view(1, 2, 2)
-    confidence = torch.tensor([0.95, 0.94, 0.99, 1.0]).view(1, 2, 2)
-    valid = torch.tensor([True, True, True, False]).view(1, 2, 2)
-    value = consistency_loss(logits, labels, confidence, 0.95, valid)
-    assert value.item() == pytest.approx((math.log(2) - math.log(3 / 4)) / 3, rel=1e-6)
-    (gradient,) = torch.autograd.grad(value, logits)
-    assert gradient[0, :, 0, 0].tolist() == pytest.approx([0.5 / 3, -0.5 / 3])
-    assert gradient[0, :, 1, 0].tolist() == pytest.approx([-0.25 / 3, 0.25 / 3])
+    confidence = torch.tensor([0.95, 0.94, 0.99, 0.2]).view(1, 2, 2)
+    total = math.log(2) - math.log(3 / 4)
+    value = consistency_loss(logits, labels, confidence, 0.95)
+    assert value.item() == pytest.approx(total / 4, rel=1e-6)
+    (gradient,) = torch.autograd.grad(value, logits, retain_graph=True)
+    assert gradient[0, :, 0, 0].tolist() == pytest.approx([0.5 / 4, -0.5 / 4])
+    assert gradient[0, :, 1, 0].tolist() == pytest.approx([-0.25 / 4, 0.25 / 4])
     assert (gradient[0, :, 0, 1] == 0).all()
     assert (gradient[0, :, 1, 1] == 0).all()
+    over_confident = consistency_loss(logits, labels, confidence, 0.95, "confident")
+    assert over_confident.item() == pytest.approx(total / 2, rel=1e-6)
+    (doubled,) = torch.autograd.grad(over_confident, logits)
+    torch.testing.assert_close(doubled, 2 * gradient)
 
 
-def test_consistency_without_any_valid_pixel_is_zero_with_a_graph() -> None:
+@pytest.mark.parametrize("over", ["all", "confident"])
+def test_consistency_without_any_confident_pixel_is_zero_with_a_graph(over: str) -> None:
     logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
-    value = consistency_loss(logits, nothing.long(), nothing.float(), 0.5, nothing)
+    nothing = torch.zeros(1, 2, 2)
+    value = consistency_loss(logits, nothing.long(), nothing, 0.5, over)
     value.backward()
     assert value == 0
     assert (logits.grad == 0).all()
+
+
+def test_gradient_norm_is_the_gradients_and_leaves_the_graph_alone() -> None:
+    logits, targets = make_case(4)
+    doubled = logits * 2  # has a graph of its own
+    norm = gradient_norm(lambda parts: LOSSES["ce"](CLASSES)(parts[0], targets), [doubled])
+    valid = (targets != IGNORE_INDEX)[:, None]
+    hot = F.one_hot(targets.where(targets != IGNORE_INDEX, 0), CLASSES).movedim(-1, 1)
+    expected = ((doubled.softmax(1) - hot) * valid / valid.sum()).norm()
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert logits.grad is None
+    assert not norm.requires_grad
 
 
 def test_build_loss_passes_the_settings_that_the_loss_takes() -> None:

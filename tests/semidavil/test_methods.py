@@ -1,6 +1,8 @@
 """Training steps: what each term teaches, and whom."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from small_method import (
 )
 from torch import nn
 
+from semidavil.data.streams import streams_of
 from semidavil.experiments.street import parameter_groups
 from semidavil.methods.base import paste
 from semidavil.methods.ema import ema_update
@@ -52,8 +55,8 @@ def test_supervised_loss_averages_the_streams() -> None:
     assert method.losses(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_semidavil_total_loss_term_by_term(temperature: float) -> None:
+@pytest.mark.parametrize(("temperature", "over"), [(1.0, "all"), (0.5, "all"), (1.0, "confident")])
+def test_semidavil_total_loss_term_by_term(temperature: float, over: str) -> None:
     teacher, batch = make_segmenter(seed=5).double(), make_batch("source", "unlabelled")
     for stream in batch.values():  # float64, so that no pixel is on the threshold by rounding
         stream.update({n: v.double() for n, v in stream.items() if n in ("image", "strong")})
@@ -63,6 +66,7 @@ def test_semidavil_total_loss_term_by_term(temperature: float) -> None:
     confidence, labels = probabilities.max(1)
     threshold = confidence.float().quantile(0.5).item() + 1e-7
     settings = {"confidence": threshold, "temperature": temperature, "consistency_weight": 0.7}
+    settings["consistency_over"] = over
     method = make_method("semidavil", **settings).double()
     method.encode = encode64
     method.teacher.load_state_dict(teacher.state_dict())
@@ -77,17 +81,16 @@ def test_semidavil_total_loss_term_by_term(temperature: float) -> None:
     mixed_confidence = torch.where(box, confidence[[1, 0]], confidence)
     logits = method.student(strong, encode64(part["caption"]))
     per_pixel = nn.functional.cross_entropy(logits, mixed_labels, reduction="none")
-    valid = torch.where(box, part["valid"][[1, 0]], part["valid"])
-    keep = (mixed_confidence >= threshold) & valid
+    keep = mixed_confidence >= threshold
     assert 0 < keep.float().mean() < 1
-    consistency = (per_pixel * keep).sum() / valid.sum()
+    consistency = (per_pixel * keep).sum() / (keep.sum() if over == "confident" else keep.numel())
     source = batch["source"]
     supervised = nn.functional.cross_entropy(
         method.student(source["image"], encode64(source["caption"])), source["label"]
     )
     assert losses["loss_con"].item() == pytest.approx(consistency.item(), rel=1e-5)
     assert losses["loss_sup"].item() == pytest.approx(supervised.item(), rel=1e-5)
-    assert losses["confident"].item() == pytest.approx((keep.sum() / valid.sum()).item())
+    assert losses["confident"].item() == pytest.approx(keep.float().mean().item())
     expected = supervised + 0.7 * consistency
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -95,6 +98,69 @@ def test_semidavil_total_loss_term_by_term(temperature: float) -> None:
     theirs = torch.autograd.grad(expected, list(method.student.parameters()))
     for one, other_gradient in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other_gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_joint_supervised_loss_is_one_call_on_both_streams() -> None:
+    """Mining is by rank over both: with h = 20% the stream that is harder fills the mined set."""
+    method = make_method("supervised", supervised="joint", loss__name="dyce")
+    batch = make_batch("source", "labelled")
+    both = {name: torch.cat([part[name] for part in batch.values()]) for name in ("image", "label")}
+    captions = [text for part in batch.values() for text in part["caption"]]
+    logits = method.student(both["image"], encode(captions))
+    per_pixel = nn.functional.cross_entropy(logits, both["label"], reduction="none").flatten()
+    hard = per_pixel.sort(descending=True).indices[: math.floor(0.2 * per_pixel.numel())]
+    labels, expected = both["label"].flatten()[hard], 0.0
+    for index in range(CLASSES):
+        mine = labels == index
+        if mine.any():
+            expected += per_pixel[hard][mine].sum() / (len(hard) * mine.sum()) ** 0.5
+    assert method.losses(batch, 0)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    apart = make_method("supervised", loss__name="dyce").losses(batch, 0)["loss"]
+    assert apart.item() != pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["dyce", "dce", "ce"])
+def test_a_matched_consistency_weight_keeps_the_ratio_of_both_gradients(loss: str) -> None:
+    """|grad L_sup| / |weight grad L_CT| is cross-entropy's, whatever the supervised loss."""
+    settings = {"consistency_weight": 0.7, "confidence": 0.0, "loss__name": loss}
+    matched = make_method("semidavil", consistency_scale="matched", **settings)
+    batch = make_batch("source", "labelled", "unlabelled")
+
+    def norm(value: torch.Tensor, logits: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([g.norm() for g in torch.autograd.grad(value, logits)]).norm()
+
+    logits, labels = [], []
+    for part in (batch["source"], batch["labelled"]):
+        logits.append(matched.student(part["image"], encode(part["caption"])).detach())
+        labels.append(part["label"])
+    leaves = [part.requires_grad_() for part in logits]
+    ours = [matched.supervised_loss(x, y) for x, y in zip(leaves, labels, strict=True)]
+    # Cross-entropy's gradient by hand: (p - y) / n in each stream, halved by their mean.
+    theirs = [
+        (x.softmax(1) - nn.functional.one_hot(y, CLASSES).movedim(-1, 1)) / (2 * y.numel())
+        for x, y in zip(leaves, labels, strict=True)
+    ]
+    reference = torch.stack([part.norm() for part in theirs]).norm()
+    ratio = (norm(sum(ours) / 2, leaves) / reference).item()
+    losses = matched.losses(batch, 0)
+    weight = (losses["loss"] - losses["loss_sup"]) / losses["loss_con"]
+    assert weight.item() == pytest.approx(0.7 * ratio, rel=1e-4)
+    assert (ratio == pytest.approx(1, rel=1e-4)) == (loss == "ce")
+    fixed = make_method("semidavil", **settings).losses(batch, 0)
+    assert fixed["loss_sup"].item() == losses["loss_sup"].item()
+
+
+def test_without_unlabelled_images_semidavil_is_its_supervised_half() -> None:
+    batch = make_batch("source", "labelled")
+    method = make_method("semidavil", consistency_weight=0.0)
+    seen = method.losses(batch, 0)
+    expected = make_method("supervised").losses(batch, 0)
+    assert set(seen) == {"loss", "loss_sup"}
+    assert seen["loss"].item() == expected["loss"].item()
+    config = method.config
+    assert streams_of(config) == {"source", "labelled"}
+    assert "unlabelled" in streams_of(config.replace({"training.consistency_weight": 0.1}))
+    assert "unlabelled" in streams_of(config.replace({"training.method": "sdepth"}))
 
 
 def test_consistency_changes_the_students_gradient_only_through_confident_pixels() -> None:
@@ -179,17 +245,56 @@ def test_padding_to_whole_patches_leaves_the_rest_as_it_was() -> None:
 
 
 def test_parameter_groups_hold_every_trained_parameter_once() -> None:
-    method = make_method("sdepth")  # it trains a head of its own beside the student
+    # S-Depth trains a head of its own beside the student.
+    method = make_method("sdepth", lr=0.2, backbone_lr_factor=0.1, weight_decay=0.3)
     vision = method.student.vision
     vision.patch.bias.requires_grad_(False)
-    rest, backbone = parameter_groups(method, vision, lr=0.2, backbone_factor=0.1)
+    rest, backbone = parameter_groups(method, method.rates())
     assert (rest["lr"], backbone["lr"]) == (0.2, pytest.approx(0.02))
+    assert (rest["scale"], backbone["scale"]) == (1.0, 0.1)
+    assert rest["weight_decay"] == backbone["weight_decay"] == 0.3
     assert [id(p) for p in backbone["params"]] == [id(vision.patch.weight)]
     trained = {id(p) for p in method.parameters() if p.requires_grad}
     grouped = [id(p) for p in rest["params"] + backbone["params"]]
     assert sorted(grouped) == sorted(trained)
     assert {id(p) for p in method.depth_head.parameters()} < set(grouped)
     assert not {id(p) for p in method.teacher.parameters()} & set(grouped)
-    assert len(parameter_groups(method, vision, 0.2, 0.0)) == 1
+    assert len(parameter_groups(method, replace(method.rates(), backbone_factor=0.0))) == 1
     assert not any(p.requires_grad for p in vision.parameters())
     assert copy.deepcopy(method.student).vision.stride == STRIDE
+
+
+def test_semivl_trains_at_its_authors_rates() -> None:
+    """Cityscapes: 5e-5, a tenth of it for CLIP, ten times for the head; norms do not decay."""
+    method = make_method("semivl")  # `training.lr` is 1e-4 and `weight_decay` 2e-4
+    for name, parameter in method.student.vision.named_parameters():
+        parameter.requires_grad_(name == "patch.weight")
+    norms = {
+        id(p)
+        for m in method.modules()
+        if isinstance(m, nn.LayerNorm | nn.GroupNorm)
+        for p in m.parameters()
+    }
+    rates = {}
+    for group in parameter_groups(method, method.rates()):
+        for parameter in group["params"]:
+            rates[id(parameter)] = (group["lr"], group["weight_decay"])
+            # The schedule multiplies `lr` by the group's share.
+            assert method.rates().lr * group["scale"] == pytest.approx(group["lr"])
+    vision = method.student.vision
+    assert rates[id(vision.patch.weight)] == (pytest.approx(5e-6), 0.01)
+    head = [*method.student.fusion.parameters(), *method.student.decoder.parameters()]
+    for parameter in head:
+        expected = 0.0 if id(parameter) in norms else 0.01
+        assert rates[id(parameter)] == (pytest.approx(5e-4), expected)
+    others = make_method("semidavil").rates()
+    assert (others.lr, others.backbone_factor, others.weight_decay) == (1e-4, 1.0, 2e-4)
+
+
+def test_sdepth_has_a_moving_average_of_its_own() -> None:
+    method = make_method("sdepth", ema=0.5)
+    before = method.teacher.decoder.classify.weight.clone()
+    with torch.no_grad():
+        method.student.decoder.classify.weight.add_(1.0)
+    method.after_step(1000)
+    torch.testing.assert_close(method.teacher.decoder.classify.weight, before + 0.01)

@@ -1,171 +1,34 @@
-"""Synapse: reader, toy scans, UA-MT and URPC against plain computations, and a whole run."""
+"""UA-MT and URPC against plain computations, their network, scores of volumes, and a whole run."""
 
 import copy
 import math
 from pathlib import Path
 
-import h5py
-import nibabel
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from monai.metrics import compute_average_surface_distance
+from scipy.ndimage import binary_erosion
+from scipy.spatial.distance import cdist
 from stopped_run import train_until
 from torch import Tensor, nn
+from volume_config import CLASSES, config_of
 
-from semidavil.benchmarks import SYNAPSE_13
-from semidavil.config import Config, ConfigError, preset
-from semidavil.data.files import DataError
-from semidavil.data.synapse import Case, Scan, Synapse
-from semidavil.data.volumes import VolumeBatches, check_volumes, split_cases
+from semidavil.config import Config, ConfigError
+from semidavil.data.synapse import Scan
+from semidavil.evaluation.surfaces import surface_distances
 from semidavil.evaluation.volumes import VolumeEvaluation, score
 from semidavil.losses import build_loss
 from semidavil.methods.uamt import UAMT, entropy
 from semidavil.methods.urpc import URPC, rectified_consistency
 from semidavil.methods.volume_method import ramp_up
 from semidavil.models.unet3d import PyramidUNet
-from semidavil.toy.abdomen import render_case
 from semidavil.train import train
-
-CLASSES = 14
 
 
 @pytest.fixture
 def root(tiny_abdomens: Path) -> Path:
     return tiny_abdomens
-
-
-def config_of(root: Path, **changes: object) -> Config:
-    known = {
-        "data.benchmark": "synapse", "data.budget": 2, "data.toy": False,
-        "training.method": "uamt", "loss.name": "ce", "training.steps": 4,
-        "training.warmup_steps": 0, "volumes.width": 4, "runtime.data_root": str(root),
-    }  # fmt: skip
-    return preset("toy", known | {k.replace("__", "."): v for k, v in changes.items()})
-
-
-# -- data --------------------------------------------------------------------------------------
-
-
-def test_the_reader_scales_hounsfield_units_and_keeps_the_spacing(root: Path) -> None:
-    reader = Synapse(root / "synapse")
-    assert [len(reader.cases(split)) for split in ("train", "val", "test")] == [6, 1, 2]
-    case = reader.cases("train")[1]
-    scan = reader.read(case)
-    with h5py.File(case.image) as file:
-        raw, label = file["image"][()].astype(float), file["label"][()]
-        assert scan.spacing == tuple(file.attrs["spacing"])
-    assert np.allclose(scan.image, np.clip((raw + 125) / 400, 0, 1))
-    assert np.array_equal(scan.label, label)
-
-
-def test_nifti_scans_are_read_in_the_challenges_layout(tmp_path: Path) -> None:
-    image = np.random.default_rng(0).normal(0, 300, (5, 6, 7)).astype(np.int16)
-    label = np.zeros((5, 6, 7), np.uint8)
-    label[1:3] = 6
-    affine = np.diag([0.8, 0.9, 3.0, 1.0])
-    mirrored = np.diag([-0.8, 0.9, 3.0, 1.0])
-    for folder, array in (("img", image), ("label", label)):
-        (tmp_path / folder).mkdir()
-        file = tmp_path / folder / f"{folder}0001.nii.gz"
-        nibabel.save(nibabel.Nifti1Image(array, affine), file)
-    (tmp_path / "train.txt").write_text("img0001\n")
-    reader = Synapse(tmp_path)
-    scan = reader.read(reader.cases("train")[0])
-    assert scan.image.shape == (7, 6, 5)
-    assert scan.spacing == pytest.approx((3.0, 0.9, 0.8))
-    assert np.array_equal(scan.label, label.T)
-    # A label that is stored from the other side is no match; a scan stored so is turned round.
-    nibabel.save(nibabel.Nifti1Image(label, mirrored), tmp_path / "label" / "label0001.nii.gz")
-    with pytest.raises(DataError, match="lies elsewhere in space"):
-        reader.read(reader.cases("train")[0])
-    nibabel.save(nibabel.Nifti1Image(image, mirrored), tmp_path / "img" / "img0001.nii.gz")
-    turned = reader.read(reader.cases("train")[0])
-    assert np.array_equal(turned.image, scan.image[:, :, ::-1])
-    whole = (tmp_path / "img" / "img0001.nii.gz").read_bytes()
-    (tmp_path / "img" / "img0001.nii.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"img0001\.nii\.gz cannot be read"):
-        reader.read(reader.cases("train")[0])
-
-
-def test_real_scans_are_read_where_they_are() -> None:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "ct" / "volumes"
-    image = folder / "example_ct.nii.gz"
-    if not image.exists():
-        pytest.skip("no real CT scan beside this checkout")
-    with pytest.raises(DataError, match="unknown ids"):  # its labels are another program's
-        Synapse(folder).read(Case("ct", image, folder / "example_seg_fast_force_split.nii.gz"))
-
-
-def test_bad_scans_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is missing: --data-root"):
-        Synapse(tmp_path / "nowhere").cases("train")
-    with pytest.raises(DataError, match=r"no scan in .*expected \*\.h5"):
-        Synapse(tmp_path).cases("train")
-
-    def write(name: str, image: np.ndarray, label: np.ndarray | None) -> Case:
-        with h5py.File(tmp_path / name, "w") as file:
-            file["image"] = image
-            if label is not None:
-                file["label"] = label
-        return Case(name, tmp_path / name, tmp_path / name)
-
-    cube = np.zeros((4, 4, 4), np.float32)
-    reader = Synapse(tmp_path)
-    for case, words in (
-        (write("a.h5", cube, None), r"a\.h5 cannot be read"),
-        (write("b.h5", cube, cube[:3].astype(np.uint8)), r"\(3, 4, 4\).*b\.h5"),
-        (write("c.h5", cube, np.full((4, 4, 4), 14)), r"c\.h5 holds the unknown ids \[14"),
-        (write("f.h5", cube, cube + 1.5), r"f\.h5 holds the unknown ids \[1\.5"),
-        (write("g.h5", cube - 2, cube.astype(np.uint8)), r"expected Hounsfield units"),
-        (write("d.h5", cube * np.nan, cube.astype(np.uint8)), r"d\.h5 holds values"),
-    ):
-        with pytest.raises(DataError, match=words):
-            reader.read(case)
-    (tmp_path / "e.h5").write_bytes(b"no HDF5")
-    with pytest.raises(DataError, match=r"e\.h5 cannot be read"):
-        reader.read(Case("e", tmp_path / "e.h5", tmp_path / "e.h5"))
-    (tmp_path / "test.txt").write_text("zz")
-    with pytest.raises(DataError, match="lists zz"):
-        reader.cases("test")
-
-
-def test_budgets_are_nested_and_bounded(root: Path) -> None:
-    reader = Synapse(root / "synapse")
-    few, more = (split_cases(config_of(root, data__budget=n), reader) for n in (2, 4))
-    assert {c.name for c in few["labelled"]} < {c.name for c in more["labelled"]}
-    assert len(few["unlabelled"]) == 4
-    with pytest.raises(DataError, match="7 labelled scans of 6"):
-        check_volumes(config_of(root, data__budget=7), reader)
-
-
-def test_toy_abdomens_are_deterministic_and_long_tailed() -> None:
-    first = render_case(np.random.default_rng([1, 3]))
-    second = render_case(np.random.default_rng([1, 3]))
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    counts = np.zeros(CLASSES)
-    for index in range(12):
-        counts += np.bincount(
-            render_case(np.random.default_rng([1, index]))[1].ravel(), minlength=14
-        )
-    share = dict(zip(SYNAPSE_13, counts[1:] / counts[1:].sum(), strict=True))
-    assert max(share, key=share.get) == "liver"
-    assert share["liver"] > 0.4
-    assert 0 < share["left adrenal gland"] < 0.01
-    assert all(value > 0 for value in share.values())
-
-
-def test_patches_depend_on_seed_and_step_alone(root: Path) -> None:
-    reader = Synapse(root / "synapse")
-    batches = VolumeBatches(config_of(root), reader)
-    first = batches[3]
-    assert batches[2]["labelled"]["image"].shape == (2, 1, 32, 32, 32)
-    again = VolumeBatches(config_of(root), reader)[3]
-    assert torch.equal(first["labelled"]["image"], again["labelled"]["image"])
-    assert torch.equal(first["labelled"]["label"], again["labelled"]["label"])
-    assert "label" not in first["unlabelled"]
-    other = VolumeBatches(config_of(root, seed=1), reader)[3]
-    assert not torch.equal(first["unlabelled"]["image"], other["unlabelled"]["image"])
 
 
 # -- formulas ----------------------------------------------------------------------------------
@@ -178,10 +41,10 @@ class Tiny(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList([nn.Conv3d(1, 3, 1) for _ in range(4)])
 
-    def pyramid(self, images: Tensor) -> Tensor:
+    def pyramid(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.stack([head(images) for head in self.heads], 1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.pyramid(images)[:, 0]
 
 
@@ -313,41 +176,151 @@ def test_dyce_takes_the_place_of_ce() -> None:
 # -- scores and runs ---------------------------------------------------------------------------
 
 
-def test_dice_and_surface_distance_against_scipy() -> None:
+def two_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """An organ and a prediction that overlap, with ragged surfaces that touch the scan's border."""
+    noise = np.random.default_rng(seed).random((2, 9, 11, 13))
+    noise[0, :, :7, 4:] -= 0.7
+    noise[1, 3:, :8, :9] -= 0.7
+    return noise[0] < 0, noise[1] < 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_surface_distances_against_all_pairs_and_monai(seed: int) -> None:
+    mine, theirs = two_masks(seed)
+    spacing = (2.0, 1.0, 0.5)
+    points = [np.argwhere(mask & ~binary_erosion(mask)) for mask in (mine, theirs)]
+    symmetric, directed = surface_distances(mine, theirs, spacing)
+    apart = cdist(*(p * spacing for p in points))
+    both = np.concatenate([apart.min(0), apart.min(1)]).mean()
+    assert symmetric == pytest.approx(both, rel=1e-12)
+    assert directed == pytest.approx(cdist(*points).min(1).mean(), rel=1e-12)
+    assert directed != pytest.approx(cdist(*points).min(0).mean())
+    monai = compute_average_surface_distance(
+        *(torch.from_numpy(mask)[None, None].float() for mask in (mine, theirs)),
+        include_background=True, symmetric=True, spacing=list(spacing),
+    )  # fmt: skip
+    assert symmetric == pytest.approx(monai.item(), rel=1e-5)
+
+
+def test_scores_of_organs_that_are_missed_invented_or_absent() -> None:
     rng = np.random.default_rng(0)
     truth, guess = (np.zeros((12, 14, 16), np.uint8) for _ in range(2))
     truth[3:8, 4:10, 5:11], guess[4:9, 4:9, 6:12] = 1, 1
     truth[9:11, 2:5, 2:6] = 2  # an organ that is missed
     guess[0:2, 0:2, 0:2] = 3  # and one that is not there
-    spacing = (2.0, 1.0, 0.5)
-    scan = Scan(rng.random(truth.shape).astype(np.float32), truth, spacing)
-    dice, surface, voxels = score(torch.from_numpy(guess).long(), scan, 4)
+    scan = Scan(rng.random(truth.shape).astype(np.float32), truth, (2.0, 1.0, 0.5))
+    dice, surface, in_voxels, voxels = score(torch.from_numpy(guess).long(), scan, 4)
     mine, theirs = guess == 1, truth == 1
     assert dice[0] == pytest.approx(2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()))
     assert dice[1] == dice[2] == 0
     assert np.isnan(dice[3])
+    assert (surface[0], in_voxels[0]) == surface_distances(mine, theirs, scan.spacing)
     assert np.isnan(surface[1:]).all()
+    assert in_voxels[1:].tolist() == [128, 128, 0]
     assert voxels.tolist() == [180, 24, 0, 0]
-    edges = [mask & ~binary_erosion(mask) for mask in (mine, theirs)]
-    apart = [distance_transform_edt(~edge, sampling=spacing) for edge in edges]
-    both = np.concatenate([apart[1][edges[0]], apart[0][edges[1]]])
-    assert surface[0] == pytest.approx(both.mean(), rel=1e-4)
-    found = VolumeEvaluation(["a"], dice[None], surface[None], voxels[None]).summary("wxyz")
+    rows = (dice[None], surface[None], in_voxels[None], voxels[None])
+    found = VolumeEvaluation(["a"], *rows).summary("wxyz")
     assert found["dice"] == pytest.approx(100 * np.nanmean(dice))
     assert found["asd"] == found["asd/w"] == pytest.approx(surface[0])
+    assert found["asd_voxels"] == pytest.approx((in_voxels[0] + 256) / 4)
+    assert found["asd_voxels/x"] == 128
     assert "dice/z" not in found
     assert found["missed"] == 50  # one of the two organs that are there
 
 
 def test_the_pyramid_has_four_scales_of_full_size_in_both_modes() -> None:
-    network = PyramidUNet(CLASSES, 4)
+    network = PyramidUNet(CLASSES, 4, [0.5] * 5)
     images = torch.randn(1, 1, 32, 32, 32)
     assert network.train().pyramid(images).shape == (1, 4, CLASSES, 32, 32, 32)
     network.eval()
     with torch.no_grad():
         assert network.pyramid(images).shape == (1, 4, CLASSES, 32, 32, 32)
         assert torch.equal(network(images), network.pyramid(images)[:, 0])
+        assert torch.equal(
+            network(images), network.net(images)
+        )  # MONAI's own path through the blocks
     assert copy.deepcopy(network) is not network
+
+
+@pytest.mark.parametrize(
+    ("method", "places"), [(UAMT, {0: 0.5, 4: 0.5}), (URPC, {1: 0.5, 2: 0.3, 3: 0.2, 4: 0.1})]
+)
+def test_dropout_is_where_the_methods_own_networks_have_it(
+    method: type[UAMT | URPC], places: dict[int, float]
+) -> None:
+    """Against MONAI's own forward pass, with hooks behind the blocks and masks drawn here."""
+    torch.manual_seed(0)
+    network = PyramidUNet(CLASSES, 4, method.dropout(Config().volumes))
+    images = torch.randn(2, 1, 32, 32, 32)
+    masks = torch.Generator().manual_seed(3)
+    blocks = [network.net.bottleneck, *network.net.upsamples]
+    dropped = []
+
+    def hook(share: float):
+        def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            kept = torch.rand(output.shape[:2], generator=masks) >= share
+            dropped.append(1 - kept.double().mean().item())
+            return torch.einsum("bcdhw,bc->bcdhw", output, kept / (1 - share))
+
+        return drop
+
+    handles = [blocks[i].register_forward_hook(hook(share)) for i, share in places.items()]
+    expected = network.net.eval()(images)
+    for handle in handles:
+        handle.remove()
+    assert dropped == pytest.approx(list(places.values()), abs=0.3)
+    found = network(images, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, network(images), atol=1e-2)
+    pyramid = network.pyramid(images, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(pyramid[:, 0], expected)
+
+
+@pytest.mark.parametrize("kind", [UAMT, URPC])
+def test_dropout_depends_on_seed_and_step_alone(kind: type[UAMT | URPC]) -> None:
+    config = Config().replace({"data.benchmark": "synapse", "data.budget": 4, "loss.name": "ce",
+                               "training.method": kind.__name__.lower()})  # fmt: skip
+    torch.manual_seed(0)
+    images, labels = torch.rand(2, 1, 32, 32, 32), torch.randint(0, 14, (1, 32, 32, 32))
+    batch = {
+        "labelled": {"image": images[:1], "label": labels},
+        "unlabelled": {"image": images[1:]},
+    }
+
+    def run(step: int, seed: int = 0) -> float:
+        torch.manual_seed(0)
+        settings = config.replace({"seed": seed, "volumes.uamt_passes": 1})
+        network = PyramidUNet(14, 4, kind.dropout(config.volumes))
+        method = kind(network, build_loss(config.loss, 14), settings)
+        torch.manual_seed(step)
+        before = torch.get_rng_state()
+        value = method.losses(batch, step)["loss_sup"].item()
+        assert torch.equal(torch.get_rng_state(), before), "a draw from the global generator"
+        return value
+
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+    assert run(3) != run(3, seed=1)
+
+
+def test_teacher_and_student_of_uamt_drop_channels_in_every_pass() -> None:
+    method = make(UAMT, volumes__uamt_noise=0.0, volumes__uamt_passes=3)
+    passes: list[tuple[str, Tensor]] = []
+
+    def count(name: str, network: nn.Module) -> None:
+        def forward(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            assert generator is not None, f"a pass of the {name} without dropout"
+            passes.append((name, torch.rand(4, generator=generator)))
+            return type(network).forward(network, images)
+
+        network.forward = forward
+
+    count("student", method.student)
+    count("teacher", method.teacher)
+    method.losses(make_batch(), 3)
+    assert [name for name, _ in passes] == ["student", *["teacher"] * 4]
+    masks = torch.stack([mask for _, mask in passes])
+    assert len(masks.unique(dim=0)) == 5, "two passes with one mask"
 
 
 def test_images_and_volumes_do_not_mix(root: Path) -> None:

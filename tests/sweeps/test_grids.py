@@ -7,7 +7,7 @@ import pytest
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError, preset
-from semidavil.models.fusion import FUSIONS
+from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, SENSITIVITY, product, union
 
 TOY = preset("toy")
@@ -27,10 +27,32 @@ def test_every_grid_holds_its_baseline_says_what_it_is_for_and_repeats_nothing(n
 def test_attention_on_toy_is_four_attentions_times_six_budgets() -> None:
     cells = GRIDS["attention"].cells(TOY)
     places = Counter((cell.model.fusion, cell.data.budget) for cell in cells)
-    fusions = set(FUSIONS) - {"none"}
-    assert set(places) == {(f, b) for f in fusions for b in (0, 100, 200, 500, 1000, 2975)}
+    attentions = set(FUSIONS) - {"none", "blank"}
+    assert set(places) == set(product_of(attentions, (0, 100, 200, 500, 1000, 2975)))
     assert set(places.values()) == {1}
     assert {cell.data.benchmark for cell in cells} == {"gta5-cityscapes"}
+
+
+def test_controls_stand_beside_the_attentions_own_runs() -> None:
+    controls = {c.model.fusion: c.key() for c in GRIDS["attention_controls"].cells(TOY)}
+    assert set(controls) == set(FUSIONS)
+    shared = {c.key() for c in GRIDS["attention"].cells(TOY, budgets=[100])}
+    assert shared == {key for name, key in controls.items() if name not in ("none", "blank")}
+
+
+def test_every_loss_is_compared_three_ways_that_change_nothing_else() -> None:
+    cells = GRIDS["loss_controls"].cells(TOY)
+    for name in LOSSES:
+        paper, matched, alone = (
+            cell
+            for way in ("paper", "matched", "alone")
+            for cell in cells
+            if GRIDS["loss_controls"].around(TOY).variant(cell) == f"{name}-{way}"
+        )
+        assert set(paper.differences(matched)) == {"training.consistency_scale"}
+        assert set(paper.differences(alone)) == {"training.consistency_weight"}
+        assert paper.key() in {cell.key() for cell in GRIDS["losses"].cells(TOY)}
+    assert len(cells) == 3 * len(LOSSES)
 
 
 @pytest.mark.parametrize("name", ["attention", "losses", "baselines"])

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tracked_runs import ANOTHER_MACHINE, DEAD, finished, tracked
 
 from semidavil.config import ConfigError, preset
 from sweeps.plan.cells import State, make_plan
+from sweeps.plan.checks import find_problems
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Selection, Spec
@@ -177,3 +179,28 @@ def test_specs_of_one_key_join_to_the_cells_of_both() -> None:
     both = part.with_earlier(spec())
     assert len(both.cells()) == 24 + 4
     assert part.with_earlier(both) == both
+
+
+def test_budgets_without_a_list_in_a_named_split_of_scans_are_named_before_anything_runs() -> None:
+    base = preset("toy", {"volumes.split": "dhc"})
+    cells = GRIDS["synapse"].cells(base, budgets=[2, 3, 4])
+    (problem,) = find_problems(cells)
+    assert (
+        "volumes.split=dhc has no list of 3 labelled scans, only of 2 and 4 and 8" in problem.reason
+    )
+    assert problem.cells == {cell.key() for cell in cells if cell.data.budget == 3}
+    assert not find_problems(GRIDS["synapse"].cells(preset("toy"), budgets=[3]))
+
+
+def test_scans_that_a_named_split_lacks_are_named_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "synapse").mkdir()
+    for number in range(1, 31):
+        (tmp_path / "synapse" / f"case{number:04d}.h5").touch()
+    here = {"data.toy": False, "runtime.data_root": str(tmp_path)}
+    cells = {
+        split: GRIDS["synapse"].cells(preset("toy", here | {"volumes.split": split}))
+        for split in ("seeded", "genericssl")
+    }
+    (problem,) = find_problems([*cells["seeded"], *cells["genericssl"]])
+    assert "volumes.split=genericssl names: 0031, 0032, 0034" in problem.reason
+    assert problem.cells == {cell.key() for cell in cells["genericssl"]}
