@@ -50,11 +50,12 @@ def prepare_street(config: Config, progress: bool) -> str:
     check_data(config, progress)
     if names.METHODS[config.training.method].disparity or config.data.selection == "depth":
         disparities(config, open_reader(config, target).samples("train"), progress)
-    if config.model.fusion == "none":
-        return ""
-    vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
-    captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
-    return describe_captions(config, captions, vlm)
+    said = ""
+    if config.model.fusion != "none":
+        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
+        captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+        said = describe_captions(config, captions, vlm)
+    return said
 
 
 class StreetExperiment:
