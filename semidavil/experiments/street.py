@@ -53,13 +53,13 @@ def prepare_street(config: Config, progress: bool) -> str:
     check_data(config, progress)
     if names.METHODS[config.training.method].disparity or config.data.selection == "depth":
         disparities(config, open_reader(config, target).samples("train"), progress)
-    line = ""
+    said = ""
     if config.model.fusion != "none":
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
-        line = describe_captions(config, captions, vlm)
+        said = describe_captions(config, captions, vlm)
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
-    return line
+    return said
 
 
 class StreetExperiment:

@@ -300,12 +300,11 @@ def captions(base: Config, which: Selection) -> list[Config]:
     of a Cityscapes image and 8 of one of GTA5 or SYNTHIA where there was one.
     """
     own = base.model.captions
-    shuffled = SHUFFLED + own.removeprefix(SHUFFLED)
-    names = [own, "none", "class_names", shuffled, ORACLE, "positions"]
+    names = [own, "none", "class_names", f"{SHUFFLED}{own}", ORACLE, "positions"]
     if not base.data.toy:
         names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
-    variants = [{"model.captions": name} for name in dict.fromkeys(names)]
-    variants += [{"model.caption_region": region} for region in ("image", "window")]
+    variants = [{"model.captions": name} for name in names]
+    variants.insert(1, {"model.caption_region": "window"})
     return everywhere(base, which, variants, usual=(100,))
 
 

@@ -21,6 +21,7 @@ from semidavil.language import captions as captions_module
 from semidavil.language.captions import Caption, caption_images, windows_of
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
+from semidavil.train import train
 
 ROWS, COLUMNS, STEP = (
     2,
@@ -91,7 +92,7 @@ def config(write_dataset: Callable[..., Path], tmp_path: Path) -> Config:
     """Photographs of 64x128 and rendered images of 96x192, of fields of one colour each."""
     sizes = {"camvid": (64, 128), "idda": (96, 192)}
     for dataset, size in sizes.items():
-        root = write_dataset(dataset, lambda _, s=size: np.full(s, 3, np.uint8), size=size)
+        root = write_dataset(dataset, size=size)
         for path in (root / dataset).rglob("*.png"):
             if path.parent.name not in ("trainannot", "valannot", "labels"):
                 write_png(path, fields(size))
@@ -197,3 +198,14 @@ def test_a_mirrored_crop_takes_the_mirrored_text_of_its_window() -> None:
     assert caption.of_crop(Box(0, 3, 4, 4), mirrored=False) == "bus on the left"
     assert caption.of_crop(Box(0, 3, 4, 4), mirrored=True) == "bus on the right"
     assert caption.of_crop(Box(0, 1, 4, 4), mirrored=True) == "car on the right"
+
+
+def test_a_run_trains_and_is_scored_with_captions_of_windows(
+    config: Config, tmp_path: Path
+) -> None:
+    changes = {"training.steps": 1, "training.warmup_steps": 0, "training.batch_size": 2}
+    result = train(config.replace(changes), checkpoint_dir=tmp_path / "run")
+    assert result.latency_ms > 0
+    with np.load(result.artifacts["gallery"], allow_pickle=False) as gallery:
+        captions = gallery["captions"].tolist()
+    assert [text.count(" | ") for text in captions] == [2, 2, 2]
