@@ -51,7 +51,7 @@ def test_scans_have_no_captions(store: Writer) -> None:
 def test_every_caption_of_a_figure_says_it(store: Writer) -> None:
     store.run("attention", settings("gta5-cityscapes", 100, 0), {"miou": 30.0})
     tracked = load_runs(store.uri)
-    assert "Captions: BLIP-2 (" in select(tracked, "attention").note()
+    assert "Captions: BLIP-2 (" in select(tracked, "attention", "fusion").note()
     assert "Captions: BLIP-2 (" in FIGURES["attention"](tracked).caption
 
 
