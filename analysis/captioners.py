@@ -6,7 +6,7 @@ import pandas as pd
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.names import SHUFFLED
+from semidavil.names import SHUFFLED, VISION_ONLY
 
 _WORDS = {
     "positions": "positions (CLIP zero-shot with class names)",
@@ -27,7 +27,9 @@ def captioners_sentence(runs: pd.DataFrame) -> str:
     of_scans = {name for name, known in BENCHMARKS.items() if known.kind == "volumes"}
     # SemiVL reads definitions of the classes in the place of captions.
     unread = (
-        runs["benchmark"].isin(of_scans) | (runs["fusion"] == "none") | (runs["method"] == "semivl")
+        runs["benchmark"].isin(of_scans)
+        | runs["fusion"].isin(VISION_ONLY)
+        | (runs["method"] == "semivl")
     )
     reading = runs[~unread]
     pairs = set(zip(reading["model.captions"], reading["model.caption_region"], strict=True))

@@ -23,6 +23,7 @@ class Comparison:
         budgets: those that are expected; None: all of the benchmark's own.
         unlabelled: variants that draw no target label: one cell, at budget 0, drawn as a line.
         needs_labels: variants that have no cell at budget 0.
+        sized: whether its variants differ in parameters and time, which its table then shows.
     """
 
     grid: str
@@ -34,6 +35,7 @@ class Comparison:
     budgets: tuple[int, ...] | None = None
     unlabelled: tuple[str, ...] = ()
     needs_labels: tuple[str, ...] = ()
+    sized: bool = False
 
     def expected(self, benchmark: str, variant: str) -> list[int]:
         """The budgets at which a variant has a cell on a benchmark."""
@@ -80,6 +82,7 @@ COMPARISONS: dict[str, Comparison] = {
         title="Attention mechanisms",
         subject="Attention",
         published=paper.attention,
+        sized=True,
     ),
     "losses": Comparison(
         grid="losses",

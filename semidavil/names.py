@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none", "blank")
+VISION_ONLY = ("none", "blank")  # of the fusions: controls, which read no caption
 LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
 CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
 # Not captioners: they take captions from other images or from labels (`language.ablations`).

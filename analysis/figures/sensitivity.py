@@ -1,5 +1,6 @@
 """mIoU as one setting moves and the others stay at their default."""
 
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,7 +20,10 @@ NAMES = {
     "training.confidence": "threshold Th",
     "training.ema": "EMA decay",
     "training.consistency_weight": "weight λ",
+    "training.consistency_over": "L_CT over pixels",
+    "training.supervised": "mined streams",
 }
+ACROSS = 4  # panels in a row
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -35,23 +39,29 @@ def draw(tracked: Tracked) -> Drawn:
     if numbers.empty:
         raise AnalysisError(f"no setting has two values yet; make them: {command(GRID)}")
     shown = [name for name in SENSITIVITY if name in set(numbers["setting"])]
+    down, across = math.ceil(len(shown) / ACROSS), min(len(shown), ACROSS)
     figure, axes = plt.subplots(
-        1, len(shown), squeeze=False, sharey=True, figsize=(style.PAGE, 1.9),
-        gridspec_kw={"wspace": 0.12},
+        down, across, squeeze=False, sharey=True, figsize=(style.PAGE, 1.9 * down),
+        gridspec_kw={"wspace": 0.12, "hspace": 0.75},
     )  # fmt: skip
-    for ax, name in zip(axes[0], shown, strict=True):
+    for ax in axes.flat[len(shown) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.flat, shown, strict=False):
         here = numbers[numbers["setting"] == name].reset_index(drop=True)
         ax.errorbar(
             range(len(here)), here["mean"], yerr=here["std"] if (here["n"] > 1).any() else None,
             color=style.BLUE, marker="o", capsize=2, elinewidth=0.8,
+            linestyle="" if _is_text(name) else "-",  # nothing lies between two names
         )  # fmt: skip
         ring = here[here["default"]]
         ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
                 markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
-        ax.set_xticks(range(len(here)), [f"{v:g}" for v in here["value"]], fontsize=6, rotation=45)
+        values = [v if _is_text(name) else f"{v:g}" for v in here["value"]]
+        ax.set_xticks(range(len(here)), values, fontsize=6, rotation=45)
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
-    axes[0, 0].set_ylabel("mIoU (%)")
+    for row in axes:
+        row[0].set_ylabel("mIoU (%)")
     axes[0, 0].set_title(
         f"{chosen.heading(benchmark)}, {seeds_of([int(n) for n in numbers['n']])}", loc="left"
     )
@@ -64,11 +74,15 @@ def draw(tracked: Tracked) -> Drawn:
         title="Sensitivity to the method's settings",
         caption="mIoU as one setting moves and the others stay at the preset's value (ringed); mean and "
         f"standard deviation over seeds. Largest minus smallest mean, points: {spans}. {chosen.note()}",
-        alt=f"Line charts of mIoU against five settings. Largest minus smallest mean: {spans}.",
+        alt=f"Line charts of mIoU against {len(shown)} settings. Largest minus smallest mean: {spans}.",
         numbers=numbers,
         run_ids=tuple(sorted(runs["run_id"])),
         grid=GRID,
     )
+
+
+def _is_text(setting: str) -> bool:
+    return isinstance(SENSITIVITY[setting][0], str)
 
 
 def curves(runs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -85,7 +99,7 @@ def curves(runs: pd.DataFrame) -> list[dict[str, Any]]:
         if len(table) < 2:
             continue
         rows += [
-            {"setting": name, "value": float(row[name]), "mean": row["mean"], "std": row["std"],
+            {"setting": name, "value": row[name], "mean": row["mean"], "std": row["std"],
              "n": int(row["n"]), "default": row[name] == usual[name]}
             for _, row in table.iterrows()
         ]  # fmt: skip

@@ -13,10 +13,12 @@ from analysis.cells import Cells, by_seed, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Block, Entry, Table
 from analysis.paper import Published
+from analysis.recipes import recipe_sentence
 from analysis.runs import Tracked
 from analysis.stats import ALPHA, Winners, average_ranks, winners
 
 Known = dict[tuple[str, int], Published]
+SIZES = ("M par.", "ms")
 
 
 def make(tracked: Tracked, name: str) -> Table:
@@ -78,16 +80,35 @@ def _block(
         ]  # fmt: skip
         rank = ranks.get(variant, np.nan)
         entries.append(Entry("\N{EN DASH}" if np.isnan(rank) else f"{rank:.1f}"))
+        if comparison.sized:
+            entries += size_entries(runs[runs["variant"] == variant])
         rows.append((style.label(variant), tuple(entries)))
-    columns = (*(f"{b:,}" for b in budgets), "rank")
+    columns = (*(f"{b:,}" for b in budgets), "rank", *(SIZES if comparison.sized else ()))
     numbers = [
         _numbers(measured, known, ahead[b], variant, b)
+        | sizes_of(runs[runs["variant"] == variant])
         | {"benchmark": benchmark, "caveat": chosen.mark(benchmark), "rank": ranks.get(variant)}
         for variant in variants
         for b in budgets
         if (variant, b) in measured.index or (variant, b) in known
     ]
     return Block(chosen.heading(benchmark), columns, tuple(rows)), numbers
+
+
+def sizes_of(runs: pd.DataFrame) -> dict[str, float]:
+    """Means of the number of parameters of the whole network and of milliseconds for one image.
+
+    NaN where no run has logged them.
+    """
+    names = ("parameters", "latency_ms")
+    return {name: float(runs[name].mean()) if name in runs else np.nan for name in names}
+
+
+def size_entries(runs: pd.DataFrame) -> list[Entry]:
+    """What stands below `SIZES`."""
+    sizes = sizes_of(runs)
+    texts = f"{sizes['parameters'] / 1e6:.2f}", f"{sizes['latency_ms']:.1f}"
+    return [Entry("\N{EN DASH}" if text == "nan" else text) for text in texts]
 
 
 def _ranks(means: pd.Series, comparison: Comparison) -> pd.Series:
@@ -163,4 +184,8 @@ def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
     if measured["benchmark"].nunique() > 1 and len(over_all):
         told = ", ".join(f"{style.label(str(v))} {rank:.1f}" for v, rank in over_all.items())
         parts.append(f"Average rank over budgets and benchmarks: {told}.")
+    if comparison.sized:
+        parts.append("M par.: million parameters of the network; ms: for one image.")
+    if comparison.field == "method":
+        parts.append(recipe_sentence(chosen.runs))
     return " ".join([*parts, chosen.note()])

@@ -10,6 +10,7 @@ from analysis.cells import Cells, by_seed, seeds_of, select
 from analysis.drawn import Block, Entry, Table
 from analysis.runs import Tracked
 from analysis.stats import paired
+from analysis.tables.budget_table import SIZES, size_entries, sizes_of
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, WAYS, way_of
 
@@ -33,16 +34,13 @@ def attention_controls(tracked: Tracked) -> Table:
             if mine.empty:
                 continue
             row = _measured(mine, runs[runs["variant"] == "blank"])
-            row |= {name: _mean(mine, name) for name in ("parameters", "latency_ms")}
-            sizes = f"{row['parameters'] / 1e6:.2f}", f"{row['latency_ms']:.1f}"
-            extra = tuple(Entry("\N{EN DASH}" if text == "nan" else text) for text in sizes)
-            lines.append((style.label(name), _entries(row) + extra))
-            rows.append({"benchmark": benchmark, "variant": name, **row})
-        columns = ("mIoU", "over blank", "M parameters", "ms")
+            lines.append((style.label(name), (*_entries(row), *size_entries(mine))))
+            rows.append({"benchmark": benchmark, "variant": name, **row, **sizes_of(mine)})
+        columns = ("mIoU", "over blank", *SIZES)
         blocks.append(Block(_heading(chosen, benchmark), columns, tuple(lines)))
     about = (
         "What an attention is worth beyond the layer that reads it. Blank: that layer with nothing to read; "
-        "none: the features of the image alone. Parameters of the whole network; milliseconds for one image."
+        "none: the features of the image alone. M par.: million parameters of the network; ms: for one image."
     )
     return _table("attention_controls", "Controls of the attentions", about, blocks, rows, chosen)
 
@@ -101,11 +99,6 @@ def _entries(row: dict[str, Any]) -> tuple[Entry, Entry]:
         return score, Entry("")
     interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
     return score, Entry(f"{row['difference']:+.1f}{interval}")
-
-
-def _mean(runs: pd.DataFrame, name: str) -> float:
-    """Of what runs of earlier versions may not have logged."""
-    return float(runs[name].mean()) if name in runs else np.nan
 
 
 def _heading(chosen: Cells, benchmark: str) -> str:

@@ -28,7 +28,7 @@ from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
 from semidavil.data.layout import cache_dir, existing_root
 from semidavil.data.readers import READERS, Reader, Sample
-from semidavil.names import METHODS, SHUFFLED
+from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
 from semidavil.toy import abdomen, clip, write
 
 # Hashes of files by path; see `files.hash_files` and `files.recall_hashes`.
@@ -124,7 +124,7 @@ def parts(config: Config) -> list[Part]:
         return found
     found += _weights(config.model)
     _, _, captioner = config.model.captions.removeprefix(f"{SHUFFLED}:").partition(":")
-    if captioner and config.model.fusion != "none":
+    if captioner and config.model.fusion not in VISION_ONLY:
         found.append(_model("captioner", captioner))
     return found
 

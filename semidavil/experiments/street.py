@@ -54,7 +54,7 @@ def prepare_street(config: Config, progress: bool) -> str:
     if names.METHODS[config.training.method].disparity or config.data.selection == "depth":
         disparities(config, open_reader(config, target).samples("train"), progress)
     said = ""
-    if config.model.fusion != "none":
+    if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
         said = describe_captions(config, captions, vlm)
@@ -144,14 +144,12 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
 
 def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, Caption]:
     """The caption of every image that the run may draw, from the cache where it is there."""
-    name = config.model.captions if config.model.fusion != "none" else "none"
+    name = "none" if config.model.fusion in names.VISION_ONLY else config.model.captions
     folder, groups = cache_dir(config) / "captions", all_samples(config)
     if name == ORACLE:
         return oracle_captions(config, groups, folder, progress)
-    benchmark, by_window = (
-        BENCHMARKS[config.data.benchmark],
-        config.model.caption_region == "window",
-    )
+    benchmark = BENCHMARKS[config.data.benchmark]
+    by_window = config.model.caption_region == "window"
     setting = Setting(
         vlm,
         benchmark.classes,
@@ -177,7 +175,7 @@ def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM
     Empty where nobody reads them.
     """
     model = config.model
-    if model.fusion == "none":
+    if model.fusion in names.VISION_ONLY:
         return ""
     found = caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
     return f"{model.captions}, one caption per {model.caption_region}: {found}"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from semidavil.config import Config
-from semidavil.names import METHODS
+from semidavil.names import METHODS, VISION_ONLY
 from sweeps.run.worker import load_training
 
 Preparation = tuple[str | bool, ...]
@@ -16,7 +16,7 @@ def preparation_of(config: Config) -> Preparation:
     return (
         config.data.model_dump_json(exclude={"budget"}),
         # Which nobody reads without a fusion.
-        "" if model.fusion == "none" else f"{model.captions} {model.caption_region}",
+        "" if model.fusion in VISION_ONLY else f"{model.captions} {model.caption_region}",
         model.vlm,
         model.weights,
         METHODS[config.training.method].disparity,

@@ -203,18 +203,35 @@ def write_everything(folder: Path) -> str:
         add_network(w, "captions", cell, SKILL[name])
     varied = {"loss.hard_fraction": (0.1, 0.5, 1.0), "loss.omega": (0.0, 0.25, 0.75, 1.0),
               "training.confidence": (0.5, 0.7, 0.9), "training.ema": (0.9, 0.99, 0.999),
-              "training.consistency_weight": (0.0, 0.5, 2.0)}  # fmt: skip
+              "training.consistency_weight": (0.0, 0.5, 2.0),
+              "training.consistency_over": ("confident",), "training.supervised": ("joint",)}  # fmt: skip
     for seed in seeds:
         default = {**settings(BENCHMARKS_2[0], 100, seed), "training.confidence": "0.8"}
         add_network(w, "sensitivity", default, 0.03)
         for name, values in varied.items():
             for value in values:
-                add_network(
-                    w, "sensitivity", {**default, name: value}, 0.02 - 0.01 * abs(value - 0.7)
-                )
+                worth = 0.02 if isinstance(value, str) else 0.02 - 0.01 * abs(value - 0.7)
+                add_network(w, "sensitivity", {**default, name: value}, worth)
+    add_controls(w, seeds)
     add_synapse(w, seeds)
     add_search(w)
     return w.uri
+
+
+def add_controls(writer: Writer, seeds: Iterable[int]) -> None:
+    for seed, (name, parameters) in itertools.product(
+        seeds, [("dlg", 3e6), ("vlga", 4e6), ("wpct", 2e6), ("blank", 1.5e6), ("none", 1e6)]
+    ):
+        cell = settings(BENCHMARKS_2[0], 100, seed, model__fusion=name)
+        miou = {"dlg": 33.0, "vlga": 32.5, "wpct": 31.0, "blank": 30.0, "none": 29.0}[name]
+        final = {"miou": miou + seed, "parameters": parameters, "latency_ms": 10 + seed}
+        writer.run("attention_controls", cell, final)
+    ways = {"paper": {}, "matched": {"training__consistency_scale": "matched"},
+            "alone": {"training__consistency_weight": 0.0}}  # fmt: skip
+    for seed, loss, way in itertools.product(seeds, ("dyce", "ce"), ways):
+        cell = settings(BENCHMARKS_2[0], 100, seed, loss__name=loss, **ways[way])
+        lead = {"paper": 3.0, "matched": 1.0 + 0.1 * seed, "alone": -1.0}[way]
+        writer.run("loss_controls", cell, {"miou": 30.0 + seed + (lead if loss == "dyce" else 0)})
 
 
 def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
