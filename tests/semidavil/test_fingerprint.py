@@ -173,7 +173,7 @@ def test_what_is_known_is_not_read_and_what_is_much_is_not_read_at_once(
     quick = fingerprint(config, recall_hashes)
     assert not cache_dir(config).exists()
     monkeypatch.setattr(files, "FEW_BYTES", 100)
-    with pytest.raises(NotReadYet, match=r"3 files, the first is .*_leftImg8bit\.png"):
+    with pytest.raises(NotReadYet, match=r"\d+ files, the first is .*_leftImg8bit\.png"):
         fingerprint(config, recall_hashes)
     assert fingerprint(config) == quick
     assert memo_of(cache_dir(config)).exists()
