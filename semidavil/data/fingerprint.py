@@ -117,9 +117,11 @@ def parts(config: Config) -> list[Part]:
     if benchmark.kind == "volumes":
         return found
     found += _weights(config.model)
-    _, _, captioner = config.model.captions.removeprefix(f"{SHUFFLED}:").partition(":")
+    captioner = _model_of(config.model.captions.removeprefix(f"{SHUFFLED}:"))
     if captioner and config.model.fusion != "none":
         found.append(_model("captioner", captioner))
+    if _needs_depth(config) and (estimator := _model_of(config.data.depth)):
+        found.append(_model("depth", estimator))
     return found
 
 
@@ -136,14 +138,20 @@ def _images(config: Config, benchmark: Benchmark, root: Path) -> list[Part]:
             if kind == "images" or looks_at_labels(config, dataset, split):
                 files = partial(_listed, samples, attrgetter(attribute))
                 found.append(Part(f"{dataset}/{split}/{kind}", reader.root, files))
-    if not (METHODS[config.training.method].disparity or config.data.selection == "depth"):
-        return found
-    kind, _, estimator = config.data.depth.partition(":")
-    if estimator:
-        return [*found, _model("depth", estimator)]
-    target = READERS[benchmark.target](root / benchmark.target)
-    files = partial(_listed, partial(target.samples, "train"), disparity_path)
-    return [*found, Part(f"{benchmark.target}/train/{kind}", target.root, files)]
+    if _needs_depth(config) and not _model_of(config.data.depth):
+        target = READERS[benchmark.target](root / benchmark.target)
+        files = partial(_listed, partial(target.samples, "train"), disparity_path)
+        found.append(Part(f"{benchmark.target}/train/disparity", target.root, files))
+    return found
+
+
+def _needs_depth(config: Config) -> bool:
+    return METHODS[config.training.method].disparity or config.data.selection == "depth"
+
+
+def _model_of(name: str) -> str:
+    """The model in `hf:NAME`, `blip2:NAME` and the like; empty where there is none."""
+    return name.partition(":")[2]
 
 
 def _listed(samples: Callable[[], list[Sample]], file_of: Callable[[Sample], Path]) -> list[Path]:

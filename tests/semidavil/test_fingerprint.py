@@ -99,6 +99,14 @@ def test_disparities_are_a_part_where_they_are_read(root: Path) -> None:
     assert differences(first, fingerprint(config)) == ["cityscapes/train/disparity"]
     chosen = of(root, data__selection="depth")
     assert fingerprint(chosen) == fingerprint(config)
+    estimator = root / "estimator"
+    estimator.mkdir()
+    (estimator / "model.bin").write_bytes(b"depth")
+    estimated = {"training.method": "sdepth", "data.depth": f"hf:{estimator}"}
+    for base in (config, preset("toy", {"runtime.cache_dir": str(root / "cache")})):
+        found = names(fingerprint(base.replace(estimated)))
+        assert "depth" in found
+        assert "cityscapes/train/disparity" not in found
 
 
 def test_weights_and_captioners_are_parts_by_what_their_files_hold(
