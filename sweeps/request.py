@@ -97,7 +97,9 @@ def present_data(options: Options, base: Config, read: bool) -> "PresentData":
 
     if train_function() != TRAIN:
         return PresentData(None, why_not="")  # it has data of its own
-    return PresentData(base.runtime if data_are_here(options, base) else None, read)
+    # Generated data are known by their generator, wherever they are.
+    here = base.data.toy or data_are_here(options, base)
+    return PresentData(base.runtime if here else None, read)
 
 
 def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:

@@ -15,7 +15,8 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from semidavil.data.files import hash_files
 from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
 from semidavil.data.layout import cache_dir, existing_root
-from semidavil.data.readers import READERS, Reader, Sample
+from semidavil.data.readers import READERS, Sample
 from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
 from semidavil.toy import abdomen, clip, write
 
@@ -45,22 +46,14 @@ class Part:
     files: Callable[[], Sequence[Path]] = field(compare=False)
     about: str = ""  # tells apart what has one name and no root
 
-    def digest(self, hashes: Hashes, memo: Path) -> str:
-        """16 hex digits.
-
-        Args:
-            memo: remembers the hashes of files.
-
-        Raises:
-            DataError: a file that is missing; and what `hashes` raises.
-        """
-        found = hashes(self.files(), memo)
+    def digest(self, files: Sequence[Path], hashes: Mapping[Path, str]) -> str:
+        """16 hex digits of its files, whose `hashes` are known."""
         if self.root is None:
-            lines = sorted(found.values())
+            lines = sorted(hashes[path] for path in files)
         else:
             # os.path: pathlib's relative paths cost a second per ten thousand files.
             start = len(os.path.join(self.root, ""))
-            lines = [f"{os.fspath(path)[start:]}\0{value}" for path, value in found.items()]
+            lines = [f"{os.fspath(path)[start:]}\0{hashes[path]}" for path in files]
         return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
 
@@ -76,11 +69,12 @@ def fingerprint(
         DataError: something is not here.
     """
     known = {} if known is None else known
-    values = generated(config)
-    for part in parts(config):
-        if part not in known:
-            known[part] = part.digest(hashes, memo_of(cache_dir(config)))
-        values[part.name] = known[part]
+    values, found = generated(config), parts(config)
+    if files := {part: part.files() for part in found if part not in known}:
+        # All at once, so that the memo is read once.
+        contents = hashes(list(chain(*files.values())), memo_of(cache_dir(config)))
+        known |= {part: part.digest(paths, contents) for part, paths in files.items()}
+    values |= {part.name: known[part] for part in found}
     return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
 
 
@@ -123,9 +117,11 @@ def parts(config: Config) -> list[Part]:
     if benchmark.kind == "volumes":
         return found
     found += _weights(config.model)
-    _, _, captioner = config.model.captions.removeprefix(f"{SHUFFLED}:").partition(":")
+    captioner = _model_of(config.model.captions.removeprefix(f"{SHUFFLED}:"))
     if captioner and config.model.fusion not in VISION_ONLY:
         found.append(_model("captioner", captioner))
+    if _needs_depth(config) and (estimator := _model_of(config.data.depth)):
+        found.append(_model("depth", estimator))
     return found
 
 
@@ -137,22 +133,29 @@ def _images(config: Config, benchmark: Benchmark, root: Path) -> list[Part]:
     found = []
     for dataset, split in splits_of(benchmark):
         reader = READERS[dataset](root / dataset)
+        samples = cache(partial(reader.samples, split))
         for kind, attribute in (("images", "image"), ("labels", "label")):
             if kind == "images" or looks_at_labels(config, dataset, split):
-                files = partial(_listed, reader, split, attrgetter(attribute))
+                files = partial(_listed, samples, attrgetter(attribute))
                 found.append(Part(f"{dataset}/{split}/{kind}", reader.root, files))
-    if not (METHODS[config.training.method].disparity or config.data.selection == "depth"):
-        return found
-    kind, _, estimator = config.data.depth.partition(":")
-    if estimator:
-        return [*found, _model("depth", estimator)]
-    target = READERS[benchmark.target](root / benchmark.target)
-    files = partial(_listed, target, "train", disparity_path)
-    return [*found, Part(f"{benchmark.target}/train/{kind}", target.root, files)]
+    if _needs_depth(config) and not _model_of(config.data.depth):
+        target = READERS[benchmark.target](root / benchmark.target)
+        files = partial(_listed, partial(target.samples, "train"), disparity_path)
+        found.append(Part(f"{benchmark.target}/train/disparity", target.root, files))
+    return found
 
 
-def _listed(reader: Reader, split: str, file_of: Callable[[Sample], Path]) -> list[Path]:
-    return [file_of(sample) for sample in reader.samples(split)]
+def _needs_depth(config: Config) -> bool:
+    return METHODS[config.training.method].disparity or config.data.selection == "depth"
+
+
+def _model_of(name: str) -> str:
+    """The model in `hf:NAME`, `blip2:NAME` and the like; empty where there is none."""
+    return name.partition(":")[2]
+
+
+def _listed(samples: Callable[[], list[Sample]], file_of: Callable[[Sample], Path]) -> list[Path]:
+    return [file_of(sample) for sample in samples()]
 
 
 def _weights(model: Model) -> list[Part]:
