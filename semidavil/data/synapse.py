@@ -71,12 +71,12 @@ class Synapse:
             DataError: a missing folder, a scan without a label or in two files, or a scan that a list
                 names and that is not there.
         """
-        if split not in SHARES and not self._listing(split).is_file():
+        if split not in SHARES:
             raise DataError(f"synapse has no split {split!r}: it has {', '.join(SHARES)}")
         found = self._all()
         if self.settings.split in NAMED_SPLITS:
             return self._numbered(found, NAMED_SPLITS[self.settings.split].parts[split])
-        listing = self._listing(split)
+        listing = self.root / f"{split}.txt"
         if listing.is_file():
             named = {case.name: case for case in found}
             names = names_in(listing)
@@ -106,9 +106,6 @@ class Synapse:
             )
         chosen, rest = split_at_random(len(cases), budget, seed)
         return [cases[i] for i in chosen], [cases[i] for i in rest]
-
-    def _listing(self, split: str) -> Path:
-        return self.root / f"{split}.txt"
 
     def _numbered(self, cases: Sequence[Case], numbers: Sequence[int]) -> list[Case]:
         """The cases whose names have these numbers."""
