@@ -41,6 +41,12 @@ VARIANTS: dict[str, dict[str, object]] = {
         for name in LOSSES
         if name != "dyce"
     },
+    "semidavil/matched": {"training.consistency_scale": "matched"},
+    "semidavil/alone": {"training.consistency_weight": 0.0},
+    "semidavil/released": {
+        "training.consistency_over": "confident",
+        "training.supervised": "joint",
+    },
 }
 
 
