@@ -1,6 +1,7 @@
 """One self-contained HTML page with every figure and table: no script, font or image from elsewhere."""
 
 import base64
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from analysis.output import figure_bytes
 from analysis.runs import ENVIRONMENT, Tracked, command
 from analysis.stats import ALPHA
 from analysis.style import benchmark_name, label
+from semidavil.marks import MEANING, mark
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -56,7 +58,7 @@ def report(
         sections=[_section(name, figures.get(name), tables.get(name)) for name in names],
         left_out=left_out,
         runs=len(tracked.table),
-        toy=int(tracked.table["toy"].sum()),
+        marked=marked(tracked.table),
         seeds=int(tracked.table["seed"].nunique()),
         findings=[line for name, table in tables.items() for line in findings(table)],
         published=published(tables),
@@ -64,6 +66,12 @@ def report(
         alpha=ALPHA,
     )
     return page.encode()
+
+
+def marked(runs: pd.DataFrame) -> list[tuple[int, str, str]]:
+    """How many runs generated data or the bundled CLIP have made: number, mark and what it means."""
+    counts = Counter(map(mark, runs["benchmark"], runs["toy"], runs["vlm"]))
+    return [(count, name, MEANING[name]) for name, count in counts.items() if name]
 
 
 def _section(name: str, figure: Drawn | None, table: Table | None) -> Section:
@@ -94,9 +102,9 @@ def findings(table: Table) -> list[str]:
     told = []
     for (benchmark, variant), here in marked.groupby(["benchmark", "variant"], sort=False):
         budgets = ", ".join(str(int(b)) for b in here["budget"])
-        toy = " (toy)" if here["toy"].all() else ""
+        caveat = f" ({here['caveat'].iloc[0]})" if here["caveat"].iloc[0] else ""
         told.append(
-            f"{benchmark_name(str(benchmark))}{toy}: {label(str(variant))} is above every other row of "
+            f"{benchmark_name(str(benchmark))}{caveat}: {label(str(variant))} is above every other row of "
             f"“{table.title}” at {budgets} labels."
         )
     return told
@@ -108,7 +116,7 @@ def published(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     for table in tables.values():
         both = table.numbers[table.numbers["mean"].notna() & table.numbers["published"].notna()]
         rows += [
-            {"table": table.title, "benchmark": benchmark_name(r["benchmark"]), "toy": r["toy"],
+            {"table": table.title, "benchmark": benchmark_name(r["benchmark"]), "caveat": r["caveat"],
              "variant": label(r["variant"]), "budget": int(r["budget"]), "measured": r["mean"],
              "published": r["published"], "difference": r["minus_published"], "kind": r["kind"],
              "source": r["source"]}

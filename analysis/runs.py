@@ -31,13 +31,23 @@ FIELDS = {
     "benchmark": "data.benchmark",
     "budget": "data.budget",
     "toy": "data.toy",
+    "vlm": "model.vlm",
     "fusion": "model.fusion",
     "loss": "loss.name",
     "method": "training.method",
     "steps": "training.steps",
 }
 # What tells where a run was made; the report prints it.
-ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset")
+ENVIRONMENT = (
+    "commit",
+    "dirty",
+    "changes",
+    "python",
+    "version.torch",
+    "device",
+    "preset",
+    "results_version",
+)
 
 
 class AnalysisError(RuntimeError):
@@ -140,7 +150,8 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     """One row per finished run, each key once (the newest).
 
     Columns: `run_id`, `key`, `experiment`, `grids` (a tuple: the grid that made the run and those
-    that reuse it), `ended` (ms since 1970), those of `FIELDS`, `captions` (who captions what, in a
+    that reuse it), `ended` (ms since 1970), `version` (of the results; 0 for runs from before it was
+    noted), `data` (the fingerprint of what it saw), those of `FIELDS`, `captions` (who captions what, in a
     word), every setting by its own name with
     the type of its Config field (a run older than a setting has the setting's default), the final
     metrics without their prefix (`miou`, `iou/<class>`, `seconds`), `peak_memory_mb` (NaN where it
@@ -204,6 +215,8 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "experiment": experiment,
         "grids": (experiment, *shared),
         "ended": run.info.end_time,
+        "version": int(tags.get(f"{PREFIX}results_version", "0")),
+        "data": tags.get(f"{PREFIX}data", ""),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(settings["model.captions"], settings["model.caption_region"]),

@@ -38,6 +38,7 @@ LOOKS: dict[str, Look] = {
     "vlga": Look("VLGA (SemiVL)", VERMILION, "s", _DASHED),
     "wpct": Look("WPCT (LSeg)", GREEN, "^", _DASHDOT),
     "cross_attention": Look("Cross-attention", PURPLE, "D", _DOTTED),
+    "blank": Look("Blank (readout alone)", GREY, "x", _DOTTED),
     # losses
     "dyce": Look("DyCE", BLUE, "o", _SOLID),
     "ce": Look("CE", VERMILION, "s", _DASHED),

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from semidavil.config import Config
+from semidavil.data.fingerprint import differences
 from semidavil.full_disk import on_disk
 from semidavil.meter import Meter
 
@@ -28,6 +29,10 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
 
 
+class OtherDataError(TrainingError):
+    """A checkpoint of a run that saw other files than are here now."""
+
+
 class StopTraining(Exception):  # noqa: N818 - no error
     """Raised by a `report` to end its run here; `train` writes a checkpoint of that step first."""
 
@@ -36,6 +41,7 @@ def save_checkpoint(
     folder: Path,
     step: int,
     config: Config,
+    data: str,
     method: nn.Module,
     optimizer: torch.optim.Optimizer,
     meter: Meter,
@@ -44,12 +50,16 @@ def save_checkpoint(
 
     At every moment a whole checkpoint is in the folder, also after a kill or a power cut.
 
+    Args:
+        data: the fingerprint of what the run sees.
+
     Raises:
         DiskFull: the checkpoints before are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         "key": config.key(),
+        "data": data,
         "step": step,
         "method": method.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -97,6 +107,7 @@ def _sync(folder: Path) -> None:
 def resume(
     folder: Path | None,
     config: Config,
+    data: str,
     method: nn.Module,
     optimizer: torch.optim.Optimizer,
     meter: Meter,
@@ -107,16 +118,18 @@ def resume(
     A damaged one is renamed to `<name>.broken`, with a warning that says why and where the run goes on.
 
     Args:
+        data: the fingerprint of what the run sees.
         first: of several processes of a run, the one that renames and warns.
 
     Raises:
+        OtherDataError: the checkpoint's run saw other files; it is left as it is.
         TrainingError: the checkpoint is another Config's, or is whole and cannot be loaded.
         OSError: the system refuses to read it.
     """
     if folder is None:
         return 0
     damages: list[str] = []
-    state = _newest_state(folder, config, first, damages)
+    state = _newest_state(folder, config, data, first, damages)
     step = 0
     if state is not None:
         step = state["step"]
@@ -131,7 +144,7 @@ def resume(
 
 
 def _newest_state(
-    folder: Path, config: Config, first: bool, damages: list[str]
+    folder: Path, config: Config, data: str, first: bool, damages: list[str]
 ) -> dict[str, Any] | None:
     """What the newest whole checkpoint holds; `damages` gets a sentence for each that is not used."""
     for path in (folder / CHECKPOINT, folder / PREVIOUS):
@@ -150,7 +163,7 @@ def _newest_state(
         try:
             # Not to the GPU: it holds the networks already, and they take the values from here.
             state = torch.load(path, map_location="cpu", weights_only=True)
-            key, _ = state["key"], state["step"]
+            key, before, _ = state["key"], state["data"], state["step"]
         except Exception as error:  # for example, too little memory: the file is not to blame
             raise TrainingError(
                 f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}); to start "
@@ -160,6 +173,12 @@ def _newest_state(
             raise TrainingError(
                 f"the checkpoint {path} belongs to run {key}, not to this run {config.key()}: "
                 "use another folder, or delete it"
+            )
+        if before != data:
+            raise OtherDataError(
+                f"the checkpoint {path} was trained on other data than are here now: not the same are "
+                f"{', '.join(differences(before, data))}. Bring back what it was trained on, or delete "
+                f"it and {PREVIOUS} beside it to train anew"
             )
         return state
     return None

@@ -112,7 +112,12 @@ class Loss(Section):
 
 
 class Training(Section):
-    """What a training step is (its method), and the optimiser."""
+    """What a training step is (its method), and the optimiser.
+
+    The authors' configuration says AdamW, learning rate 1e-4, weight decay 2e-4 and a decay factor of 0.9,
+    which is read as the polynomial decay's power. In their released code the rate is constant, and only
+    fusion and decoder are trained (`backbone_lr_factor` 0).
+    """
 
     method: str = "semidavil"
     steps: Count = 40_000

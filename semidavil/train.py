@@ -60,6 +60,7 @@ class Report:
     step: int
     total_steps: int
     metrics: dict[str, float]
+    data: str  # fingerprint of the files that it sees
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Result:
     steps: int
     seconds: float  # of this call: a resumed run does not count what it did before
     artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
-    data: str = ""  # fingerprint of the files that it saw
+    data: str = ""  # fingerprint of the files that it saw; see `semidavil.data.fingerprint`
     latency_ms: float = math.nan  # of the reported network, for one image
 
     @property
@@ -127,7 +128,8 @@ def train(
 
     Raises:
         StopTraining: from `report`.
-        TrainingError: the loss is not finite, or the checkpoint belongs to another Config.
+        TrainingError: the loss is not finite, or the checkpoint belongs to another Config or (as an
+            OtherDataError) to other data.
         ParallelError: processes that cannot train together, or of which one died.
         DiskFull: of `checkpoint_dir`; what was written before stays.
         DataError, VLMError, CaptionError: something is missing or broken; the message names it.
@@ -166,7 +168,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
 
     def save(done: int) -> None:
         if keep:
-            save_checkpoint(keep, done, config, method, optimizer, meter)
+            save_checkpoint(keep, done, config, experiment.data, method, optimizer, meter)
 
     def end_step(done: int, saved: bool) -> None:
         """Evaluates, where it is due, and reports."""
@@ -183,14 +185,15 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
             method.train()
             meter.skip(time.perf_counter() - paused)
         try:
-            report(Report(done, settings.steps, metrics))
+            report(Report(done, settings.steps, metrics, experiment.data))
         except StopTraining:
             if not saved:
                 save(done)
             raise
 
     meter = Meter(every=max(1, min(50, settings.steps // 30)), device=device)
-    first_step = resume(checkpoint_dir, config, method, optimizer, meter, first)
+    data = experiment.data
+    first_step = resume(checkpoint_dir, config, data, method, optimizer, meter, first)
     require_same_start(first_step, method)
     method.train()
     if first_step:  # its process may have died before the step's evaluation and report

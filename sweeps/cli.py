@@ -84,8 +84,12 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--rerun", metavar="RUN_ID",
         help="train a finished run again from what MLflow knows of it, and compare the numbers")
     add("--retry-failed", action="store_true",
-        help="also run cells, or trials of a search, whose loss became infinite, which would happen "
-        "again unless the code has changed; other failures are always tried again")
+        help="also run cells, or trials of a search, whose loss became infinite or whose score was "
+        "undefined, which would happen again unless the code has changed; other failures are always tried "
+        "again")
+    add("--refresh", action="store_true",
+        help="also run cells again that were trained on other data, weights or captioners than are here "
+        "now; their earlier runs are deleted in MLflow, which can restore them")
 
     add = run.add_argument_group(
         f"--grid {SEARCH}: one benchmark, one number of labels, one seed").add_argument

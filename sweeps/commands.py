@@ -5,7 +5,7 @@ Each takes the command's options and a console, and returns its exit code; see `
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,15 +17,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.config import Config, ConfigError, parse_settings
+from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
+from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
 from sweeps import request as asked
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH
 from sweeps.plan.spec import Job, Spec
-from sweeps.request import Options, data_are_here, requested, require_known, searched
+from sweeps.request import (
+    Options,
+    data_are_here,
+    present_data,
+    requested,
+    require_known,
+    searched,
+)
 
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
+    from sweeps.plan.data import PresentData
+    from sweeps.plan.grids import Grid
     from sweeps.run.driver import SweepOptions
     from sweeps.run.resources import Resources
     from sweeps.run.sweep import SweepResult
@@ -91,21 +101,24 @@ def _list(options: Options, console: Console) -> int:
     from sweeps.plan.cells import make_plan
     from sweeps.show.tables import print_plan, summary
 
-    runs = store.runs()
-    plans = [
-        make_plan(job.name, job.grid, job.configs, runs, options.retry_failed)
-        for job in request.jobs
-    ]
+    runs, data = store.runs(), present_data(options, request.base, read=False)
+
+    def plan_of(name: str, grid: "Grid", configs: Sequence[Config]) -> "Plan":
+        retry, refresh = options.retry_failed, options.refresh
+        return make_plan(name, grid, configs, runs, retry, data=data, refresh=refresh)
+
+    plans = [plan_of(job.name, job.grid, job.configs) for job in request.jobs]
     if options.grid in (None, ALL):
         table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
         for plan in plans:
             about = escape(plan.grid.about)
             table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
         console.print(table)
-        whole = make_plan(ALL, plans[0].grid, request.configs, runs, options.retry_failed)
+        whole = plan_of(ALL, plans[0].grid, request.configs)
         console.print(f"--grid {ALL}: {summary(whole, concurrency, gpus)}")
     else:
         print_plan(console, plans[0], concurrency, gpus)
+    _say_what_runs_saw(console, options, plans, data)
     left_out = [*request.left_out, *_storage_problems(store)]
     _print_left_out(console, left_out)
     return WRONG if left_out else DONE
@@ -139,12 +152,16 @@ def _sweep(options: Options, console: Console) -> int:
         name = f"{plan.grid_name}: " if len(request.jobs) > 1 else ""
         console.print(escape(name + summary(plan, resources.concurrency, resources.gpus)))
 
+    _say_bundled(console, request.base, request.configs)
     tidy(store, console)
-    runs = store.runs()
+    runs, data = store.runs(), present_data(options, request.base, read=True)
     for job in request.jobs:
-        print_summary(make_plan(job.name, job.grid, job.configs, runs, options.retry_failed))
-    sweep = Sweep(store, resources, console, _sweep_options(options, store, request.jobs[0].spec))
-    result = sweep.run_jobs(request.jobs)
+        retry, refresh = options.retry_failed, options.refresh
+        print_summary(
+            make_plan(job.name, job.grid, job.configs, runs, retry, data=data, refresh=refresh)
+        )
+    sweep_options = _sweep_options(options, store, request.jobs[0].spec, data)
+    result = Sweep(store, resources, console, sweep_options).run_jobs(request.jobs)
     for plan in result.plans.values():
         print_results(console, plan)
         print_summary(plan)
@@ -153,8 +170,9 @@ def _sweep(options: Options, console: Console) -> int:
     if result.failed:
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} cells, whose loss became infinite, are tried again only by {again}"
-        console.print(escape(text))
+        text = f"{diverged} cells whose loss became infinite, or whose score is undefined, are tried again"
+        console.print(escape(f"{text} only by {again}"))
+    _say_what_runs_saw(console, options, result.plans.values(), data)
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
     console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
@@ -172,7 +190,34 @@ def _how_it_went(result: "SweepResult") -> tuple[int, int]:
     return 0, ELSEWHERE if result.elsewhere else DONE
 
 
-def _sweep_options(options: Options, store: "Store", spec: Spec) -> "SweepOptions":
+def _say_what_runs_saw(
+    console: Console, options: Options, plans: Iterable["Plan"], data: "PresentData"
+) -> None:
+    """Which cells are of other data than are here now; and where that could not be found out."""
+    from sweeps.show.tables import other_data
+
+    # A cell that several grids share counts once.
+    if left := {cell.config.key(): cell for plan in plans for cell in plan.on_other}:
+        text = other_data(list(left.values()), options.again("--refresh"))
+        console.print(f"[yellow]note:[/] {escape(text)}")
+    for why in data.unknown:
+        console.print(
+            f"[yellow]note:[/] what runs saw was not compared with the data: {escape(why)}"
+        )
+
+
+def _say_bundled(console: Console, base: Config, configs: Iterable[Config]) -> None:
+    from sweeps.show.tables import mark_of
+
+    if any(mark_of(config) == BUNDLED for config in configs):
+        console.print(
+            f"[yellow]note:[/] this trains {MEANING[BUNDLED]}. For real weights: {REAL_WEIGHTS}"
+        )
+
+
+def _sweep_options(
+    options: Options, store: "Store", spec: Spec, data: "PresentData"
+) -> "SweepOptions":
     """Also gives the store what is attached to each run: changes of the code."""
     from sweeps.run.driver import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
@@ -181,10 +226,12 @@ def _sweep_options(options: Options, store: "Store", spec: Spec) -> "SweepOption
     if changes := code_changes(asked.ROOT):
         store.attachments = {tags["changes"]: changes}
     return SweepOptions(
-        tags={**tags, "preset": spec.preset},
+        tags={**tags, "preset": spec.preset, "results_version": str(RESULTS_VERSION)},
         train=asked.train_function(),
         retries=options.retries,
         retry_diverged=options.retry_failed,
+        refresh=options.refresh,
+        data=data,
         wait=options.wait,
     )
 
@@ -206,6 +253,7 @@ def _search(options: Options, console: Console) -> int:
         ABOUT,
         StudySource,
         confirmation,
+        other_data,
         print_confirmation,
         print_search,
         write_study,
@@ -222,17 +270,34 @@ def _search(options: Options, console: Console) -> int:
         console.print(f"study {error.args[0]}: not begun, {options.trials} trials to run")
         return WRONG if problems else DONE
     if not options.list_only:
+        _say_bundled(console, base, [base])
         tidy(store, console)
-    pace = Pace(store.runs())
+    runs, data = store.runs(), present_data(options, base, read=not options.list_only)
+    pace = Pace(runs)
+    changed = other_data(study, runs, data)
+    if changed and options.refresh and not options.list_only:
+        study.begin_anew()
+        changed = []
     print_search(console, study, pace, resources)
+    _say_what_runs_saw(console, options, [], data)
+    if changed:
+        console.print(
+            f"[yellow]note:[/] trials of this study saw other data than are here now (not the same: "
+            f"{', '.join(changed)}): bring the data back, or begin anew: "
+            f"{escape(options.again('--refresh'))}"
+        )
+        return DONE if options.list_only else WRONG
     if options.list_only:
         return WRONG if problems else DONE
 
     spec = replace(spec, study=study.name)
-    sweep = Sweep(store, resources, console, _sweep_options(options, store, spec))
-    source = StudySource(study, store, console.print, options.wait, options.retry_failed)
+    sweep = Sweep(store, resources, console, _sweep_options(options, store, spec, data))
+    source = StudySource(
+        study, store, console.print, options.wait, options.retry_failed, data, options.refresh
+    )
     work = source.total or source.elsewhere  # what others are at may become free
-    overview = open_overview(store, spec, ABOUT, resources.concurrency) if work else None
+    concurrency = resources.concurrency
+    overview = open_overview(store, spec, ABOUT, concurrency, data) if work else None
     try:
         if overview:
             sweep.run_source(source, overview, [base])

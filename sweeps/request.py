@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sweeps
 from semidavil.config import (
@@ -22,6 +23,9 @@ from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, Selection, union
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
+
+if TYPE_CHECKING:  # it imports MLflow
+    from sweeps.plan.data import PresentData
 
 ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
@@ -85,6 +89,15 @@ def data_are_here(options: Options, base: Config) -> bool:
     """Whether this machine, and our own training, can say what is wrong with the data."""
     own = train_function() == TRAIN or base.data.toy or bool(base.runtime.data_root)
     return own and not options.address
+
+
+def present_data(options: Options, base: Config, read: bool) -> "PresentData":
+    """What the command's cells would see now, as far as this machine can say; see `PresentData`."""
+    from sweeps.plan.data import PresentData
+
+    if train_function() != TRAIN:
+        return PresentData(None, why_not="")  # it has data of its own
+    return PresentData(base.runtime if data_are_here(options, base) else None, read)
 
 
 def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:

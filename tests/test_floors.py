@@ -21,6 +21,7 @@ FLOORS = (
         "semidavil.seeds",
         "semidavil.full_disk",
         "semidavil.machine",
+        "semidavil.marks",
     },
     {"semidavil.config"},
     {"semidavil.toy"},

@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
+from analysis.cells import Cells, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Drawn
 from analysis.paper import Published
 from analysis.runs import Tracked
-from analysis.selection import Selected, cells, seeds_of, select
 from analysis.style import COLUMN, PAGE, Look
 
 SPREAD = 0.05  # sideways distance of two variants' markers, in budgets: error bars stay apart
@@ -27,7 +27,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         AnalysisError: no run of its grid.
     """
     comparison = COMPARISONS[name]
-    chosen = select(tracked, comparison.grid)
+    chosen = select(tracked, comparison.grid, comparison.field)
     benchmarks = chosen.benchmarks
     known = [p for p in comparison.published() if p.benchmark in benchmarks]
     numbers = _numbers(chosen, comparison, known)
@@ -44,7 +44,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         budgets = [int(b) for b in sorted(here["budget"].unique())]
         _measured(axes[-1, column], here, budgets, looks, comparison)
         seeds = seeds_of([int(n) for n in here["n"]])
-        told = "toy benchmark" if chosen.is_toy(benchmark) else "measured"
+        told = chosen.mark(benchmark) or "measured"
         axes[-1, column].set_title(f"{told}, {seeds}", loc="left")
         top = axes[0, column]
         if shown:
@@ -75,12 +75,12 @@ def draw(tracked: Tracked, name: str) -> Drawn:
     )
 
 
-def _numbers(chosen: Selected, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:
+def _numbers(chosen: Cells, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:
     parts = []
     for benchmark in chosen.benchmarks:
-        part = cells(chosen.of(benchmark), comparison.field)
+        part = over_budgets(chosen.of(benchmark))
         part.insert(0, "benchmark", benchmark)
-        parts.append(part.assign(toy=chosen.is_toy(benchmark)))
+        parts.append(part.assign(caveat=chosen.mark(benchmark)))
     columns = ["benchmark", "variant", "budget", "published", "kind", "source"]
     values = pd.DataFrame(
         [(p.benchmark, p.variant, p.budget, p.miou, p.kind, p.source) for p in known],

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
+from analysis.cells import Cells, by_seed, select
 from analysis.drawn import Drawn
 from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.selection import Selected, by_seed, select
 from analysis.stats import ALPHA, holm, paired, rank_correlation
 from semidavil.benchmarks import BENCHMARKS
 
@@ -25,20 +25,17 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no budget at which both losses were run and evaluated per image.
     """
-    chosen = select(tracked, GRID)
-    runs = chosen.runs[chosen.runs["loss"].isin(("ce", "dyce"))]
+    chosen = select(tracked, GRID, "loss").only(("ce", "dyce")).at_one_budget(WANTED)
     parts, notes = [], []
     for benchmark in chosen.benchmarks:
-        budget = common_budget(runs[runs["benchmark"] == benchmark])
-        if budget is None:
-            continue
-        here = runs[(runs["benchmark"] == benchmark) & (runs["budget"] == budget)]
-        part = gains(tracked, here, benchmark)
+        here = chosen.of(benchmark)
+        part = gains(tracked, here, benchmark) if here["variant"].nunique() == 2 else None
         if part is None:
             continue
+        budget = int(here["budget"].iloc[0])
         rho, low, high = rank_correlation(list(-part["share"]), list(part["gain"]))
         parts.append(part.assign(budget=budget, rho=rho, rho_low=low, rho_high=high))
-        instead = "" if budget == WANTED else f" (largest with both losses; {WANTED} is not run)"
+        instead = "" if budget == WANTED else f" ({WANTED} is not run)"
         notes.append(
             f"{style.benchmark_name(benchmark)}: {budget} labels{instead}, {int(part['n'].max())} "
             f"seeds, Spearman's rho of rarity and gain {rho:.2f} [{low:.2f}, {high:.2f}]."
@@ -73,16 +70,9 @@ def draw(tracked: Tracked) -> Drawn:
         alt="Two rows of bars per benchmark: pixel share by class, and DyCE's gain by class. "
         + " ".join(notes),
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=GRID,
     )
-
-
-def common_budget(runs: pd.DataFrame) -> int | None:
-    """The paper's budget if both losses have it, else the largest that they share."""
-    budgets = [set(runs[runs["loss"] == loss]["budget"]) for loss in ("ce", "dyce")]
-    both = budgets[0] & budgets[1]
-    return None if not both else WANTED if WANTED in both else max(both)
 
 
 def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame | None:
@@ -111,7 +101,7 @@ def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame 
     return table.sort_values("share", ascending=False, ignore_index=True)
 
 
-def _panel(above: Axes, below: Axes, here: pd.DataFrame, chosen: Selected) -> None:
+def _panel(above: Axes, below: Axes, here: pd.DataFrame, chosen: Cells) -> None:
     places = np.arange(len(here))
     above.bar(places, here["share"], color=style.GREY, width=0.7)
     above.set_yscale("log")

@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import Cells, seeds_of, select
 from analysis.drawn import Drawn
 from analysis.runs import Tracked
-from analysis.selection import Selected, seeds_of, select
 from analysis.stats import Paired, holm, over_seeds, paired
 from sweeps.plan.grids import PARTS
 
-GRID = "components"
+GRID, WANTED = "components", 100  # label budget
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -20,7 +20,8 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no run of the grid.
     """
-    chosen = select(tracked, GRID)
+    settings = [setting for setting, _ in PARTS.values()]
+    chosen = select(tracked, GRID, settings).at_one_budget(WANTED)
     benchmark = chosen.benchmarks[0]
     runs = with_parts(chosen.of(benchmark))
     parts = list(PARTS)
@@ -111,6 +112,6 @@ def _numbers(
     return all_rows
 
 
-def _missing(table: pd.DataFrame, chosen: Selected) -> str:
+def _missing(table: pd.DataFrame, chosen: Cells) -> str:
     lacking = 2 ** len(PARTS) - len(table)
     return f"not run yet: {lacking} of {2 ** len(PARTS)} combinations" if lacking else ""

@@ -5,12 +5,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import select
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
-from analysis.selection import select
 from semidavil.benchmarks import BENCHMARKS
 
-GRID, OURS = "methods", "semidavil"
+GRID, WANTED, OURS = "methods", 100, "semidavil"
 RIVALS = ("semivl", "unimatch", "sdepth", "supervised", "target_only")  # the first that was run
 
 
@@ -20,7 +20,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no benchmark has evaluations of both.
     """
-    chosen = select(tracked, GRID)
+    chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
     found: dict[str, tuple[str, np.ndarray]] = {}
     for benchmark in chosen.benchmarks:
         here = chosen.of(benchmark)

@@ -4,12 +4,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import style
+from analysis.cells import select
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
-from analysis.selection import select
 from analysis.stats import over_seeds, pareto_front
 
-GRID = "methods"
+GRID, WANTED = "methods", 100  # label budget
 COSTS = {"minutes": "training time (min)", "peak_memory_gb": "peak memory (GB)"}
 
 
@@ -19,7 +19,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no run has a cost.
     """
-    chosen = select(tracked, GRID)
+    chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
     device = str(chosen.runs["env/device"].mode().iloc[0])  # times of two devices do not compare
     runs = chosen.runs[chosen.runs["env/device"] == device].copy()
     runs["minutes"] = runs["seconds"] / 60 if "seconds" in runs else float("nan")
@@ -82,6 +82,16 @@ def draw(tracked: Tracked) -> Drawn:
         numbers=numbers,
         run_ids=tuple(sorted(runs["run_id"])),
         grid=GRID,
+        missing=_missing(chosen.runs, runs, device),
+    )
+
+
+def _missing(all_runs: pd.DataFrame, runs: pd.DataFrame, device: str) -> str:
+    """Methods that have runs, and none on the device of most."""
+    lacking = [name for name in all_runs["variant"].unique() if name not in set(runs["variant"])]
+    names = ", ".join(map(style.label, lacking))
+    return (
+        f"not run on {device or 'an unknown device'}, as the others are: {names}" if names else ""
     )
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
 from analysis.runs import Tracked
-from analysis.selection import by_seed, seeds_of, select
 from analysis.stats import ALPHA, bootstrap_images, holm, over_seeds, paired
+
+WANTED = 100  # label budget
 
 
 def draw(
@@ -24,7 +26,7 @@ def draw(
     Raises:
         AnalysisError: no run of the grid.
     """
-    chosen = select(tracked, grid)
+    chosen = select(tracked, grid, field).at_one_budget(WANTED)
     benchmarks = chosen.benchmarks
     parts, baselines = [], dict[str, None]()
     for benchmark in benchmarks:

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import Cells, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
-from analysis.selection import Selected, select
 
 GRIDS = ("methods", "baselines")  # the first whose runs were evaluated more than once
+WANTED = 100  # label budget
 LEARNING = {"val/miou": "mIoU (%)"}
 PSEUDO = {
     "val/pseudo/coverage": "confident pixels (%)",
@@ -107,36 +108,25 @@ def _draw(
 
 def evaluated_on_the_way(
     tracked: Tracked, metrics: list[str], only: tuple[str, ...] | None
-) -> tuple[str, Selected, pd.DataFrame]:
+) -> tuple[str, Cells, pd.DataFrame]:
     """The first of `GRIDS` with runs that were evaluated on the way, those runs, their histories."""
     missing: AnalysisError | None = None
     for grid in GRIDS:
         try:
-            chosen = select(tracked, grid)
+            chosen = select(tracked, grid, "method").at_one_budget(WANTED)
         except AnalysisError as error:
             missing = missing or error
             continue
-        runs = at_one_budget(chosen.runs)
         if only is not None:
-            runs = runs[runs["method"].isin(only)]
-        numbers = histories(tracked, runs, metrics)
+            chosen = chosen.only(only)
+        numbers = histories(tracked, chosen.runs, metrics)
         if len(numbers) and numbers.groupby("metric")["step"].nunique().max() > 1:
-            return grid, Selected(runs, chosen.left_out + len(chosen.runs) - len(runs)), numbers
+            return grid, chosen, numbers
         missing = AnalysisError(
             "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
         )
     assert missing is not None
     raise missing
-
-
-def at_one_budget(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per benchmark the fewest labels that most methods were run with, and what draws no label."""
-    kept = []
-    for _, here in runs.groupby("benchmark"):
-        methods = here[here["budget"] > 0].groupby("budget")["method"].nunique()
-        budget = methods.idxmax() if len(methods) else 0
-        kept.append(here[(here["budget"] == budget) | (here["method"] == "source_only")])
-    return pd.concat(kept, ignore_index=True)
 
 
 def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -12,13 +12,13 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from analysis import style
+from analysis.cells import Cells, select
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked
-from analysis.selection import Selected, select
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.metrics import iou
 
-GRID, OURS = "methods", "semidavil"
+GRID, WANTED, OURS = "methods", 100, "semidavil"
 SHOWN = ("source_only", "supervised", "unimatch", "sdepth", "semivl", OURS)  # left to right
 ROW = 0.86  # inches of one image: predictions, and their errors below
 FRAME = 0.62  # inches of the heading above and the legend below
@@ -57,7 +57,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no benchmark has predictions of SemiDAViL and another method.
     """
-    chosen = select(tracked, GRID)
+    chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
     galleries = {name: read(tracked, chosen, name) for name in chosen.benchmarks}
     found = {name: gallery for name, gallery in galleries.items() if gallery}
     if not found:
@@ -89,7 +89,7 @@ def draw(tracked: Tracked) -> Drawn:
     )
 
 
-def read(tracked: Tracked, chosen: Selected, benchmark: str) -> Gallery | None:
+def read(tracked: Tracked, chosen: Cells, benchmark: str) -> Gallery | None:
     """The kept predictions of each method's first seed, all with the same number of labels.
 
     None where there are none of SemiDAViL, or of no other method.
@@ -120,12 +120,8 @@ def read(tracked: Tracked, chosen: Selected, benchmark: str) -> Gallery | None:
 
 
 def _first_runs(here: pd.DataFrame) -> dict[str, str]:
-    """The run of each method's first seed, at SemiDAViL's smallest number of labels above none."""
-    ours = here[here["method"] == OURS]["budget"]
-    budget = min(ours[ours > 0], default=0)
-    comparable = here[(here["budget"] == budget) | (here["method"] == "source_only")]
-    ordered = comparable.sort_values(["budget", "seed"])
-    first = ordered.drop_duplicates("method").set_index("method")["run_id"]
+    """The run of each method's first seed."""
+    first = here.sort_values("seed").drop_duplicates("method").set_index("method")["run_id"]
     return {method: first[method] for method in SHOWN if method in first}
 
 

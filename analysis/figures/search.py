@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
+from analysis.cells import Cells
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.selection import Selected
 from analysis.stats import pareto_front
 from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.grids import OBJECTIVES, SEARCH
@@ -152,9 +152,10 @@ def studies(tracked: Tracked, objective: str) -> list[tuple[str, pd.DataFrame, p
     return list(found.values())
 
 
-def _runs(tracked: Tracked, trials: pd.DataFrame) -> Selected:
+def _runs(tracked: Tracked, trials: pd.DataFrame) -> Cells:
     """The finished runs among the trials."""
-    return Selected(tracked.table[tracked.table["run_id"].isin(trials["run_id"])])
+    mine = tracked.table[tracked.table["run_id"].isin(trials["run_id"])]
+    return Cells(mine.assign(variant=GRID), {})
 
 
 def _heading(tracked: Tracked, trials: pd.DataFrame) -> str:

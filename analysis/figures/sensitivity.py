@@ -6,13 +6,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import style
+from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.selection import seeds_of, select
 from analysis.stats import over_seeds
 from sweeps.plan.grids import SENSITIVITY
 
-GRID = "sensitivity"
+GRID, WANTED = "sensitivity", 100  # label budget
 NAMES = {
     "loss.hard_fraction": "hard fraction h",
     "loss.omega": "weight ω",
@@ -28,7 +28,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no setting has two values.
     """
-    chosen = select(tracked, GRID)
+    chosen = select(tracked, GRID, list(SENSITIVITY)).at_one_budget(WANTED)
     benchmark = chosen.benchmarks[0]
     runs = chosen.of(benchmark)
     numbers = pd.DataFrame(curves(runs))

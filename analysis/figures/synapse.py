@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
 from analysis.paper import SYNAPSE_DHC, SYNAPSE_WORDS
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.selection import by_seed, seeds_of, select
 from analysis.stats import paired
 from semidavil.benchmarks import BENCHMARKS
 
 GRID, BENCHMARK = "synapse", "synapse"
+WANTED = 4  # labelled scans, a fifth
 METHODS = ("uamt", "urpc")
 LEAST_DICE = 5.0  # of CE, above which a ratio to it says something
 ABBREVIATIONS = dict(
@@ -34,8 +35,8 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no method was run with both losses.
     """
-    chosen = select(tracked, GRID, metric="dice")
-    runs = chosen.runs[chosen.runs["budget"] == chosen.runs["budget"].min()]
+    chosen = select(tracked, GRID, ("method", "loss"), "dice").at_one_budget(WANTED)
+    runs = chosen.runs
     numbers = organ_table(tracked, runs)
     if numbers.empty:
         raise AnalysisError(f"no method has finished runs of both losses; {command(GRID)}")
@@ -103,7 +104,7 @@ def draw(tracked: Tracked) -> Drawn:
         )
         + ".",
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=GRID,
     )
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
+from analysis.cells import Cells, by_seed, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Block, Entry, Table
 from analysis.paper import Published
 from analysis.runs import Tracked
-from analysis.selection import Selected, by_seed, cells, seeds_of, select
 from analysis.stats import ALPHA, Winners, average_ranks, winners
 
 Known = dict[tuple[str, int], Published]
@@ -26,7 +26,7 @@ def make(tracked: Tracked, name: str) -> Table:
         AnalysisError: no run of its grid.
     """
     comparison = COMPARISONS[name]
-    chosen = select(tracked, comparison.grid)
+    chosen = select(tracked, comparison.grid, comparison.field)
     blocks, rows = [], []
     for benchmark in chosen.benchmarks:
         known = {
@@ -52,7 +52,7 @@ def make(tracked: Tracked, name: str) -> Table:
 
 
 def _block(
-    chosen: Selected, benchmark: str, comparison: Comparison, known: Known
+    chosen: Cells, benchmark: str, comparison: Comparison, known: Known
 ) -> tuple[Block, list[dict[str, Any]]]:
     runs = chosen.of(benchmark)
     present = set(runs[comparison.field])
@@ -60,10 +60,10 @@ def _block(
     variants += sorted(present - set(variants))
     expected = {b for v in comparison.variants for b in comparison.expected(benchmark, v)}
     budgets = sorted(expected | set(runs["budget"]))
-    measured = cells(runs, comparison.field).set_index(["variant", "budget"])
+    measured = over_budgets(runs).set_index(["variant", "budget"])
     scores = {
         budget: {
-            variant: by_seed(runs[(runs[comparison.field] == variant) & (runs["budget"] == budget)])
+            variant: by_seed(runs[(runs["variant"] == variant) & (runs["budget"] == budget)])
             for variant in variants
             if (variant, budget) in measured.index
         }
@@ -82,7 +82,7 @@ def _block(
     columns = (*(f"{b:,}" for b in budgets), "rank")
     numbers = [
         _numbers(measured, known, ahead[b], variant, b)
-        | {"benchmark": benchmark, "toy": chosen.is_toy(benchmark), "rank": ranks.get(variant)}
+        | {"benchmark": benchmark, "caveat": chosen.mark(benchmark), "rank": ranks.get(variant)}
         for variant in variants
         for b in budgets
         if (variant, b) in measured.index or (variant, b) in known
@@ -138,7 +138,7 @@ def _numbers(
     return row
 
 
-def _caption(chosen: Selected, comparison: Comparison, table: pd.DataFrame) -> str:
+def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
     measured = table[table["n"] > 0]
     counts = [int(n) for n in measured["n"]]
     parts = [

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
+from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
 
 
 def train_command(
@@ -67,6 +68,8 @@ def _run(
         with joined(config):
             console.quiet = rank() > 0
             console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
+            if mark(benchmark.name, config.data.toy, config.model.vlm) == BUNDLED:
+                console.print(f"this trains {MEANING[BUNDLED]}. For real weights: {REAL_WEIGHTS}")
             once_per_machine(lambda: prepare(config))
             columns = (
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

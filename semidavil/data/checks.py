@@ -1,10 +1,6 @@
-"""What is wrong with a run's data, found before it starts; and what it is trained on, as a fingerprint."""
+"""What is wrong with a run's data, found before it starts."""
 
-import hashlib
-import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +11,7 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
-from semidavil.names import METHODS
+from semidavil.names import METHODS, ORACLE
 
 
 def check_data(config: Config, progress: bool = False) -> None:
@@ -26,7 +22,7 @@ def check_data(config: Config, progress: bool = False) -> None:
             unreadable file, an unknown label id, train ids for label ids, labels without any class, a
             budget larger than the set.
     """
-    parts = _parts(config)
+    parts = splits_of(BENCHMARKS[config.data.benchmark])
     # What a listing shows comes first: a full scan of real sets takes minutes.
     listings = [open_reader(config, dataset).samples(split) for dataset, split in parts]
     split_target(listings[0], config.data.budget, config.seed)
@@ -48,7 +44,7 @@ def check_data(config: Config, progress: bool = False) -> None:
                 f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
                 "Restore the files from the data set's archive"
             )
-        if _is_looked_at(config, dataset, split):
+        if looks_at_labels(config, dataset, split):
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
 
 
@@ -62,10 +58,10 @@ def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan)
         )
 
 
-def _is_looked_at(config: Config, dataset: str, split: str) -> bool:
+def looks_at_labels(config: Config, dataset: str, split: str) -> bool:
     """Whether a run learns from, or is scored by, the labels of a data set's split."""
     benchmark, streams = BENCHMARKS[config.data.benchmark], METHODS[config.training.method].streams
-    if split == "val":
+    if split == "val" or config.model.captions == ORACLE:
         return True
     if dataset == benchmark.source:
         return "source" in streams
@@ -97,31 +93,7 @@ def class_pixels(config: Config) -> list[int]:
     return totals[: len(benchmark.classes)].tolist()
 
 
-def fingerprint(config: Config) -> str:
-    """16 hex digits of the images and labels that a run trains on and is scored on.
-
-    Of the files' names and sizes and of the labels' pixel counts: the same wherever the folder lies
-    and whenever it was copied.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for dataset, split in _parts(config):
-        reader = open_reader(config, dataset)
-        samples, found = scan(reader, split, cache_dir(config))
-        digest.update(f"{dataset} {split} {sorted(found.pixels.items())}\0".encode())
-        paths = [path for sample in samples for path in (sample.image, sample.label)]
-        digest.update(names_and_sizes(reader.root, paths))
-    return digest.hexdigest()
-
-
-def names_and_sizes(root: Path, paths: Sequence[Path]) -> bytes:
-    """What `fingerprint` takes of files below `root`."""
-    # os.path: pathlib's relative paths cost a second per ten thousand files.
-    start = len(os.path.join(root, ""))
-    return "".join(f"{os.fspath(p)[start:]}\0{os.stat(p).st_size}\0" for p in paths).encode()
-
-
-def _parts(config: Config) -> list[tuple[str, str]]:
+def splits_of(benchmark: Benchmark) -> list[tuple[str, str]]:
     """Data set and split of all that a run looks at."""
-    benchmark = BENCHMARKS[config.data.benchmark]
     parts = [(benchmark.target, "train"), (benchmark.target, "val")]
     return [*parts, (benchmark.source, "train")] if benchmark.source else parts

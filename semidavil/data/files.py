@@ -8,12 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 
 class DataError(ValueError):
     """Data that is missing or broken; the message names the file and what was expected."""
 
 
-def hash_files(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
+FEW_BYTES = 2**28  # that `recall_hashes` reads, in a fraction of a second
+
+_Key = tuple[str, int, int]  # path, size, time of change in ns
+
+
+class NotReadYet(DataError):  # noqa: N818 - nothing is wrong with them
+    """Files whose contents are not known yet, and that are too much to be read now."""
+
+
+def hash_files(paths: Sequence[Path], memo: Path, *, progress: bool = False) -> dict[Path, str]:
     """Hashes of the files' contents, remembered in `memo` by path, size and time of change.
 
     Without the memo, large data sets and models would take minutes at every start.
@@ -21,7 +32,46 @@ def hash_files(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
     Raises:
         DataError: a file that cannot be read, by name.
     """
-    known = {(row["path"], row["size"], row["time"]): row["hash"] for row in read_rows(memo)}
+    keys, known = _keys(paths), _known(memo)
+    missing = [path for path, key in keys.items() if key not in known]
+    with Progress(disable=not progress or not missing, transient=True) as bar:
+        task = bar.add_task("reading files", total=len(missing))
+        for start in range(0, len(missing), 512):
+            batch = missing[start : start + 512]
+            found = _hash(batch)
+            known |= {keys[path]: value for path, value in found.items()}
+            names = ("path", "size", "time")
+            append_rows(
+                memo,
+                [
+                    {**dict(zip(names, keys[path], strict=True)), "hash": value}
+                    for path, value in found.items()
+                ],
+            )
+            bar.advance(task, len(batch))
+    return {path: known[key] for path, key in keys.items()}
+
+
+def recall_hashes(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
+    """As `hash_files`, but at once: what the memo lacks is read only if it is little. Writes nothing.
+
+    Raises:
+        NotReadYet: more than `FEW_BYTES` would have to be read.
+        DataError: a file that cannot be read, by name.
+    """
+    keys, known = _keys(paths), _known(memo)
+    missing = [path for path, key in keys.items() if key not in known]
+    if sum(keys[path][1] for path in missing) > FEW_BYTES:
+        raise NotReadYet(f"{len(missing)} files, the first is {missing[0]}, are not read yet")
+    known |= {keys[path]: value for path, value in _hash(missing).items()}
+    return {path: known[key] for path, key in keys.items()}
+
+
+def _known(memo: Path) -> dict[_Key, str]:
+    return {(row["path"], row["size"], row["time"]): row["hash"] for row in read_rows(memo)}
+
+
+def _keys(paths: Sequence[Path]) -> dict[Path, _Key]:
     keys = {}
     for path in dict.fromkeys(paths):
         try:
@@ -29,21 +79,12 @@ def hash_files(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): restore it") from error
         keys[path] = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    missing = [path for path, key in keys.items() if key not in known]
-    for start in range(0, len(missing), 512):
-        batch = missing[start : start + 512]
-        with ThreadPoolExecutor(4) as pool:
-            found = dict(zip(batch, pool.map(_hash_file, batch), strict=True))
-        known |= {keys[path]: value for path, value in found.items()}
-        names = ("path", "size", "time")
-        append_rows(
-            memo,
-            [
-                {**dict(zip(names, keys[path], strict=True)), "hash": value}
-                for path, value in found.items()
-            ],
-        )
-    return {path: known[key] for path, key in keys.items()}
+    return keys
+
+
+def _hash(paths: Sequence[Path]) -> dict[Path, str]:
+    with ThreadPoolExecutor(4) as pool:
+        return dict(zip(paths, pool.map(_hash_file, paths), strict=True))
 
 
 def _hash_file(path: Path) -> str:

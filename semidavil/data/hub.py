@@ -1,10 +1,12 @@
 """Models of Hugging Face, by name: in a folder, in the hub's cache, or downloaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from semidavil.data.files import DataError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
+MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".pt", ".pth", ".json")
 
 
 def find_model(name: str, what: str, setting: str) -> Path:
@@ -43,6 +45,28 @@ def find_model(name: str, what: str, setting: str) -> Path:
             f"{what} is not here and cannot be downloaded ({reason}). On a machine with network access: "
             f"`hf download {name} --local-dir DIR`; copy DIR here and pass --set {setting}"
         ) from error
+
+
+def local_model(name: str) -> Path:
+    """The folder of a model that is here, in a folder or in the hub's cache; nothing is downloaded.
+
+    Raises:
+        DataError: it is not here.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the model {name} is not here") from error
+
+
+def model_files(folder: Path, suffixes: Sequence[str] = MODEL_SUFFIXES) -> list[Path]:
+    """The weights and settings in a model's folder, in order."""
+    return sorted(path for path in folder.iterdir() if path.suffix in suffixes)
 
 
 def is_complete(folder: Path) -> bool:

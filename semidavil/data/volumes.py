@@ -1,6 +1,5 @@
 """Patches of volumes for training; a step's batch depends on seed and step alone."""
 
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch.utils.data import Dataset
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.checks import names_and_sizes
 from semidavil.data.files import DataError
 from semidavil.data.layout import data_root
 from semidavil.data.synapse import Scan, Synapse
@@ -33,13 +31,6 @@ def check_volumes(config: Config, reader: Synapse) -> None:
         if not reader.cases(split):
             raise DataError(f"synapse: there is no scan for {split} in {reader.root}")
     reader.voxels(("train", "test"))
-
-
-def fingerprint(reader: Synapse) -> str:
-    """16 hex digits of the scans, by their files' names and sizes."""
-    cases = [case for split in ("train", "test") for case in reader.cases(split)]
-    paths = [path for case in cases for path in dict.fromkeys((case.image, case.label))]
-    return blake2b(names_and_sizes(reader.root, paths), digest_size=8).hexdigest()
 
 
 class VolumeBatches(Dataset):

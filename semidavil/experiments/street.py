@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch.utils.data import Dataset
 from semidavil import names
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.checks import check_data, class_pixels, fingerprint
+from semidavil.data.checks import check_data, class_pixels
+from semidavil.data.files import hash_files
+from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.streams import all_samples, disparities, streams_of
@@ -55,6 +58,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
         said = describe_captions(config, captions, vlm)
+    fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
     return said
 
 
@@ -65,9 +69,9 @@ class StreetExperiment:
         self.config, self.device = config, device
         self.benchmark = BENCHMARKS[config.data.benchmark]
         check_data(config)
-        self.data = fingerprint(config)
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
         captions = load_captions(config, vlm)
+        self.data = fingerprint(config)
         if rank() == 0 and (line := describe_captions(config, captions, vlm)):
             print(line, flush=True)  # into the run's log
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)

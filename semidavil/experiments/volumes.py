@@ -1,6 +1,7 @@
 """CT volumes: what `semidavil.train` trains on, by what, and how it is scored."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from torch.utils.data import Dataset
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.volumes import VolumeBatches, check_volumes, fingerprint, open_synapse
+from semidavil.data.files import hash_files
+from semidavil.data.fingerprint import fingerprint
+from semidavil.data.volumes import VolumeBatches, check_volumes, open_synapse
 from semidavil.evaluation.latency import milliseconds
 from semidavil.evaluation.volumes import VolumeEvaluation, evaluate_volumes, save_slices
 from semidavil.losses import build_loss
@@ -21,6 +24,7 @@ from semidavil.models.weights import save_weights
 def prepare_volumes(config: Config, progress: bool) -> None:
     """Toy scans and checks."""
     check_volumes(config, open_synapse(config))
+    fingerprint(config, partial(hash_files, progress=progress))
 
 
 class VolumeExperiment:
@@ -33,7 +37,7 @@ class VolumeExperiment:
         self.config, self.device, settings = config, device, config.volumes
         self.organs = BENCHMARKS[config.data.benchmark].classes
         reader = open_synapse(config)
-        self.data = fingerprint(reader)
+        self.data = fingerprint(config)
         batches = VolumeBatches(config, reader)
         self.batches: Dataset = batches
         self.scans = {case.name: reader.read(case) for case in reader.cases("test")}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from semidavil.data.files import DataError, hash_files
-from semidavil.data.hub import WEIGHT_SUFFIXES, find_model
+from semidavil.data.hub import find_model, model_files
 from semidavil.language.base import CaptionError, Size
 
 
@@ -49,8 +49,7 @@ class Pretrained:
                 f"{error}. To caption with CLIP itself instead, which needs no other model: --set "
                 "model.captions=positions"
             ) from error
-        files = sorted(p for p in self.folder.iterdir() if p.suffix in (*WEIGHT_SUFFIXES, ".json"))
-        marks = "".join(hash_files(files, memo).values())
+        marks = "".join(hash_files(model_files(self.folder), memo).values())
         digest = hashlib.blake2b(marks.encode(), digest_size=16).hexdigest()
         self.identity = f"{kind} {digest} {self.MAX_NEW_TOKENS}"
         self.model: Any = None

@@ -10,7 +10,8 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, step: int) 
 
     a = min(1 - 1/(step + 1), decay) with `step` counted from 0, so that the first steps are a plain
     average and the teacher is not held back by its initialisation (our reading, as in Mean Teacher
-    and UA-MT's code). Buffers are copied.
+    and UA-MT's code; SemiDAViL's released code has the plain decay from the first step on). Buffers are
+    copied, as there.
     """
     alpha = min(1 - 1 / (step + 1), decay)
     ours: list[Tensor] = list(teacher.parameters())

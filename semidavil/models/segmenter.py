@@ -20,7 +20,8 @@ class Decoder(nn.Module):
 
     The paper fixes no decoder; all fusions and methods share this one. A plain ViT has one scale, of
     8 to 16 pixels, so thin things would be lost: two convolutions on the image bring edges and
-    colours back, as in ViTMatte (Yao et al., Information Fusion 2024).
+    colours back, as in ViTMatte (Yao et al., Information Fusion 2024). The released code has a 3x3
+    convolution to 256 channels, batch norm, ReLU, a 1x1 convolution and bilinear upsampling by 16.
     """
 
     def __init__(self, in_dim: int, dim: int, num_classes: int) -> None:

@@ -3,13 +3,16 @@
 A sweep, its `--list`, its overview in MLflow and `status.py` all count with `make_plan`.
 """
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from semidavil.config import Config
+from semidavil.data.fingerprint import differences
+from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.track.lease import is_held
@@ -18,11 +21,17 @@ from sweeps.track.runs import TrackedRun
 
 class State(StrEnum):
     DONE = "done"
+    DONE_ON_OTHER = "done on other data"  # than are here now
     TODO = "to do"
     INTERRUPTED = "interrupted"
+    BEGUN_ON_OTHER = "begun on other data"
     FAILED = "failed"
-    DIVERGED = "failed for good"  # its loss became infinite, and would do so again
+    # Its loss became infinite, or its score is undefined, and would be so again.
+    DIVERGED = "failed for good"
     ELSEWHERE = "running elsewhere"
+
+
+ON_OTHER = (State.DONE_ON_OTHER, State.BEGUN_ON_OTHER)  # run only if that is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +43,13 @@ class Cell:
     state: State
     run: TrackedRun | None  # that is done, failed, running or to be continued; of any grid
     estimate: float  # seconds of a whole run, judged by others; NaN if none is alike
+    changed: tuple[str, ...] = ()  # the parts of the data that are not as its run saw them
+    replaced: tuple[str, ...] = ()  # ids of runs that a new one takes the place of
 
     @property
     def left(self) -> float:
         """The share of its training that is still to be done, from 0 to 1."""
-        return 1.0 - self.run.share if self.run else 1.0
+        return 1.0 - self.run.share if self.run and not self.replaced else 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ class Plan:
     grid_name: str
     grid: Grid
     cells: list[Cell]
-    retry_diverged: bool = False  # cells whose loss became infinite are run again
+    retry_diverged: bool = False  # cells that have failed for good are run again
+    refresh: bool = False  # so are cells of which runs saw other data than are here now
 
     @property
     def waiting(self) -> list[Cell]:
@@ -65,12 +77,19 @@ class Plan:
         states = {State.TODO, State.INTERRUPTED, State.FAILED}
         if self.retry_diverged:
             states.add(State.DIVERGED)
+        if self.refresh:
+            states.update(ON_OTHER)
         return [cell for cell in self.cells if cell.state in states]
 
     @property
     def elsewhere(self) -> list[Cell]:
         """The cells that another sweep is training now."""
         return [cell for cell in self.cells if cell.state is State.ELSEWHERE]
+
+    @property
+    def on_other(self) -> list[Cell]:
+        """The cells of which runs saw other data than are here now, and that are left as they are."""
+        return [] if self.refresh else [cell for cell in self.cells if cell.state in ON_OTHER]
 
     def counts(self) -> Counter[State]:
         return Counter(cell.state for cell in self.cells)
@@ -98,19 +117,22 @@ def make_plan(
     runs: Iterable[TrackedRun],
     retry_diverged: bool = False,
     pace: Pace | None = None,
+    data: PresentData = NOT_COMPARED,
+    refresh: bool = False,
 ) -> Plan:
     """Matches Configs with tracked runs, oldest first, by key, whichever grid has made them.
 
-    Cells are timed by `pace`, or else by the runs of this machine's sweeps.
+    Cells are timed by `pace`, or else by the runs of this machine's sweeps. What runs saw is compared with
+    `data`.
     """
     runs = list(runs)
     pace = pace or Pace(runs)
     now, by_key, cells = time.time(), runs_by_key(runs), []
     for config in configs:
-        state, known = state_of(by_key[config.key()], now)
-        estimate = pace.seconds(kind_of(config.to_params()))
-        cells.append(Cell(config, grid.name(config), state, known, estimate))
-    return Plan(grid_name, grid, cells, retry_diverged)
+        cell = Cell(config, grid.name(config), State.TODO, None, math.nan)
+        cell = with_runs(cell, by_key[config.key()], now, data)
+        cells.append(replace(cell, estimate=pace.seconds(kind_of(config.to_params()))))
+    return Plan(grid_name, grid, cells, retry_diverged, refresh)
 
 
 def runs_by_key(runs: Iterable[TrackedRun]) -> dict[str, list[TrackedRun]]:
@@ -120,18 +142,49 @@ def runs_by_key(runs: Iterable[TrackedRun]) -> dict[str, list[TrackedRun]]:
     return by_key
 
 
-def state_of(runs: Sequence[TrackedRun], now: float) -> tuple[State, TrackedRun | None]:
-    """The state of the cell that has these runs, oldest first, and the run that it follows from."""
-    for run in runs:
-        if run.status == "FINISHED":
+def with_runs(
+    cell: Cell, runs: Sequence[TrackedRun], now: float, data: PresentData = NOT_COMPARED
+) -> Cell:
+    """The cell as these runs, oldest first, leave it."""
+    present = data.of(cell.config) if any(run.data for run in runs) else ""
+    state, run = state_of(runs, now, present)
+    if state is State.DONE or state is State.ELSEWHERE or run is None:
+        return replace(cell, state=state, run=run)
+    gone = [one for one in runs if one.status == "FINISHED" or _saw_other(one, present)]
+    replaced = tuple(one.run_id for one in gone) if run in gone else ()  # else `run` goes on
+    changed = tuple(differences(run.data, present)) if state in ON_OTHER else ()
+    return replace(cell, state=state, run=run, changed=changed, replaced=replaced)
+
+
+def _saw_other(run: TrackedRun, data: str) -> bool:
+    """Whether a run saw other data than those of the fingerprint `data`, where both are known."""
+    return bool(run.data and data) and run.data != data
+
+
+def state_of(
+    runs: Sequence[TrackedRun], now: float, data: str = ""
+) -> tuple[State, TrackedRun | None]:
+    """The state of the cell that has these runs, oldest first, and the run that it follows from.
+
+    Args:
+        data: the fingerprint of what the cell would see now, where it is known.
+    """
+    finished = [run for run in runs if run.status == "FINISHED"]
+    for run in finished:
+        if not (run.is_undefined or _saw_other(run, data)):
             return State.DONE, run
     for run in reversed(runs):
         if is_held(run, now):
             return State.ELSEWHERE, run
+    if finished:
+        other = _saw_other(finished[-1], data)
+        return State.DONE_ON_OTHER if other else State.DIVERGED, finished[-1]
     if not runs:
         return State.TODO, None
     # The run that was trained last; of older versions, which gave no epochs, the one that has come farthest.
     last = max(runs, key=lambda run: (run.epoch, run.progress.step))
+    if _saw_other(last, data):
+        return State.BEGUN_ON_OTHER, last
     if last.status != "FAILED":
         return State.INTERRUPTED, last
     return State.DIVERGED if last.tags.get("retry") == "false" else State.FAILED, last

@@ -198,12 +198,15 @@ def loss_controls(base: Config, which: Selection) -> list[Config]:
     return everywhere(base, which, variants, usual=(100,))
 
 
-def _way_of(params: Mapping[str, str]) -> str:
+def way_of(params: Mapping[str, str]) -> str:
+    """The name in `WAYS` of how a cell's loss is compared, from flat params."""
     if params["training.consistency_scale"] == "matched":
-        way = "matched"
-    else:
-        way = "alone" if float(params["training.consistency_weight"]) == 0 else "paper"
-    return f"{params['loss.name']}-{way}"
+        return "matched"
+    return "alone" if float(params["training.consistency_weight"]) == 0 else "paper"
+
+
+def _loss_and_way(params: Mapping[str, str]) -> str:
+    return f"{params['loss.name']}-{way_of(params)}"
 
 
 # What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
@@ -387,7 +390,7 @@ GRIDS: dict[str, Grid] = {
             "training.consistency_weight": None,
         },
         _SOURCES[:1],
-        name_of=_way_of,
+        name_of=_loss_and_way,
     ),
     "semivl": Grid(
         semivl, _RECIPE, (*_SOURCES, "cityscapes-cityscapes"), shown=("training.method",)

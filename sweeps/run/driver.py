@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from rich.markup import escape
@@ -17,6 +17,7 @@ from semidavil.config import Config
 from sweeps.keep.storage import StorageError, file_of
 from sweeps.keep.workspace import LOG
 from sweeps.plan.cells import Cell, FailedCell
+from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.run.events import Done, Event, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
 from sweeps.run.store_thread import StoreThread
@@ -100,7 +101,9 @@ class SweepOptions:
     tags: Mapping[str, str]  # of all runs: commit, versions, preset
     train: str  # the training function as `module:function`
     retries: int = 1  # of a cell that fails, unless it would fail in the same way
-    retry_diverged: bool = False  # cells whose loss became infinite are run again
+    retry_diverged: bool = False  # cells that have failed for good are run again
+    refresh: bool = False  # so are cells of which runs saw other data than are here now
+    data: PresentData = NOT_COMPARED  # what is here now
     wait: bool = False  # for cells that other sweeps train, and take over what these leave
 
 
@@ -228,7 +231,12 @@ class Driver:
         context, config = self.context, self._placed(cell.config)
         tags = {**context.options.tags, **self.source.tags(cell)}
         tags |= {"benchmark": config.data.benchmark, "grid": context.grid}
+        for run_id in cell.replaced:
+            with suppress(RunGone):  # another sweep replaces it, too
+                self.store.delete(run_id)
         lease = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
+        if cell.replaced and isinstance(lease, Claimed):
+            self._empty_folder(config.key())
         self.to_claim = None
         if isinstance(lease, Held):
             self.source.taken(cell)
@@ -236,6 +244,17 @@ class Driver:
         task = self._task(cell, config, lease)
         self.open[task.run_id] = task, cell
         return task
+
+    def _empty_folder(self, key: str) -> None:
+        """Its checkpoint and its journal are of a run that was replaced; the lease is ours."""
+        try:
+            removed = self.store.storage.remove(key)
+        except StorageError as error:
+            raise StoreRefused(str(error)) from None
+        if not removed:
+            raise StoreRefused(
+                f"{self.store.storage.of(key)} holds results: deliver.py delivers them"
+            )
 
     def _next_cell(self) -> Cell | None:
         if self.again:
@@ -307,11 +326,20 @@ class Driver:
         may_help = failed.failure in (Failure.OTHER, Failure.MEMORY) and failed.delivered
         if failed.failure is Failure.MEMORY and failed.delivered and self._may_be_exclusive(task):
             self._try_exclusively(cell, failed.reason)
+        elif failed.failure is Failure.OTHER_DATA:
+            self._on_other_data(task, cell, failed.reason)
         elif may_help and self.retried[cell.name] < self.context.options.retries:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
         else:
             self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
+
+    def _on_other_data(self, task: Task, cell: Cell, reason: str) -> None:
+        """Its checkpoint is of no use; planning could not know where it cannot see the data."""
+        if self.context.options.refresh:
+            self._try_again(replace(cell, replaced=(task.run_id,)), reason)
+        else:
+            self._give_up(cell, f"{reason}. In a sweep, --refresh does so", task.run_id)
 
     def _on_taken(self, cell: Cell, taken: Taken) -> None:
         if not taken.gone:

@@ -42,8 +42,10 @@ class Task:
 class Failure(StrEnum):
     """Why a training has failed, as far as it matters for trying it again."""
 
-    DIVERGED = "diverged"  # the loss is not finite: it would be so again, in any sweep
+    # The loss is not finite, or the score is undefined: it would be so again, in any sweep.
+    DIVERGED = "diverged"
     INPUT = "input"  # a file is missing or broken: no use before somebody has mended it
+    OTHER_DATA = "other data"  # its checkpoint was trained on other data than are here now
     MEMORY = "memory"  # too little of it beside the others
     OTHER = "other"
 

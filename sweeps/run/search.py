@@ -24,14 +24,16 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from sweeps.plan.cells import Cell, Plan, State, state_of
+from semidavil.data.fingerprint import differences
+from sweeps.plan.cells import ON_OTHER, Cell, Plan, State, with_runs
+from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.run.events import Done, Progress
 from sweeps.run.resources import Resources
 from sweeps.run.study import GRACE_SECONDS, HEARTBEAT_SECONDS, Study, number_of
 from sweeps.show.overview import Overview
-from sweeps.show.tables import expected
+from sweeps.show.tables import expected, mark_of
 from sweeps.track.retry import RunGone, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -49,7 +51,8 @@ class StudySource:
     Args:
         say: prints a line of rich markup.
         wait: stay until the trials that other searches and sweeps run have ended.
-        retry_diverged: also run trials again whose loss became infinite; others that have failed are.
+        retry_diverged: also run trials again that have failed for good; others that have failed are.
+        data: what is here now; runs that saw other data are no trial's, and are trained again with `refresh`.
 
     Methods that the driver's store thread calls, and this, raise StoreAway if the tracking store or the
     study does not answer, and TrackingError if the study cannot be used.
@@ -62,7 +65,10 @@ class StudySource:
         say: Callable[[str], None],
         wait: bool = False,
         retry_diverged: bool = False,
+        data: PresentData = NOT_COMPARED,
+        refresh: bool = False,
     ) -> None:
+        self.data, self.refresh = data, refresh
         self.study, self.store, self.say, self.wait = study, store, say, wait
         # Trials that are begun and that the driver does not have, each with the time of the next look at
         # its runs: new ones in state TODO, those that another sweep trains in state ELSEWHERE.
@@ -87,12 +93,16 @@ class StudySource:
         now = time.monotonic()
         due = [cell for look_at, cell in self._pending.values() if look_at <= now]
         while cell := due.pop(0) if due else self._begin():
-            state, run = state_of(self.store.runs(cell.config.key()), time.time())
+            runs = self.store.runs(cell.config.key())
+            known = with_runs(cell, runs, time.time(), self.data)
+            state, run = known.state, known.run
             if state is State.DONE and run is not None:
                 self._take_result(cell, run)
+            elif state in ON_OTHER and not self.refresh:
+                self._leave(known)
             elif cell.state is State.TODO or state is State.INTERRUPTED:
                 del self._pending[cell.name]
-                return replace(cell, state=state, run=run)
+                return known
             elif state is State.ELSEWHERE:
                 self.taken(cell)
             else:  # it has failed there, or somebody has deleted its run
@@ -118,6 +128,15 @@ class StudySource:
         self.study.tell(cell.name, run.run_id, score=run.score, latency_ms=run.latency_ms)
         del self._pending[cell.name]
         self.say(f"{escape(cell.name)} has a finished run: {run.run_id[:8]}")
+
+    def _leave(self, cell: Cell) -> None:
+        """A trial whose run saw other data than are here now has failed."""
+        self.say(
+            f"{escape(cell.name)} is {cell.state}; not the same: {', '.join(cell.changed)}. --refresh trains "
+            "it again"
+        )
+        self.study.tell(cell.name, cell.run.run_id if cell.run else "", TrialState.FAIL)
+        del self._pending[cell.name]
 
     def _is_exhausted(self, now: float) -> bool:
         """Whether nothing is left to begin, and no trial of others will become free.
@@ -177,6 +196,15 @@ class StudySource:
         """Tags of the cell's run; a run that was once stopped early loses that one."""
         number = str(self.study.open[cell.name].number)
         return {"study": self.study.name, "trial": number, "stopped_early": ""}
+
+
+def other_data(study: Study, runs: Sequence[TrackedRun], data: PresentData) -> list[str]:
+    """In which parts the data that a study's trials saw differ from those that are here now."""
+    ended = {trial.user_attrs.get("run_id") for trial in study.latest().values()}
+    seen = {run.data for run in runs if run.data and run.run_id in ended}
+    present = data.of(study.base) if seen else ""
+    changed = {name for one in seen if present for name in differences(one, present)}
+    return sorted(changed)
 
 
 def confirmation(study: Study, seeds: Sequence[int]) -> tuple[Grid, list[Config]]:
@@ -239,7 +267,8 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
         gpu_seconds = waiting * seconds * resources.gpus
         text += f"; {waiting} to run, "
         text += expected(left, gpu_seconds, resources.concurrency, "one")
-    console.print(f"study {study.name}: {text}")
+    note = f" ({mark_of(study.base)})" if mark_of(study.base) else ""
+    console.print(f"study {study.name}{note}: {text}")
     table = Table("", score, *(["ms per image"] if study.objective != "miou" else []))
     table.add_column("settings", overflow="fold")
     shown = [trial for trial in study.finished() if study.is_preset(trial)]

@@ -153,6 +153,12 @@ class Study:
             study.enqueue_trial({path: attrgetter(path)(self.base) for path in self.space})
         return study
 
+    def begin_anew(self) -> None:
+        """Forgets all trials: their scores are of other data."""
+        with _usable(self.file), self._lock:
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+            self.study = self._create()
+
     # What is left
 
     def left(self) -> int:

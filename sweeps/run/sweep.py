@@ -181,7 +181,16 @@ class Sweep:
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
 
     def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
-        return make_plan(job.name, job.grid, job.configs, runs, self.options.retry_diverged)
+        each = self.options
+        return make_plan(
+            job.name,
+            job.grid,
+            job.configs,
+            runs,
+            each.retry_diverged,
+            data=each.data,
+            refresh=each.refresh,
+        )
 
     def _close_own(self, runs: list[TrackedRun]) -> list[TrackedRun]:
         """Ends what this process has left open, such as the run of a claim that was refused half-way."""
@@ -214,7 +223,9 @@ class Sweep:
         """Opened when the first cell is about to run."""
         if job.name not in self._overviews:
             concurrency = self.resources.concurrency
-            overview = open_overview(self.store, job.spec, plan.grid.about, concurrency)
+            overview = open_overview(
+                self.store, job.spec, plan.grid.about, concurrency, self.options.data
+            )
             self._overviews[job.name] = overview
             self._write_overview(job, self.store)
         return self._overviews[job.name]

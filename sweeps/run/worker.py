@@ -40,6 +40,10 @@ class DeviceError(RuntimeError):
     """The GPU that the trial was promised is not there."""
 
 
+class UndefinedScoreError(ValueError):
+    """The benchmark's score of a training that has ended is no number."""
+
+
 def run_task(task: Task, tell: Tell) -> None:
     """Trains a task's Config and leaves its run FINISHED, FAILED, or RUNNING for whoever goes on with it.
 
@@ -65,6 +69,7 @@ class _Attempt:
         self.folder = self.workspace.folder
         self.step = 0
         self.halting = False
+        self.data = ""
         self.next_tell = 0.0
 
     def run(self) -> Event:
@@ -109,7 +114,7 @@ class _Attempt:
         self.outbox.tag({"data": result.data})  # goes out with the ending
         values = {f"final/{name}": value for name, value in result.metrics.items()}
         values |= {"final/seconds": self.outbox.seconds, "final/steps": result.steps}
-        self._score(values)  # before the run is FINISHED: it may be missing
+        self._require_score(values)  # before the run is FINISHED
         if not math.isnan(result.latency_ms):
             values["final/latency_ms"] = result.latency_ms
         artifacts = self.folder / ARTIFACTS
@@ -122,7 +127,7 @@ class _Attempt:
             self._keep(self.workspace.remove)  # all of it is an artifact now
         else:
             self._keep(self.workspace.push)
-        score = self._score(values)
+        score = values[f"final/{self.benchmark.metric}"]
         return Done(
             score=score,
             latency_ms=values.get("final/latency_ms", math.nan),
@@ -131,17 +136,24 @@ class _Attempt:
             summary=f"{self.benchmark.score} {score:.2f}",
         )
 
-    def _score(self, values: Mapping[str, float]) -> float:
-        """The benchmark's own; raises ValueError if the training has not measured it."""
+    def _require_score(self, values: Mapping[str, float]) -> None:
+        """Raises ValueError if the training has not measured the benchmark's score, or it is no number."""
         name = f"final/{self.benchmark.metric}"
         if name not in values:
             what = f"no {self.benchmark.metric}, by which it is scored"
             raise ValueError(f"the training returned {what}")
-        return values[name]
+        if math.isnan(values[name]):
+            raise UndefinedScoreError(
+                f"the {self.benchmark.score} is undefined: no class is in the validation labels, nor was one "
+                "predicted. Look at the labels: python -m semidavil data"
+            )
 
     def _report(self, report: Any) -> None:
         """What training calls after each step, with or without metrics."""
         self.step = report.step
+        if report.data != self.data:
+            self.data = report.data
+            self.outbox.tag({"data": self.data})
         if report.metrics:
             self.outbox.metrics(report.step, report.metrics)
             self.log(_line(report.step, report.total_steps, report.metrics))
@@ -240,8 +252,10 @@ def is_input_error(error: Exception) -> bool:
 def failure_of(error: Exception) -> Failure:
     """Judged by the error's name, so that no training code is imported."""
     name = type(error).__name__
-    if name == "NonFiniteLossError":
+    if name in ("NonFiniteLossError", "UndefinedScoreError"):
         return Failure.DIVERGED
+    if name == "OtherDataError":
+        return Failure.OTHER_DATA
     if name in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error).lower():
         return Failure.MEMORY
     return Failure.INPUT if name in INPUT_ERRORS else Failure.OTHER

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from semidavil.config import ConfigError
-from sweeps.plan.cells import Plan, State, make_plan
+from sweeps.plan.cells import ON_OTHER, Plan, State, make_plan
+from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.spec import Spec
 from sweeps.show.tables import plan_csv, print_results, summary
 from sweeps.track.provenance import owner_tags
@@ -32,9 +33,12 @@ class Overview:
     run_id: str  # the parent of the sweep's runs
     spec: Spec  # with the cells that earlier commands have asked for
     concurrency: int  # how many of its cells run at a time
+    data: PresentData = NOT_COMPARED  # what is here now
 
 
-def open_overview(store: Store, spec: Spec, about: str, concurrency: int) -> Overview:
+def open_overview(
+    store: Store, spec: Spec, about: str, concurrency: int, data: PresentData = NOT_COMPARED
+) -> Overview:
     """Creates the overview, or finds it, once nothing stands in the way of the first cell.
 
     Its tags say that this process sweeps its cells now; `about` is Markdown that stands above a new one.
@@ -47,19 +51,19 @@ def open_overview(store: Store, spec: Spec, about: str, concurrency: int) -> Ove
                 spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
     run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
     now = str(int(time.time()))
-    tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now, **owner_tags()}
-    store.log(run_id, tags=tags)
-    return Overview(run_id, spec, concurrency)
+    tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
+    store.log(run_id, tags={**tags, **data.tags, **owner_tags()})
+    return Overview(run_id, spec, concurrency, data)
 
 
 def write_overview(store: Store, overview: Overview, runs: Iterable[TrackedRun]) -> None:
     """Brings the overview of a grid up to date by all runs of the store: status, counts, plan, results."""
     spec = overview.spec
     base = spec.base()
-    plan = make_plan(spec.grid, spec.around(base), spec.cells(base), runs)
+    plan = make_plan(spec.grid, spec.around(base), spec.cells(base), runs, data=overview.data)
     counts = plan.counts()
     total, done = len(plan.cells), counts[State.DONE]
-    failed = counts[State.FAILED] + counts[State.DIVERGED]
+    failed = sum(counts[state] for state in (State.FAILED, State.DIVERGED, *ON_OTHER))
     status = "FINISHED" if done == total else "FAILED" if failed else "SCHEDULED"
     metrics = {"cells/total": total, "cells/done": done, "cells/failed": failed}
     texts = {"plan.csv": plan_csv(plan), "results.txt": results_text(plan, overview.concurrency)}

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
+from semidavil.data.fingerprint import differences
 from sweeps.run.worker import load_training
 from sweeps.track.credentials import redact
 from sweeps.track.provenance import code_tags, device_name
@@ -60,9 +61,8 @@ def rerun(
             report=lambda r: bars.update(bar, completed=r.step, total=r.total_steps),
             checkpoint_dir=Path(folder),
         )
-    recorded = run.tags.get("data", result.data)
-    if recorded != result.data:
-        console.print(f"[yellow]not as then:[/] data {escape(recorded)} -> {result.data}")
+    if run.data and (changed := differences(run.data, result.data)):
+        console.print(f"[yellow]not as then:[/] data: {escape(', '.join(changed))}")
     return compare(run, config, result.metrics, console)
 
 

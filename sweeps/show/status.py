@@ -19,12 +19,14 @@ from rich.text import Text
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError
+from semidavil.marks import BUNDLED
 from sweeps.keep.storage import StorageError
-from sweeps.plan.cells import Cell, State, make_plan, runs_by_key, state_of
+from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
+from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import SEARCH
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Spec
-from sweeps.show.tables import duration
+from sweeps.show.tables import duration, mark_of
 from sweeps.track.credentials import redact
 from sweeps.track.deliver import deliver_command, undelivered
 from sweeps.track.lease import has_died
@@ -37,6 +39,7 @@ COLUMNS = {
     "failed": [State.FAILED, State.DIVERGED],
     "running": [State.ELSEWHERE],
     "waiting": [State.TODO, State.INTERRUPTED],
+    "other data": list(ON_OTHER),
 }
 UNFINISHED = COLUMNS["running"] + COLUMNS["waiting"]
 DELIVERY_SECONDS = 60.0  # that a worker may take to deliver a run that has just ended
@@ -48,22 +51,26 @@ class Status:
 
     grid: str
     settings: str  # what tells it apart from others of the same grid
-    state: str  # running, stopped, failed (some cells have, and none is left to run) or finished
+    state: str  # running, stopped, finished, or what is in the way: failed, other data
     counts: Counter[State] = field(default_factory=Counter)  # of cells
     running: list[TrackedRun] = field(default_factory=list)  # that somebody is at work on
     best: dict[str, TrackedRun] = field(default_factory=dict)  # of these settings, by benchmark
     seconds_left: float = math.nan
+    changed: tuple[str, ...] = ()  # the parts of the data that are not as some runs saw them
 
 
-def status_of(overview: TrackedRun, runs: Sequence[TrackedRun], now: float) -> Status:
-    """How the sweep of an overview is doing, by all runs of the store, oldest first."""
+def status_of(
+    overview: TrackedRun, runs: Sequence[TrackedRun], now: float, data: PresentData = NOT_COMPARED
+) -> Status:
+    """How the sweep of an overview is doing, by all runs of the store, oldest first, and the data here."""
     grid = overview.tags["overview"]
     try:
         spec = Spec.from_json(overview.tags["spec"])
         if spec.key() != overview.tags["settings"]:
             raise ConfigError("the same settings gave other results then")
         pace = Pace(runs, overview.tags.get("host"))
-        cells = (_trials if grid == SEARCH else _cells)(spec, runs, pace)
+        base = spec.base()
+        cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
     except (ConfigError, KeyError):
         return Status(grid, overview.name, "of another version")
     counts = Counter(cell.state for cell in cells)
@@ -71,6 +78,8 @@ def status_of(overview: TrackedRun, runs: Sequence[TrackedRun], now: float) -> S
     work = [(cell.estimate, cell.left) for cell in cells if cell.state in UNFINISHED]
     if not work:
         state = "finished" if counts[State.DONE] == len(cells) else "failed"
+        if state == "failed" and not sum(counts[one] for one in COLUMNS["failed"]):
+            state = "other data"
     elif running or not has_died(overview.tags, overview.last_seen, now):
         state = "running"
     else:
@@ -78,7 +87,10 @@ def status_of(overview: TrackedRun, runs: Sequence[TrackedRun], now: float) -> S
     best = _best(cell.run for cell in cells if cell.run and cell.state is State.DONE)
     concurrency = max(len(running), int(overview.tags.get("concurrency", "1")))
     left = time_left(work, concurrency)
-    return Status(grid, spec.label, state, counts, running, best, left)
+    changed = tuple(sorted({name for cell in cells for name in cell.changed}))
+    # Toy presets are called so.
+    label = f"{spec.label} ({BUNDLED})" if mark_of(base) == BUNDLED else spec.label
+    return Status(grid, label, state, counts, running, best, left, changed)
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -87,9 +99,10 @@ def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
     return {run.params["data.benchmark"]: run for run in sorted(scored, key=lambda run: run.score)}
 
 
-def _cells(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
+def _cells(spec: Spec, runs: Sequence[TrackedRun], pace: Pace, data: PresentData) -> list[Cell]:
     base = spec.base()
-    return make_plan(spec.grid, spec.around(base), spec.cells(base), runs, pace=pace).cells
+    plan = make_plan(spec.grid, spec.around(base), spec.cells(base), runs, pace=pace, data=data)
+    return plan.cells
 
 
 def _trials(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
@@ -129,9 +142,13 @@ def look(store: Store, grid: str | None = None) -> RenderableType:
             f"no sweep of {grid or 'any grid'} in {redact(store.uri)}: start one with "
             f"python sweeps/run.py --grid {grid or 'attention'}"
         )
-    now, runs = time.time(), store.runs()
-    found = [status_of(run, runs, now) for run in overviews.values()]
-    return render(found, now, _undelivered(store, now))
+    now, runs, found, notes = time.time(), store.runs(), [], dict[str, None]()
+    for overview in overviews.values():
+        data = PresentData.of_overview(overview)
+        found.append(status_of(overview, runs, now, data))
+        notes |= data.unknown
+    told = [f"what runs saw was not compared with the data: {note}" for note in notes]
+    return render(found, now, "\n".join([*filter(None, [_undelivered(store, now)]), *told]))
 
 
 def _undelivered(store: Store, now: float) -> str:
@@ -175,6 +192,10 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
                 escape(run.tags.get("host", "?")),
             )
         parts.append(cells)
+    for one in found:
+        if one.changed:
+            text = f"{one.grid}, {one.settings}: not the same data as runs saw: {', '.join(one.changed)}"
+            parts.append(Text(f"{text}; the sweep trains these again with --refresh", "yellow"))
     if note:
         parts.append(Text(note, "yellow"))
     return Group(*parts)

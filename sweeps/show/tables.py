@@ -12,10 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import Config
+from semidavil.marks import mark
 from sweeps.plan.cells import Cell, FailedCell, Plan, State
 
 COLOURS = {
     State.DONE: "green",
+    State.DONE_ON_OTHER: "magenta",
+    State.BEGUN_ON_OTHER: "magenta",
     State.TODO: "default",
     State.INTERRUPTED: "yellow",
     State.FAILED: "red",
@@ -35,7 +39,11 @@ def duration(seconds: float) -> str:
 
 def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
-    table = Table(title=f"grid {plan.grid_name}, {len(plan.cells)} cells", title_justify="left")
+    marks = dict.fromkeys(
+        f", {mark_of(cell.config)}" for cell in plan.cells if mark_of(cell.config)
+    )
+    title = f"grid {plan.grid_name}, {len(plan.cells)} cells{''.join(marks)}"
+    table = Table(title=title, title_justify="left")
     for column in ("cell", "differs by", "state"):
         table.add_column(column, overflow="fold")
     table.add_column("time", justify="right")
@@ -54,14 +62,19 @@ def _detail(plan: Plan, cell: Cell) -> str:
     run = cell.run
     if run is None:
         return ""
-    if cell.state is State.DONE:
+    if cell.state in (State.DONE, State.DONE_ON_OTHER):
         score = BENCHMARKS[cell.config.data.benchmark].score
         other = "" if run.made_by == plan.grid_name else f", by {run.made_by}"
-        return f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
+        text = f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
+        return f"{text}; not the same: {', '.join(cell.changed)}" if cell.changed else text
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
     if cell.state is State.INTERRUPTED:
         return f"after step {run.progress.step}"
+    if cell.state is State.BEGUN_ON_OTHER:
+        return f"after step {run.progress.step}; not the same: {', '.join(cell.changed)}"
+    if run.status == "FINISHED":
+        return "its score is undefined"
     return run.tags.get("reason", "")
 
 
@@ -95,18 +108,37 @@ def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) ->
     return f"{text}, {concurrency} at a time"
 
 
+def mark_of(config: Config) -> str:
+    """What its numbers are marked with; see `semidavil.marks`."""
+    return mark(config.data.benchmark, config.data.toy, config.model.vlm)
+
+
+def other_data(cells: Sequence[Cell], command: str) -> str:
+    """What to say of cells whose runs saw other data than are here now; `command` runs them again."""
+    changed = sorted({name for cell in cells for name in cell.changed})
+    return (
+        f"{len(cells)} cells are of other data than are here now (not the same: {', '.join(changed)}) and "
+        f"are not done. Bring the data back, or train them again: {command}"
+    )
+
+
 def print_results(console: Console, plan: Plan) -> None:
     """Variant x budget, one table per benchmark: its score in per cent, mean and spread over seeds."""
     scores: dict[tuple[str, str, int], list[float]] = defaultdict(list)  # by benchmark, row, column
     for cell in plan.cells:
         data = cell.config.data
         of_place = scores[data.benchmark, plan.grid.variant(cell.config), data.budget]
-        if cell.state is State.DONE and cell.run and not math.isnan(cell.run.score):
+        if cell.state is State.DONE and cell.run:
             of_place.append(cell.run.score)
     for name in dict.fromkeys(benchmark for benchmark, _, _ in scores):
         benchmark = BENCHMARKS[name]
         what = "target images" if benchmark.kind == "images" else "scans"
-        console.print(f"{name}: {benchmark.score} (%) by number of labelled {what}")
+        marks = dict.fromkeys(
+            f" ({mark_of(cell.config)})"
+            for cell in plan.cells
+            if cell.config.data.benchmark == name and mark_of(cell.config)
+        )
+        console.print(f"{name}{''.join(marks)}: {benchmark.score} (%) by number of labelled {what}")
         budgets = sorted({budget for of, _, budget in scores if of == name})
         table = Table("")
         for budget in budgets:

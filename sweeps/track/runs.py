@@ -91,6 +91,17 @@ class TrackedRun:
         return self.metrics.get(f"{FINAL}{known.metric}", math.nan) if known else math.nan
 
     @property
+    def is_undefined(self) -> bool:
+        """Whether its benchmark's score was measured and is no number."""
+        known = BENCHMARKS.get(self.params.get("data.benchmark", ""))
+        return known is not None and math.isnan(self.metrics.get(f"{FINAL}{known.metric}", 0.0))
+
+    @property
+    def data(self) -> str:
+        """The fingerprint of what it saw; empty before its first step."""
+        return self.tags.get("data", "")
+
+    @property
     def latency_ms(self) -> float:
         """Milliseconds per image; NaN where nobody measured them."""
         return self.metrics.get(f"{FINAL}latency_ms", math.nan)

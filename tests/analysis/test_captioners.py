@@ -5,9 +5,9 @@ from made_up_runs import Writer, settings
 
 from analysis import style
 from analysis.captioners import baseline_captions, captioners_sentence
+from analysis.cells import select
 from analysis.figures import FIGURES
 from analysis.runs import load_runs
-from analysis.selection import select
 
 BLIP2 = "blip2:Salesforce/blip2-opt-2.7b"
 POSITIONS = "positions (CLIP zero-shot with class names)"
@@ -51,7 +51,7 @@ def test_scans_have_no_captions(store: Writer) -> None:
 def test_every_caption_of_a_figure_says_it(store: Writer) -> None:
     store.run("attention", settings("gta5-cityscapes", 100, 0), {"miou": 30.0})
     tracked = load_runs(store.uri)
-    assert "Captions: BLIP-2 (" in select(tracked, "attention").note()
+    assert "Captions: BLIP-2 (" in select(tracked, "attention", "fusion").note()
     assert "Captions: BLIP-2 (" in FIGURES["attention"](tracked).caption
 
 

@@ -12,16 +12,17 @@ import pytest
 from made_up_runs import CELLS, Writer, add_search, gallery_of, settings
 
 from analysis import paper
+from analysis.cells import select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
-from analysis.figures import FIGURES, class_gains, components, cost, qualitative, sensitivity
+from analysis.figures import FIGURES, components, cost, qualitative, sensitivity
 from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
-from analysis.selection import select
 from analysis.tables import TABLES
 from analysis.tables.write import latex, markdown
+from sweeps.plan.grids import PARTS, SENSITIVITY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,11 +69,13 @@ def test_runs_of_another_setting_do_not_mix(store: Writer) -> None:
     cell = settings("gta5-cityscapes", 0, 0)
     store.run("attention", cell, {"miou": 1.0})
     store.run("attention", cell | {"training.steps": "900"}, {"miou": 3.0})
-    chosen = select(load_runs(store.uri), "attention")
-    assert (chosen.runs["miou"].tolist(), chosen.left_out) == ([3.0], 1)
-    assert "left out: 1" in chosen.note()
+    chosen = select(load_runs(store.uri), "attention", "fusion")
+    assert chosen.runs["miou"].tolist() == [3.0]
+    assert "Runs left out: 1 with training.steps=150." in chosen.note()
     store.run("attention", cell | {"data.toy": "false"}, {"miou": 5.0})
-    assert select(load_runs(store.uri), "attention").runs["miou"].tolist() == [5.0]
+    chosen = select(load_runs(store.uri), "attention", "fusion")
+    assert chosen.runs["miou"].tolist() == [5.0]
+    assert list(chosen.left_out) == ["with data.toy=true, training.steps=900", "with data.toy=true"]
 
 
 def test_the_numbers_drawn(attention: Tracked) -> None:
@@ -86,7 +89,7 @@ def test_the_numbers_drawn(attention: Tracked) -> None:
     heights = [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()]
     assert heights == pytest.approx([np.std([20, 24], ddof=1), np.std([31, 35], ddof=1)])
     assert [t.get_text() for t in measured.get_xticklabels()] == ["0", "100"]
-    assert measured.get_title(loc="left") == "toy benchmark, 1 to 2 seeds"
+    assert measured.get_title(loc="left") == "toy, 1 to 2 seeds"
     points = {tuple(line.get_ydata()) for line in published.lines}
     assert (67.7, 71.1) in points  # supplement, Table 1
     assert (round(67.7 - 2.6, 1),) in points  # Figure 1 in words
@@ -172,7 +175,7 @@ def test_class_gains_are_sorted_and_paired(tracked: Tracked) -> None:
     gta5 = numbers[numbers["benchmark"] == "gta5-cityscapes"]
     assert gta5["share"].is_monotonic_decreasing
     assert gta5["share"].sum() == pytest.approx(100)
-    runs = select(tracked, "losses").runs
+    runs = select(tracked, "losses", "loss").runs
     here = runs[(runs["benchmark"] == "gta5-cityscapes") & (runs["budget"] == 500)]
     means = here.groupby("loss")["iou/car"].mean()
     car = gta5.set_index("class").loc["car", "gain"]
@@ -184,14 +187,9 @@ def test_class_gains_are_sorted_and_paired(tracked: Tracked) -> None:
     assert "Spearman" in drawn.caption
 
 
-def test_class_gains_fall_back_to_a_common_budget() -> None:
-    runs = pd.DataFrame({"loss": ["ce", "ce", "dyce", "dyce"], "budget": [100, 200, 200, 100]})
-    assert class_gains.common_budget(runs) == 200
-    assert class_gains.common_budget(runs[:2]) is None
-
-
 def test_effects_of_the_components(tracked: Tracked) -> None:
-    runs = components.with_parts(select(tracked, "components").runs)
+    parts = [setting for setting, _ in PARTS.values()]
+    runs = components.with_parts(select(tracked, "components", parts).runs)
     on, off = (runs[runs["VL"] == state]["miou"].mean() for state in (True, False))
     found = components.effect(runs, "VL")
     assert found.difference == pytest.approx(on - off)
@@ -200,7 +198,7 @@ def test_effects_of_the_components(tracked: Tracked) -> None:
 
 
 def test_sensitivity_changes_one_setting_at_a_time(tracked: Tracked) -> None:
-    rows = pd.DataFrame(sensitivity.curves(select(tracked, "sensitivity").runs))
+    rows = pd.DataFrame(sensitivity.curves(select(tracked, "sensitivity", list(SENSITIVITY)).runs))
     omega = rows[rows["setting"] == "loss.omega"]
     assert omega["value"].tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert omega[omega["default"]]["value"].tolist() == [0.5]
@@ -289,7 +287,7 @@ def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracke
     assert "split seeded" in drawn.caption
     assert "25.68 ± 5.1" in drawn.caption
     row = numbers[(numbers["method"] == "uamt") & (numbers["organ"] == "liver")].iloc[0]
-    runs = select(tracked, "synapse", metric="dice").runs
+    runs = select(tracked, "synapse", ("method", "loss"), "dice").runs
     by = runs[runs["method"] == "uamt"].set_index(["seed", "loss"])["dice/liver"].unstack()
     gain = by["dyce"].mean() - by["ce"].mean()
     assert row["dice_change"] == pytest.approx(gain)

@@ -13,6 +13,7 @@ from semidavil.checkpoint import (
     BROKEN,
     CHECKPOINT,
     PREVIOUS,
+    OtherDataError,
     TrainingError,
     resume,
     save_checkpoint,
@@ -21,6 +22,7 @@ from semidavil.config import preset
 from semidavil.meter import Meter
 
 CONFIG = preset("toy")
+DATA = "cityscapes/val/labels=00 gta5/train/labels=11 weights=22"  # that it sees
 CPU = torch.device("cpu")
 SIZE = 40  # of the layer: its weights lie in the middle of the file
 
@@ -35,10 +37,10 @@ class Run:
 
     def save(self, step: int) -> None:
         nn.init.constant_(self.method.weight, step)
-        save_checkpoint(self.folder, step, CONFIG, self.method, self.optimizer, self.meter)
+        save_checkpoint(self.folder, step, CONFIG, DATA, self.method, self.optimizer, self.meter)
 
     def resume(self) -> int:
-        step = resume(self.folder, CONFIG, self.method, self.optimizer, self.meter)
+        step = resume(self.folder, CONFIG, DATA, self.method, self.optimizer, self.meter)
         assert step == 0 or torch.all(self.method.weight == step)
         return step
 
@@ -108,14 +110,22 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(run: Run) -> None:
 def test_what_is_no_damage_is_refused_and_left_in_place(run: Run) -> None:
     other = CONFIG.replace({"seed": 7})
     with pytest.raises(TrainingError, match=r"belongs to run .*not to this run"):
-        resume(run.folder, other, run.method, run.optimizer, run.meter)
+        resume(run.folder, other, DATA, run.method, run.optimizer, run.meter)
     damage(run.folder / CHECKPOINT, empty)
     with pytest.raises(TrainingError, match=r"previous\.pt belongs to run"):
-        resume(run.folder, other, run.method, run.optimizer, run.meter)
+        resume(run.folder, other, DATA, run.method, run.optimizer, run.meter)
     torch.save([1, 2], run.folder / CHECKPOINT)
     with pytest.raises(TrainingError, match=r"last\.pt cannot be read .*delete it"):
         run.resume()
     assert {CHECKPOINT, PREVIOUS} <= run.files()
+
+
+def test_a_checkpoint_of_other_data_is_refused_by_name_and_left_in_place(run: Run) -> None:
+    repaired = DATA.replace("gta5/train/labels=11", "gta5/train/labels=33")
+    with pytest.raises(OtherDataError, match=r"not the same are gta5/train/labels\. .*train anew"):
+        resume(run.folder, CONFIG, repaired, run.method, run.optimizer, run.meter)
+    assert run.files() == {CHECKPOINT, PREVIOUS}
+    assert run.resume() == 4
 
 
 # Of a `save_checkpoint`: the data must be durable before the name is.

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +13,7 @@ import pytest
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config, preset
-from semidavil.data.checks import check_data, class_pixels, fingerprint
+from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.files import DataError
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import READERS
@@ -140,41 +138,6 @@ def test_a_scan_counts_pixels_and_images(write_dataset: Write, tmp_path: Path) -
     assert found.sizes == {"16x24": 3}
     recalled = json.loads(next((tmp_path / "cache" / "scans").iterdir()).read_text())
     assert recalled["count"] == 3
-
-
-def test_the_fingerprint_is_of_what_the_files_hold_and_not_of_where_they_lie(
-    write_dataset: Write, tmp_path: Path
-) -> None:
-    def fingerprint_of(config: Config) -> str:  # as a run does
-        check_data(config)
-        return fingerprint(config)
-
-    root = write_both(write_dataset)
-    first = fingerprint_of(make_config(root))
-    assert re.fullmatch(r"[0-9a-f]{16}", first)
-    copy = tmp_path / "elsewhere"
-    shutil.copytree(
-        root, copy, ignore=shutil.ignore_patterns("cache"), copy_function=shutil.copyfile
-    )
-    config = make_config(copy)
-    assert fingerprint_of(config) == first
-    assert fingerprint_of(config.replace({"training.lr": 0.5, "data.budget": 1})) == first
-
-    # Of the same size, so that only the pixels of its classes tell.
-    label = READERS["cityscapes"](copy / "cityscapes").samples("val")[0].label
-    classes = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)
-    before = label.stat().st_size
-    cv2.imwrite(str(label), np.full_like(classes, 8))
-    with label.open("ab") as file:
-        file.write(bytes(before - label.stat().st_size))
-    assert label.stat().st_size == before
-    relabelled = fingerprint_of(config)
-
-    image = READERS["gta5"](copy / "gta5").samples("train")[0].image
-    with image.open("ab") as file:
-        file.write(b"\0")
-    longer = fingerprint_of(config)
-    assert len({first, relabelled, longer}) == 3
 
 
 @pytest.mark.slow

@@ -2,15 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from small_disk import SmallDisk
 
-from semidavil.checkpoint import CHECKPOINT, PREVIOUS, StopTraining, TrainingError
+from semidavil.checkpoint import CHECKPOINT, PREVIOUS, OtherDataError, StopTraining, TrainingError
 from semidavil.config import Config, preset
 from semidavil.experiments.street import StreetExperiment
 from semidavil.full_disk import DiskFull
@@ -60,6 +62,26 @@ def collect(
 
 def losses(reports: list[Report]) -> list[float]:
     return [r.metrics["train/loss"] for r in reports if "train/loss" in r.metrics]
+
+
+def test_a_run_goes_on_with_moved_data_and_not_with_repaired_labels(
+    config: Config, tiny_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_root, tmp_path / "data")
+    moved = tmp_path / "moved"
+    config = config.replace({"runtime.data_root": str(tmp_path / "data")})
+    collect(config, tmp_path / "run", stop_at=2, stop=StopTraining)
+    (tmp_path / "data").rename(moved)
+    config = config.replace({"runtime.data_root": str(moved)})
+    _, reports = collect(config, tmp_path / "run", stop_at=4, stop=StopTraining)
+    assert [one.step for one in reports] == [2, 3, 4]
+    label = next((moved / "gta5" / "labels").glob("*.png"))
+    with Image.open(label) as image:
+        repaired = image.copy()
+    repaired.putpixel((0, 0), 7 if repaired.getpixel((0, 0)) == 8 else 8)
+    repaired.save(label)
+    with pytest.raises(OtherDataError, match=r"not the same are gta5/train/labels\."):
+        collect(config, tmp_path / "run")
 
 
 def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: Path) -> None:

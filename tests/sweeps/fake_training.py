@@ -43,6 +43,7 @@ class Report:
     step: int
     total_steps: int
     metrics: dict[str, float]
+    data: str = "feed"
 
 
 @dataclass(frozen=True)

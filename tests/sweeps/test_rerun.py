@@ -28,7 +28,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
     def train(config: Config, report: Callable[[Any], None], checkpoint_dir: Path) -> Any:
         configs.append(config)
-        return SimpleNamespace(metrics={"miou": 34.25}, data="feed", latency_ms=math.nan)
+        return SimpleNamespace(metrics={"miou": 34.25}, data="weights=1 val=3", latency_ms=math.nan)
 
     stand_in = SimpleNamespace(prepare=lambda config: None), train
     monkeypatch.setattr(module, "load_training", lambda name: stand_in)
@@ -54,12 +54,12 @@ def test_a_run_of_a_gpu_is_made_again_on_what_this_machine_has(
 
 def test_another_score_and_other_versions_are_named(store: Store, trained: list[Config]) -> None:
     run_id = finish(store, ON_GPU, 34.75)
-    store.log(run_id, tags={"version.torch": "0.1", "commit": "c0ffee", "data": "other"})
+    store.log(run_id, tags={"version.torch": "0.1", "commit": "c0ffee", "data": "weights=1 val=2"})
     same, told = again(store, run_id)
     assert not same
     for text in ("not reproduced: -0.5000", "version.torch 0.1 -> ", "git checkout c0ffee"):
         assert text in told
-    assert "data other -> feed" in told
+    assert "data: val" in told
 
 
 def test_only_a_finished_run_can_be_made_again(store: Store) -> None:

@@ -297,4 +297,4 @@ def test_a_list_begins_no_study(
     study = open_study(store, base=rungs_from_11)  # a third of 31, rounded up: none at step 30
     finish_next(study)
     assert main(arguments) == 0
-    assert f"study {study.name}: 1 finished" in " ".join(capsys.readouterr().out.split())
+    assert f"study {study.name} (toy): 1 finished" in " ".join(capsys.readouterr().out.split())

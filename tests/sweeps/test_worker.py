@@ -9,6 +9,7 @@ import pytest
 from fake_training import BROKEN, NON_FINITE, STEPS
 from tracked_runs import take_over
 
+from semidavil.checkpoint import OtherDataError
 from semidavil.config import preset
 from sweeps.keep.workspace import StorageError, Workspace
 from sweeps.run.events import (
@@ -265,3 +266,33 @@ def test_what_a_training_prints_is_in_its_log_alone(
     assert "code from" not in capsys.readouterr().out
     path = store.client.download_artifacts(finished.run_id, "train.log", str(store.folder))
     assert "code from" in Path(path).read_text()
+
+
+def test_a_run_says_from_its_start_what_it_sees(store: Store) -> None:
+    task, sweep = open_task(store, {}), Sweep(stop_at=3)
+    run_task(task, sweep.on_event)
+    assert store.run(task.run_id).data == "feed"
+
+
+def test_a_score_that_is_no_number_is_a_failure_for_good(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a run was FINISHED: done for the sweep, and missing in the figures."""
+    monkeypatch.setattr("fake_training.skill", lambda config: float("nan"))
+    failed, sweep, _ = run(store, {"runtime.eval_every": 4})
+    event = sweep.events[-1]
+    assert isinstance(event, Failed)
+    assert event.failure is Failure.DIVERGED
+    assert (failed.status, failed.tags["retry"]) == ("FAILED", "false")
+    assert "the mIoU is undefined" in failed.tags["reason"]
+
+
+def test_a_checkpoint_of_other_data_is_a_failure_of_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise OtherDataError("not the same are gta5/train/labels")
+
+    monkeypatch.setattr("fake_training.train", train)
+    failed, sweep, _ = run(store, {})
+    assert sweep.events[-1] == Failed(failed.tags["reason"], Failure.OTHER_DATA, delivered=True)

@@ -1,0 +1,280 @@
+"""The runs of a grid that may be compared, as one tidy frame: one run for each cell.
+
+    cells = select(tracked, "attention", "fusion")       # unique on benchmark, budget, variant and seed
+    cells = cells.at_one_budget(wanted=100)              # for what compares variants at one budget
+    over_budgets(cells.of("gta5-cityscapes"))            # mean, spread and number of seeds
+
+Two budgets, settings, versions of the code's results or runs of one cell are never averaged: what does not
+belong to the rest is left out with a reason, and what would be two in one number is an error.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from analysis import style
+from analysis.captioners import captioners_sentence
+from analysis.runs import AnalysisError, Tracked, default_settings
+from analysis.stats import bootstrap_mean, over_seeds
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import RESULTS_VERSION
+from semidavil.marks import MEANING, mark
+from semidavil.names import METHODS
+from sweeps.plan.grids import GRIDS
+
+KEY = ["benchmark", "budget", "variant", "seed"]
+# Every grid varies these.
+SHARED = ("data.benchmark", "data.budget", "seed")
+# Of settings that differ, the first to be named; `MOST` are.
+TELLING, MOST = ("data.toy", "model.vlm", "training.steps"), 3
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Comparable runs of one grid.
+
+    Attributes:
+        runs: rows of `load_runs` with a column `variant`, unique on `KEY`; of each benchmark one setting.
+        left_out: how many runs of the grid are not among them, by the reason.
+    """
+
+    runs: pd.DataFrame
+    left_out: Mapping[str, int]
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(sorted(self.runs["run_id"]))
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """In the order in which the harness lists them."""
+        present = set(self.runs["benchmark"])
+        return [name for name in BENCHMARKS if name in present] + sorted(present - set(BENCHMARKS))
+
+    def of(self, benchmark: str) -> pd.DataFrame:
+        return self.runs[self.runs["benchmark"] == benchmark]
+
+    def mark(self, benchmark: str) -> str:
+        """`toy`, `bundled CLIP` or nothing; see `semidavil.marks`."""
+        here = self.of(benchmark)
+        return mark(benchmark, bool(here["toy"].all()), str(here["vlm"].iloc[0]))
+
+    def heading(self, benchmark: str) -> str:
+        """`GTA5 → Cityscapes (toy)`."""
+        told = self.mark(benchmark)
+        return style.benchmark_name(benchmark) + (f" ({told})" if told else "")
+
+    def only(self, variants: Sequence[str]) -> "Cells":
+        """What a figure shows; the others are in other figures."""
+        return replace(self, runs=self.runs[self.runs["variant"].isin(variants)])
+
+    def at_one_budget(self, wanted: int | None = None) -> "Cells":
+        """Per benchmark, the runs at the label budget that most variants have.
+
+        Of equals `wanted`, else the smallest above 0. Runs that draw no target image have no budget: they
+        stay.
+        """
+        kept = [_one_budget(here, wanted) for _, here in self.runs.groupby("benchmark")]
+        runs = pd.concat(kept, ignore_index=True)
+        others = sorted(set(self.runs["budget"]) - set(runs["budget"]))
+        reasons = dict(self.left_out)
+        if (count := len(self.runs) - len(runs)) > 0:
+            budgets = f" ({', '.join(f'{b:,}' for b in others)})" if others else ""
+            reasons[f"at other label budgets{budgets}"] = count
+        return Cells(runs, reasons)
+
+    def note(self) -> str:
+        """What every caption says of where its runs come from."""
+        steps = " or ".join(f"{int(n):,}" for n in sorted(self.runs["steps"].unique()))
+        told = [f"{steps} training steps."]
+        if captioners := captioners_sentence(self.runs):
+            told.append(captioners)
+        for name in dict.fromkeys(filter(None, map(self.mark, self.benchmarks))):
+            told.append(f"{name[0].upper()}{name[1:]}: {MEANING[name]}.")
+        told += [*_version_note(self.runs), *_provenance(self.runs)]
+        if self.left_out:
+            parts = [f"{count} {reason}" for reason, count in self.left_out.items()]
+            told.append(f"Runs left out: {'; '.join(parts)}.")
+        return " ".join(told)
+
+
+def select(
+    tracked: Tracked,
+    grid: str,
+    variant: str | Sequence[str],
+    metric: str = "miou",
+) -> Cells:
+    """The runs of a grid that may be compared.
+
+    Of the newest version of results; per benchmark one setting: real data before generated, then the longest
+    training, then the most runs. What a grid varies on purpose is no part of the setting.
+
+    Args:
+        variant: the column, or columns, that tell the variants apart.
+        metric: a final metric that every run must have.
+
+    Raises:
+        AnalysisError: no such run, or two runs of one cell.
+    """
+    mine = tracked.of_grid(grid)
+    scored = mine[mine[metric].notna()] if metric in mine else mine.iloc[:0]
+    if scored.empty:
+        raise AnalysisError(_why_unscored(mine, metric, grid))
+    left_out = Counter[str]()
+    if undefined := len(mine) - len(scored):
+        left_out[f"without a defined {metric}"] = undefined
+    newest = scored["version"].max()
+    for version, runs in scored[scored["version"] < newest].groupby("version"):
+        left_out[f"of results version {_version(int(str(version)))}"] = len(runs)
+    runs = scored[scored["version"] == newest]
+
+    varied = {*SHARED, *GRIDS[grid].baseline}
+    fixed = [setting for setting in default_settings() if setting not in varied]
+    kept = []
+    for _, here in runs.groupby("benchmark"):
+        groups = [group for _, group in here.groupby(fixed, dropna=False)]
+        groups.sort(key=lambda g: (bool(g["toy"].iloc[0]), -int(g["steps"].iloc[0]), -len(g)))
+        kept.append(groups[0])
+        for other in groups[1:]:
+            left_out[f"with {_differences(other, groups[0], fixed)}"] += len(other)
+    chosen = pd.concat(kept, ignore_index=True)
+    names = [variant] if isinstance(variant, str) else list(variant)
+    chosen["variant"] = chosen[names].astype(str).agg("+".join, axis=1)
+    _require_unique(chosen)
+    return Cells(chosen, dict(left_out))
+
+
+def _why_unscored(runs: pd.DataFrame, metric: str, grid: str) -> str:
+    """Runs without the score are there: running the grid again would make the same ones."""
+    return (
+        f"none of the {len(runs)} finished runs of {grid} has a defined {metric}: no class is in the "
+        "validation labels, nor was one predicted, or its benchmark is scored by another metric. Look at the "
+        "labels (python -m semidavil data); then run it with --retry-failed"
+    )
+
+
+def _differences(runs: pd.DataFrame, others: pd.DataFrame, settings: Sequence[str]) -> str:
+    """`training.steps=900, training.lr=0.1 and 2 more`: how one setting differs from another."""
+    one, other = runs.iloc[0], others.iloc[0]
+    names = [name for name in settings if _is_other(one[name], other[name])]
+    names.sort(key=lambda name: TELLING.index(name) if name in TELLING else len(TELLING))
+    told = ", ".join(f"{name}={_text(one[name])}" for name in names[:MOST])
+    return told + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+
+
+def _is_other(one: Any, other: Any) -> bool:
+    return bool(one != other) and not (one != one and other != other)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return str(value).lower() if str(value) in ("True", "False") else str(value)
+
+
+def _require_unique(runs: pd.DataFrame) -> None:
+    """Raises AnalysisError where two runs are of one cell: their mean would be of two things."""
+    twice = runs[runs.duplicated(KEY, keep=False)]
+    if twice.empty:
+        return
+    benchmark, budget, variant, seed = (twice.iloc[0][name] for name in KEY)
+    same = (twice[KEY] == twice.iloc[0][KEY]).all(axis=1)
+    first, second = twice[same].iloc[0], twice[same].iloc[1]
+    names = [name for name in default_settings() if _is_other(first[name], second[name])]
+    how = "; ".join(f"{name} is {_text(first[name])} and {_text(second[name])}" for name in names)
+    raise AnalysisError(
+        f"{benchmark}, {variant}, {budget} labels, seed {seed} has several runs, such as {first['run_id']} "
+        f"and {second['run_id']} ({how or 'no setting differs'}): delete in MLflow those that are not meant"
+    )
+
+
+def _one_budget(runs: pd.DataFrame, wanted: int | None) -> pd.DataFrame:
+    """See `Cells.at_one_budget`; the runs of one benchmark."""
+    without = runs["method"].map(
+        lambda name: name in METHODS and METHODS[name].streams == {"source"}
+    )
+    counts = runs[~without].groupby("budget")["variant"].nunique()
+    if counts.empty:
+        return runs
+    budget = min(counts.index, key=lambda b: (-counts[b], b != wanted, b == 0, b))
+    return runs[without | (runs["budget"] == budget)]
+
+
+def _version(version: int) -> str:
+    """0 stands for runs that say none."""
+    return str(version) if version else "unknown"
+
+
+def _version_note(runs: pd.DataFrame) -> list[str]:
+    version = int(runs["version"].iloc[0])
+    if version in (0, RESULTS_VERSION):
+        return []
+    return [f"Results version {version}; the present code's is {RESULTS_VERSION}."]
+
+
+def _provenance(runs: pd.DataFrame) -> list[str]:
+    """Which variants were made by other code, on another device or from other data than the rest."""
+    told = []
+    code = runs["env/commit"].str[:8] + runs["env/changes"].map(
+        lambda changes: f" with {changes}" if changes.startswith("code/") else ""
+    )
+    for what, values in (("code", code), ("device", runs["env/device"])):
+        if found := _odd_ones(runs["variant"], values):
+            told.append(f"Not all runs are by the same {what}: {found}.")
+    for _, here in runs.groupby("benchmark"):
+        seen = [
+            dict(word.split("=", 1) for word in text.split() if "=" in word)
+            for text in here["data"]
+        ]
+        for part in sorted({name for one in seen for name in one}):
+            values = pd.Series([one.get(part, "") for one in seen], index=here.index)
+            known = values != ""
+            if found := _odd_ones(here["variant"][known], values[known]):
+                told.append(f"Not all runs saw the same {part}: {found}.")
+    return told
+
+
+def _odd_ones(variants: pd.Series, values: pd.Series) -> str:
+    """`DLG: a; VLGA, WPCT: b` where variants differ in a value; empty where there is one alone."""
+    if values.nunique() < 2:
+        return ""
+    by_values: dict[tuple[str, ...], list[str]] = {}
+    for variant, of_variant in values.groupby(variants):
+        found = tuple(sorted(str(value) or "unknown" for value in of_variant.unique()))
+        by_values.setdefault(found, []).append(style.label(str(variant)))
+    return "; ".join(f"{', '.join(names)}: {' and '.join(v)}" for v, names in by_values.items())
+
+
+def over_budgets(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """One row per variant and budget.
+
+    Returns:
+        Columns `variant`, `budget`, `mean`, `std` (n - 1; NaN for one seed), `n`, the number of seeds, and
+        `low` and `high`, the 95% bootstrap interval of the mean over seeds.
+    """
+    by = ["variant", "budget"]
+    table = over_seeds(runs, by, metric)
+    bounds = [bootstrap_mean(list(values)) for _, values in runs.groupby(by, sort=True)[metric]]
+    table["low"], table["high"] = [low for low, _ in bounds], [high for _, high in bounds]
+    return table
+
+
+def by_seed(runs: pd.DataFrame, metric: str = "miou") -> pd.Series:
+    """A metric of one variant at one budget of one benchmark, indexed by seed.
+
+    Raises:
+        ValueError: a seed has several runs.
+    """
+    if not runs["seed"].is_unique:
+        raise ValueError(f"several runs have seed {runs['seed'].mode().iloc[0]}")
+    return runs.set_index("seed")[metric]
+
+
+def seeds_of(counts: Sequence[int]) -> str:
+    """`1 seed`, `3 seeds`, `2 to 3 seeds`."""
+    low, high = min(counts), max(counts)
+    number = f"{low}" if low == high else f"{low} to {high}"
+    return f"{number} seed{'' if high == 1 else 's'}"

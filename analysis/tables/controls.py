@@ -1,0 +1,134 @@
+"""What stands beside a comparison to say what it is worth: controls of the attentions and of the losses."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.cells import Cells, by_seed, seeds_of, select
+from analysis.drawn import Block, Entry, Table
+from analysis.runs import Tracked
+from analysis.stats import paired
+from semidavil.names import FUSIONS, LOSSES
+from sweeps.plan.grids import GRIDS, WAYS, way_of
+
+WANTED = 100  # label budget
+WAY_NAMES = {"paper": "one λ", "matched": "matched λ", "alone": "no consistency"}
+Rows = list[dict[str, Any]]
+
+
+def attention_controls(tracked: Tracked) -> Table:
+    """Every attention beside the readout with nothing to read, with its size and its time.
+
+    Raises:
+        AnalysisError: no run of the grid.
+    """
+    chosen = select(tracked, "attention_controls", "fusion").at_one_budget(WANTED)
+    blocks, rows = [], []
+    for benchmark in chosen.benchmarks:
+        runs, lines = chosen.of(benchmark), []
+        for name in FUSIONS:
+            mine = runs[runs["variant"] == name]
+            if mine.empty:
+                continue
+            row = _measured(mine, runs[runs["variant"] == "blank"])
+            row |= {name: _mean(mine, name) for name in ("parameters", "latency_ms")}
+            sizes = f"{row['parameters'] / 1e6:.2f}", f"{row['latency_ms']:.1f}"
+            extra = tuple(Entry("\N{EN DASH}" if text == "nan" else text) for text in sizes)
+            lines.append((style.label(name), _entries(row) + extra))
+            rows.append({"benchmark": benchmark, "variant": name, **row})
+        columns = ("mIoU", "over blank", "M parameters", "ms")
+        blocks.append(Block(_heading(chosen, benchmark), columns, tuple(lines)))
+    about = (
+        "What an attention is worth beyond the layer that reads it. Blank: that layer with nothing to read; "
+        "none: the features of the image alone. Parameters of the whole network; milliseconds for one image."
+    )
+    return _table("attention_controls", "Controls of the attentions", about, blocks, rows, chosen)
+
+
+def loss_controls(tracked: Tracked) -> Table:
+    """Every loss with one lambda, with a matched one, and without consistency.
+
+    Raises:
+        AnalysisError: no run of the grid.
+    """
+    varied = list(GRIDS["loss_controls"].baseline)
+    chosen = select(tracked, "loss_controls", varied).at_one_budget(WANTED)
+    blocks, rows = [], []
+    for benchmark in chosen.benchmarks:
+        runs, lines = chosen.of(benchmark), []
+        ways = [
+            way_of(dict(zip(varied, map(str, row), strict=True))) for row in runs[varied].values
+        ]
+        there = [way for way in WAYS if way in ways]
+        for loss in (name for name in LOSSES if name in set(runs["loss"])):
+            entries: tuple[Entry, ...] = ()
+            for way in there:
+                here = runs[[one == way for one in ways]]
+                row = _measured(here[here["loss"] == loss], here[here["loss"] == "ce"])
+                rows.append({"benchmark": benchmark, "variant": loss, "way": way, **row})
+                entries += _entries(row)
+            lines.append((style.label(loss), entries))
+        columns = tuple(name for way in there for name in (WAY_NAMES[way], "over CE"))
+        blocks.append(Block(_heading(chosen, benchmark), columns, tuple(lines)))
+    about = (
+        "Is it the loss, or what it does to the weight of the consistency term? One λ, as in the paper; "
+        "matched, λ scaled at each step so that the supervised and the consistency gradient have the ratio "
+        "that they have under cross-entropy; and without consistency."
+    )
+    return _table("loss_controls", "Controls of the losses", about, blocks, rows, chosen)
+
+
+def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+    """Mean, spread and seeds of one variant, and its paired difference to another."""
+    scores = by_seed(ours)
+    same = set(ours["run_id"]) == set(reference["run_id"])
+    test = paired(scores, by_seed(reference.iloc[:0] if same else reference))
+    return {
+        "mean": scores.mean(), "std": scores.std(), "n": len(scores),
+        "difference": test.difference, "low": test.low, "high": test.high, "p": test.p,
+    }  # fmt: skip
+
+
+def _entries(row: dict[str, Any]) -> tuple[Entry, Entry]:
+    """`34.2 ± 0.5 (3)` and `+1.2 [0.4, 2.0]`, as far as there are runs."""
+    if not row["n"]:
+        return Entry("\N{EN DASH}"), Entry("")
+    spread = f" ± {row['std']:.1f}" if row["n"] > 1 else ""
+    score = Entry(f"{row['mean']:.1f}{spread} ({row['n']})")
+    if np.isnan(row["difference"]):
+        return score, Entry("")
+    interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
+    return score, Entry(f"{row['difference']:+.1f}{interval}")
+
+
+def _mean(runs: pd.DataFrame, name: str) -> float:
+    """Of what runs of earlier versions may not have logged."""
+    return float(runs[name].mean()) if name in runs else np.nan
+
+
+def _heading(chosen: Cells, benchmark: str) -> str:
+    budgets = sorted(set(chosen.of(benchmark)["budget"]))
+    return f"{chosen.heading(benchmark)}, {', '.join(f'{b:,}' for b in budgets)} labels"
+
+
+def _table(
+    name: str, title: str, about: str, blocks: list[Block], rows: Rows, chosen: Cells
+) -> Table:
+    numbers = pd.DataFrame(rows)
+    counts = [int(n) for n in numbers["n"] if n]
+    spread = (
+        f"Mean IoU (%), ± sample standard deviation (number of seeds: {seeds_of(counts)}); differences are "
+        "paired by seed, with 95% t intervals where there are two seeds or more, uncorrected."
+    )
+    return Table(
+        name=name,
+        title=title,
+        caption=f"{about} {spread} {chosen.note()}",
+        stub="Attention" if name == "attention_controls" else "Loss",
+        blocks=tuple(blocks),
+        numbers=numbers,
+        run_ids=chosen.run_ids,
+        grid=name,
+    )

@@ -1,0 +1,172 @@
+"""What a run trains on and is scored on, as a text that tells whether two runs saw the same.
+
+    fingerprint(config)
+    # cityscapes/train/images=03b1c7... cityscapes/train/labels=9d20... ... weights=77a0...
+
+One part for the images, and one for the labels, of each split of a data set; one each for disparities, CT
+scans, the weights of the vision-language model and the models that make captions or depth, as far as they are
+files. A part is a hash of what its files hold: the same wherever the folder lies and whenever it was
+copied, and another one after a label was repaired. Generated data are known by their generator's version.
+
+Needs no torch: a sweep compares what its finished runs have seen with what is there now.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from semidavil.benchmarks import BENCHMARKS, Benchmark
+from semidavil.config import Config, Model
+from semidavil.data.checks import looks_at_labels, splits_of
+from semidavil.data.depth import disparity_path
+from semidavil.data.files import hash_files
+from semidavil.data.folders import files_below
+from semidavil.data.hub import local_model, model_files
+from semidavil.data.layout import cache_dir, existing_root
+from semidavil.data.readers import READERS, Reader, Sample
+from semidavil.names import METHODS, SHUFFLED
+from semidavil.toy import abdomen, clip, write
+
+# Hashes of files by path; see `files.hash_files` and `files.recall_hashes`.
+Hashes = Callable[[Sequence[Path], Path], Mapping[Path, str]]
+SCANS = (".h5", ".nii", ".gz", ".txt")  # endings of CT scans, and of the lists beside them
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files whose contents, and whose names below `root`, count."""
+
+    name: str
+    root: Path | None  # None: their contents alone count
+    files: Callable[[], Sequence[Path]] = field(compare=False)
+    about: str = ""  # tells apart what has one name and no root
+
+    def digest(self, hashes: Hashes, memo: Path) -> str:
+        """16 hex digits.
+
+        Args:
+            memo: remembers the hashes of files.
+
+        Raises:
+            DataError: a file that is missing; and what `hashes` raises.
+        """
+        found = hashes(self.files(), memo)
+        if self.root is None:
+            lines = sorted(found.values())
+        else:
+            # os.path: pathlib's relative paths cost a second per ten thousand files.
+            start = len(os.path.join(self.root, ""))
+            lines = [f"{os.fspath(path)[start:]}\0{value}" for path, value in found.items()]
+        return hashlib.blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
+
+
+def fingerprint(
+    config: Config, hashes: Hashes = hash_files, known: dict[Part, str] | None = None
+) -> str:
+    """`name=value` for each part, in order, with blanks between.
+
+    Args:
+        known: digests of parts that many Configs have in common; what is found is added.
+
+    Raises:
+        DataError: something is not here.
+    """
+    known = {} if known is None else known
+    values = generated(config)
+    for part in parts(config):
+        if part not in known:
+            known[part] = part.digest(hashes, memo_of(cache_dir(config)))
+        values[part.name] = known[part]
+    return " ".join(f"{name}={value}" for name, value in sorted(values.items()))
+
+
+def memo_of(cache: Path) -> Path:
+    """Where hashes of files are remembered: the file that captions use too, so that images are read once."""
+    return cache / "captions" / "hashes.jsonl"
+
+
+def differences(before: str, now: str) -> list[str]:
+    """The names of the parts in which two fingerprints differ."""
+    pairs = {tuple(word.partition("=")[::2]) for word in before.split()} ^ {
+        tuple(word.partition("=")[::2]) for word in now.split()
+    }
+    return sorted({name for name, _ in pairs})
+
+
+def generated(config: Config) -> dict[str, str]:
+    """The parts that a generator makes, by its version."""
+    if not config.data.toy:
+        return {}
+    if BENCHMARKS[config.data.benchmark].kind == "volumes":
+        size = "x".join(map(str, abdomen.SIZE))
+        return {"generated": f"abdomen-v{abdomen.VERSION}-{size}"}
+    return {"generated": f"scenes-v{write.VERSION}-{'x'.join(map(str, write.SIZE))}"}
+
+
+def parts(config: Config) -> list[Part]:
+    """The parts that are files.
+
+    Raises:
+        DataError: a data set, or a model, that is not here.
+    """
+    benchmark, found = BENCHMARKS[config.data.benchmark], list[Part]()
+    if not config.data.toy:
+        root = existing_root(benchmark.name, config.runtime.data_root)
+        if benchmark.kind == "volumes":
+            scans = root / benchmark.target
+            return [Part(f"{benchmark.target}/scans", scans, lambda: _scans(scans))]
+        found += _images(config, benchmark, root)
+    if benchmark.kind == "volumes":
+        return found
+    found += _weights(config.model)
+    _, _, captioner = config.model.captions.removeprefix(f"{SHUFFLED}:").partition(":")
+    if captioner and config.model.fusion != "none":
+        found.append(_model("captioner", captioner))
+    return found
+
+
+def _scans(root: Path) -> list[Path]:
+    return sorted(path for path in files_below(root) if path.suffix.lower() in SCANS)
+
+
+def _images(config: Config, benchmark: Benchmark, root: Path) -> list[Part]:
+    found = []
+    for dataset, split in splits_of(benchmark):
+        reader = READERS[dataset](root / dataset)
+        for kind, attribute in (("images", "image"), ("labels", "label")):
+            if kind == "images" or looks_at_labels(config, dataset, split):
+                files = partial(_listed, reader, split, attrgetter(attribute))
+                found.append(Part(f"{dataset}/{split}/{kind}", reader.root, files))
+    if not (METHODS[config.training.method].disparity or config.data.selection == "depth"):
+        return found
+    kind, _, estimator = config.data.depth.partition(":")
+    if estimator:
+        return [*found, _model("depth", estimator)]
+    target = READERS[benchmark.target](root / benchmark.target)
+    files = partial(_listed, target, "train", disparity_path)
+    return [*found, Part(f"{benchmark.target}/train/{kind}", target.root, files)]
+
+
+def _listed(reader: Reader, split: str, file_of: Callable[[Sample], Path]) -> list[Path]:
+    return [file_of(sample) for sample in reader.samples(split)]
+
+
+def _weights(model: Model) -> list[Part]:
+    """The CLIP, as far as it is in files of the user's or of this package: a tag names its weights itself."""
+    folder = Path(clip.__file__).parent if model.vlm == "toy" else Path(model.vlm).expanduser()
+    folder = Path(str(folder).removeprefix("local-dir:"))
+    files = model_files(folder) if folder.is_dir() else []
+    file = Path(model.weights).expanduser()
+    if model.weights != "bundled":
+        files = [path for path in files if path.suffix == ".json"]
+        files += [file, *model_files(file.parent, (".json",))] if file.is_file() else []
+    return [Part("weights", None, lambda: files, str(files))] if files else []
+
+
+def _model(part: str, name: str) -> Part:
+    """A model of Hugging Face; it is looked for when its files are."""
+    return Part(part, None, lambda: model_files(local_model(name)), name)
