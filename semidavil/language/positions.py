@@ -18,9 +18,9 @@ class Positions:
 
     "a street scene with road at the bottom, building on the left and right, sky at the top". A
     stand-in for a captioner such as the paper's BLIP-2, which describes content and positions too,
-    and no equal one: it gives a method the benchmark's class names, which the paper says its captions
-    do not use ("not fixed class definitions"). Classes are named in order of their area; the smallest
-    are left out where the text encoder's context is short.
+    and no equal one: it gives a method the benchmark's class names, while the paper says that its
+    captions describe content and positions instead of fixed class definitions. Classes are named in
+    order of their area; the smallest are left out where the text encoder's context is short.
 
     Args:
         classes: names to look for.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from semidavil.models.text import TextEncoder
 
+BATCH = 4096  # captions whose tokens are in memory at a time
+
 
 @dataclass(frozen=True)
 class CaptionStatistics:
@@ -33,8 +35,11 @@ def caption_statistics(texts: Iterable[str], encoder: TextEncoder) -> CaptionSta
     """Counts empty, equal and cut captions; an empty one is not also an equal one."""
     counts = Counter(texts)
     empty, distinct = counts.pop("", 0), list(counts)
-    lengths = encoder.count_tokens(distinct) if distinct else []
-    cut = (text for text, n in zip(distinct, lengths, strict=True) if n > encoder.max_tokens)
+    cut: list[str] = []
+    for start in range(0, len(distinct), BATCH):  # windows of GTA5 make 200,000
+        texts = distinct[start : start + BATCH]
+        lengths = encoder.count_tokens(texts)
+        cut += [t for t, n in zip(texts, lengths, strict=True) if n > encoder.max_tokens]
     return CaptionStatistics(
         total=empty + counts.total(),
         empty=empty,
