@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.benchmarks import IGNORE_INDEX
-from semidavil.config import Loss
+from semidavil.settings import Loss
 
 
 class PixelLoss(nn.Module):

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.checkpoint import StopTraining, TrainingError, resume, save_checkpoint
-from semidavil.config import Config, Training
+from semidavil.config import Config
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.distributed import (
     from_first,
@@ -47,6 +47,7 @@ from semidavil.full_disk import on_disk
 from semidavil.launch import launch
 from semidavil.memory import reset_peak_memory
 from semidavil.meter import Meter
+from semidavil.settings import Training
 
 
 class NonFiniteLossError(TrainingError):

@@ -21,7 +21,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
-from semidavil.config import Config, Model
+from semidavil.config import Config
 from semidavil.data.checks import looks_at_labels, splits_of
 from semidavil.data.depth import disparity_path
 from semidavil.data.files import hash_files
@@ -30,6 +30,7 @@ from semidavil.data.hub import local_model, model_files
 from semidavil.data.layout import cache_dir, existing_root
 from semidavil.data.readers import READERS, Sample
 from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
+from semidavil.settings import Model
 from semidavil.toy import abdomen, clip, write
 
 # Hashes of files by path; see `files.hash_files` and `files.recall_hashes`.

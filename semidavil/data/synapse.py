@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.benchmarks import SYNAPSE_13
-from semidavil.config import Volumes
 from semidavil.data.ct import WINDOW, Spacing, read_h5, read_nifti
 from semidavil.data.files import DataError
 from semidavil.data.folders import files_in, names_in, stem_of
 from semidavil.data.splits import split_at_random
 from semidavil.data.synapse_splits import NAMED_SPLITS, labelled_scans, number_of
+from semidavil.settings import Volumes
 
 # TransUNet's labels 1 to 8.
 TRANSUNET_8 = (

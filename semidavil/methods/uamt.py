@@ -8,11 +8,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from semidavil.config import Config, Volumes
+from semidavil.config import Config
 from semidavil.methods.base import Batch, Losses
 from semidavil.methods.ema import ema_update
 from semidavil.methods.volume_method import VolumeMethod, ramp_up
 from semidavil.models.unet3d import SCALES, PyramidUNet
+from semidavil.settings import Volumes
 
 
 class UAMT(VolumeMethod):

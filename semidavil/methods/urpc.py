@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from semidavil.config import Volumes
 from semidavil.methods.base import Batch, Losses
 from semidavil.methods.volume_method import VolumeMethod
+from semidavil.settings import Volumes
 
 
 class URPC(VolumeMethod):

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from semidavil.config import Config, Volumes
+from semidavil.config import Config
 from semidavil.methods.base import Batch, Losses
 from semidavil.models.unet3d import PyramidUNet
 from semidavil.seeds import seed_of
+from semidavil.settings import Volumes
 
 
 class VolumeMethod(nn.Module):

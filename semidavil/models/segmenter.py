@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semidavil.config import Model
 from semidavil.models.dropout import drop_channels
 from semidavil.models.fusion import FUSIONS
 from semidavil.models.readout import Towers
 from semidavil.models.text import Language
 from semidavil.models.vision import VisionEncoder
 from semidavil.models.vlm import VLM
+from semidavil.settings import Model
 
 
 class Decoder(nn.Module):

@@ -11,12 +11,13 @@ from functools import cache
 from pathlib import Path
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
-from semidavil.config import Config, Volumes
+from semidavil.config import Config
 from semidavil.data.files import DataError
 from semidavil.data.layout import existing_root
 from semidavil.data.readers import READERS
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.data.synapse_splits import NAMED_SPLITS, labelled_scans
+from semidavil.settings import Volumes
 from semidavil.toy.abdomen import NUMBERS
 from semidavil.toy.write import COUNTS, DATASETS
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from functools import cached_property, partial
 
-from semidavil.config import Config, Runtime
+from semidavil.config import Config
 from semidavil.data.files import DataError, hash_files, recall_hashes
 from semidavil.data.fingerprint import Part, fingerprint
+from semidavil.settings import Runtime
 from sweeps.track.provenance import owner_tags
 from sweeps.track.runs import TrackedRun
 

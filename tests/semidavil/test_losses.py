@@ -12,7 +12,6 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from semidavil.benchmarks import IGNORE_INDEX
-from semidavil.config import Loss
 from semidavil.losses import (
     LOSSES,
     DyCE,
@@ -21,6 +20,7 @@ from semidavil.losses import (
     gradient_norm,
     pseudo_label,
 )
+from semidavil.settings import Loss
 
 CLASSES = 5
 

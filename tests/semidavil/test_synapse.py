@@ -10,12 +10,12 @@ import torch
 from volume_config import CLASSES, config_of
 
 from semidavil.benchmarks import SYNAPSE_13
-from semidavil.config import Volumes
 from semidavil.data.ct import resample
 from semidavil.data.files import DataError
 from semidavil.data.synapse import Case, Scan, Synapse
 from semidavil.data.synapse_splits import NAMED_SPLITS
 from semidavil.data.volumes import VolumeBatches, check_volumes
+from semidavil.settings import Volumes
 from semidavil.toy.abdomen import ensure_toy_abdomen, render_case
 
 

@@ -12,9 +12,10 @@ from studies import BASE, ask, open_study
 from test_driver import Sweep
 from tracked_runs import ANOTHER_MACHINE, finish, finished, tracked
 
-from semidavil.config import Config, Runtime, preset
+from semidavil.config import Config, preset
 from semidavil.data import files, fingerprint
 from semidavil.data.readers import READERS
+from semidavil.settings import Runtime
 from sweeps.cli import main
 from sweeps.plan.cells import Cell, Plan, State, make_plan
 from sweeps.plan.data import PresentData
