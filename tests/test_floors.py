@@ -23,6 +23,7 @@ FLOORS = (
         "semidavil.machine",
         "semidavil.marks",
     },
+    {"semidavil.settings"},
     {"semidavil.config"},
     {"semidavil.toy"},
     {"semidavil.data"},
