@@ -78,10 +78,10 @@ class Grid:
         return "+".join(params[axis] for axis in self.shown or self.baseline)
 
     def difference(self, config: Config) -> str:
-        """How `config` differs from the baseline: `fusion=vlga`; empty for the baseline itself."""
+        """How `config` differs from the baseline: `fusion=vlga, loss=ce`; empty for the baseline itself."""
         params = config.to_params()
         return ", ".join(
-            f"{axis.rpartition('.')[2]}={params[axis]}"
+            f"{axis.removesuffix('.name').rpartition('.')[2]}={params[axis]}"
             for axis, value in self.baseline.items()
             if params[axis] != str(value)
         )
