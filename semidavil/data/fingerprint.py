@@ -118,7 +118,7 @@ def parts(config: Config) -> list[Part]:
     if benchmark.kind == "volumes":
         return found
     found += _weights(config.model)
-    captioner = _model_of(config.model.captions.removeprefix(f"{SHUFFLED}:"))
+    captioner = _model_of(config.model.captions.removeprefix(SHUFFLED))
     if captioner and config.model.fusion not in VISION_ONLY:
         found.append(_model("captioner", captioner))
     if _needs_depth(config) and (estimator := _model_of(config.data.depth)):
