@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, TextIO
 
@@ -109,13 +110,14 @@ def _line(connection: socket.socket) -> bytes:
 
 
 class Source:
-    """The process of which commands are forks."""
+    """The process of which commands are forks; ends with the one that has started it."""
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair()
+        self._nurseries = TemporaryDirectory(prefix="nurseries-")
         paths = [str(ROOT), str(Path(__file__).parent)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [sys.executable, __file__, str(theirs.fileno()), self._nurseries.name],
             env=os.environ
             | BEFORE_IMPORTS
             | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
@@ -156,15 +158,11 @@ class Source:
         os.close(writing)
         return ForkedCommand(ours, os.fdopen(reading), [str(script), *arguments])
 
-    def close(self) -> None:
-        self._connection.close()  # at which it ends
-        self._process.wait(timeout=60)
-
 
 # In the source
 
 
-def main(connection: socket.socket) -> None:
+def main(connection: socket.socket, nurseries: Path) -> None:
     _import_all()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert threads[1:] in ([], ["jemalloc_bg_thd"]), f"a fork would lack a thread of {threads}"
@@ -180,7 +178,7 @@ def main(connection: socket.socket) -> None:
         if os.fork() == 0:
             connection.close()
             if _watch_over_a_fork(socket.socket(fileno=handles[0]), handles[1]):
-                return _begin(**json.loads(data))
+                return _begin(nurseries, **json.loads(data))
         for handle in handles:
             os.close(handle)
 
@@ -227,10 +225,13 @@ def _watch_over_a_fork(client: socket.socket, output: int) -> bool:
         os._exit(0)
 
 
-def _begin(constants: Mapping[str, float], environment: Mapping[str, str], **what: Any) -> None:
+def _begin(
+    nurseries: Path, constants: Mapping[str, float], environment: Mapping[str, str], **what: Any
+) -> None:
     # A Ctrl-C waits for the command itself, which knows what to say.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    sys.executable = open_nursery(_become)
+    if sys.platform == "linux":
+        sys.executable = open_nursery(nurseries, _become)
     for name, constant in constants.items():
         module, _, attribute = name.partition(":")
         assert hasattr(import_module(module), attribute), name
@@ -272,4 +273,4 @@ def _become(
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))

@@ -11,11 +11,9 @@ import array
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,14 +28,14 @@ ENVIRONMENT = {"RAY_enable_pipe_based_agent_to_parent_health_check": "1"}
 Run = Callable[[str, Sequence[str], str, Mapping[str, str], Sequence[int]], None]
 
 
-def open_nursery(run: Run) -> str:
+def open_nursery(folder: Path, run: Run) -> str:
     """Forks a process that forks until this one ends; returns the launcher, to be `sys.executable`.
 
     Args:
+        folder: of launchers and sockets, whose names are limited to some 100 characters.
         run: runs a script as `__main__`, in a fork, which ends with it.
     """
-    folder = Path(tempfile.mkdtemp(prefix="nursery-"))
-    launcher, address = folder / "python", folder / "socket"
+    launcher, address = folder / f"python-{os.getpid()}", folder / f"socket-{os.getpid()}"
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{__file__}" "{address}" "$@"\n')
     launcher.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX)
@@ -47,7 +45,6 @@ def open_nursery(run: Run) -> str:
     if os.fork() == 0:
         os.close(alive)
         _fork_for_each(listener, ended, run)
-        shutil.rmtree(folder)
         os._exit(0)
     os.close(ended)
     listener.close()
@@ -85,9 +82,8 @@ def _answer(client: socket.socket, run: Run) -> None:
     script, *arguments = request["arguments"]
     environment = request["environment"]
     raylet = environment.get("RAY_RAYLET_PID")
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, signal.valid_signals()
-    )  # in the thread; `run` says what it hears
+    # In the thread, where one would end the process; `run` sets what the fork itself hears.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     threading.Thread(target=_end_with, args=[client, raylet], daemon=True).start()
     if Path(script).name == "setup_worker.py":  # it would set the environment and replace itself
         from ray._private.runtime_env.context import RuntimeEnvContext

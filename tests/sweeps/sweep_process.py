@@ -36,12 +36,14 @@ def forked_workers(folder: Path, environment: pytest.MonkeyPatch) -> Iterator[No
     script = folder / "nursery.py"
     script.write_text("import sys, time\nprint(sys.executable, flush=True)\ntime.sleep(10**6)\n")
     nursery = source().start(script, [], folder, os.environ)
-    environment.setattr(sys, "executable", nursery.stdout.readline().strip())
-    for name, value in ENVIRONMENT.items():
-        environment.setenv(name, value)
-    yield
-    nursery.kill()
-    nursery.wait()
+    try:
+        environment.setattr(sys, "executable", nursery.stdout.readline().strip())
+        for name, value in ENVIRONMENT.items():
+            environment.setenv(name, value)
+        yield
+    finally:
+        nursery.kill()
+        nursery.communicate()
 
 
 class Sweeps:
