@@ -22,7 +22,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any, TextIO
+
+from forked_workers import BEFORE_IMPORTS, ENVIRONMENT, open_nursery
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 300
@@ -106,14 +110,17 @@ def _line(connection: socket.socket) -> bytes:
 
 
 class Source:
-    """The process of which commands are forks."""
+    """The process of which commands are forks; ends with the one that has started it."""
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair()
+        self._nurseries = TemporaryDirectory(prefix="nurseries-")
         paths = [str(ROOT), str(Path(__file__).parent)]
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+            [sys.executable, __file__, str(theirs.fileno()), self._nurseries.name],
+            env=os.environ
+            | BEFORE_IMPORTS
+            | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
@@ -151,17 +158,12 @@ class Source:
         os.close(writing)
         return ForkedCommand(ours, os.fdopen(reading), [str(script), *arguments])
 
-    def close(self) -> None:
-        self._connection.close()  # at which it ends
-        self._process.wait(timeout=60)
-
 
 # In the source
 
 
-def main(connection: socket.socket) -> None:
-    for name in IMPORTS:
-        import_module(name)
+def main(connection: socket.socket, nurseries: Path) -> None:
+    _import_all()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert threads[1:] in ([], ["jemalloc_bg_thd"]), f"a fork would lack a thread of {threads}"
     gc.collect()
@@ -176,9 +178,20 @@ def main(connection: socket.socket) -> None:
         if os.fork() == 0:
             connection.close()
             if _watch_over_a_fork(socket.socket(fileno=handles[0]), handles[1]):
-                return _become(**json.loads(data))
+                return _begin(nurseries, **json.loads(data))
         for handle in handles:
             os.close(handle)
+
+
+def _import_all() -> None:
+    import ray.actor
+
+    # Ray seeds its generator of ids when it is used first. Were that here, forks would have the same ids.
+    ids = ray.actor.ActorClassID
+    ray.actor.ActorClassID = SimpleNamespace(from_random=lambda: ids(os.urandom(ids.size())))
+    for name in IMPORTS:
+        import_module(name)
+    ray.actor.ActorClassID = ids
 
 
 def _reap_wardens() -> None:
@@ -212,27 +225,40 @@ def _watch_over_a_fork(client: socket.socket, output: int) -> bool:
         os._exit(0)
 
 
+def _begin(
+    nurseries: Path, constants: Mapping[str, float], environment: Mapping[str, str], **what: Any
+) -> None:
+    # A Ctrl-C waits for the command itself, which knows what to say.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    if sys.platform == "linux":
+        sys.executable = open_nursery(nurseries, _become)
+    for name, constant in constants.items():
+        module, _, attribute = name.partition(":")
+        assert hasattr(import_module(module), attribute), name
+        setattr(import_module(module), attribute, constant)
+    _become(environment=environment | ENVIRONMENT, blocked=[], **what)
+
+
 def _become(
     script: str,
     arguments: Sequence[str],
     folder: str,
     environment: Mapping[str, str],
-    constants: Mapping[str, float],
+    blocked: Sequence[int],
 ) -> None:
+    """`python SCRIPT ARGUMENTS` with these signals blocked."""
     import numpy as np
+    from ray._raylet import AuthenticationTokenLoader, Config
 
     import sweeps
 
-    # A Ctrl-C waits for the command itself, which knows what to say.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     os.environ.clear()
     os.environ.update(environment)
     for name, value in sweeps.QUIET_ENVIRONMENT.items():  # as importing it does
         os.environ.setdefault(name, value)
-    for name, constant in constants.items():
-        module, _, attribute = name.partition(":")
-        assert hasattr(import_module(module), attribute), name
-        setattr(import_module(module), attribute, constant)
+    # Ray has read the source's when it was imported.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     os.chdir(folder)
     random.seed()
     np.random.seed()
@@ -242,9 +268,9 @@ def _become(
     sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]))

@@ -23,6 +23,8 @@ from sweeps.track.store import Store
 
 CHECKOUT = Path(__file__).parents[2]
 START_SECONDS = 120
+# Without the eight processes for evaluation by language models, of which each imports all of MLflow.
+BARE_SERVER = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def free_port() -> int:
@@ -67,7 +69,7 @@ class MlflowServer:
         self.folder, self.command = folder, command
         self.uri = f"http://127.0.0.1:{port}"
         common = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
-        self.environment = common | {"MLFLOW_DISABLE_TELEMETRY": "true"} | (environment or {})
+        self.environment = common | BARE_SERVER | (environment or {})
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import pytest
 from forked_commands import ROOT, ForkedCommand, Source, hear_signals
+from forked_workers import ENVIRONMENT
 
 from sweeps.track.store import Store
 
@@ -25,6 +28,22 @@ Command = subprocess.Popen[str] | ForkedCommand
 def source() -> Source:
     """Of this process's commands; ends with it."""
     return Source()
+
+
+@contextmanager
+def forked_workers(folder: Path, environment: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray that this process starts within has forks for workers, as that of commands has."""
+    script = folder / "nursery.py"
+    script.write_text("import sys, time\nprint(sys.executable, flush=True)\ntime.sleep(10**6)\n")
+    nursery = source().start(script, [], folder, os.environ)
+    try:
+        environment.setattr(sys, "executable", nursery.stdout.readline().strip())
+        for name, value in ENVIRONMENT.items():
+            environment.setenv(name, value)
+        yield
+    finally:
+        nursery.kill()
+        nursery.communicate()
 
 
 class Sweeps:

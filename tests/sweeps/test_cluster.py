@@ -135,7 +135,6 @@ def place(request: pytest.FixtureRequest, store: Store) -> str:
 @pytest.fixture
 def cluster(place: str, store: Store, ray_folder: Path) -> Iterator[tuple[Sweeps, RayCluster]]:
     sweeps = Sweeps(store)
-    sweeps.forks = False  # Ray reads its token when it is imported
     with ExitStack() as stack:
         # Nodes get nothing of the checkout: its code must come with the sweep.
         bare = {k: v for k, v in sweeps.environment.items() if k != "PYTHONPATH"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from fake_training import KILLED, STEPS
+from sweep_process import forked_workers
 
 from semidavil.config import preset
 from sweeps.run.engine import (
@@ -38,7 +39,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         environment.setenv("PYTHONPATH", str(Path(__file__).parent))
         environment.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         environment.setenv("RAY_worker_niceness", "0")  # see `sweep_process`
-        with started_ray(TWO, "fake_training:train"):
+        with (
+            forked_workers(folder, environment),
+            started_ray(TWO, "fake_training:train"),
+        ):
             yield folder
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
-from servers import free_port, raising
+from servers import BARE_SERVER, free_port, raising
 from sweep_process import source
 
 from semidavil.config import Config, preset
@@ -277,12 +277,12 @@ def test_of_processes_that_start_at_once_on_a_new_store_one_creates_it(tmp_path:
 def test_mlflow_ui_without_arguments_shows_the_runs(store: Store) -> None:
     run_id = create_run(store)
     port = free_port()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+    common = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
     command = [sys.executable, "-m", "mlflow", "ui", "--port", str(port), "--workers", "1"]
     server = subprocess.Popen(
         command,
         cwd=store.folder,
-        env=environment,
+        env=common | BARE_SERVER,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -167,7 +167,7 @@ def test_whatever_stops_a_sweep_leaves_checkpoints_and_the_next_goes_on(sweeps: 
         assert "Traceback" not in output
         states = sweeps.states()
         assert states["FINISHED"] >= finished + 1
-        assert states["KILLED"] >= 1
+        assert states["KILLED"] >= 1, (number, states)
         assert states["RUNNING"] == 0
 
     process = begun()
