@@ -97,7 +97,9 @@ def _data_uri(figure: Drawn) -> str:
 
 
 def findings(table: Table) -> list[str]:
-    """In words, what the tests of a table say; nothing where no test is significant."""
+    """In words, what the tests of a table say; nothing where none is significant, or was made."""
+    if "mark" not in table.numbers:  # of controls
+        return []
     marked = table.numbers[table.numbers["mark"] == "best"]
     told = []
     for (benchmark, variant), here in marked.groupby(["benchmark", "variant"], sort=False):
@@ -114,6 +116,8 @@ def published(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
     """Every cell that was both measured and published, with the difference."""
     rows: list[dict[str, Any]] = []
     for table in tables.values():
+        if "published" not in table.numbers:  # of controls
+            continue
         both = table.numbers[table.numbers["mean"].notna() & table.numbers["published"].notna()]
         rows += [
             {"table": table.title, "benchmark": benchmark_name(r["benchmark"]), "caveat": r["caveat"],

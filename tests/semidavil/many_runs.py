@@ -10,6 +10,7 @@ from semidavil.config import preset
 from semidavil.memory import bound_memory, trim_memory
 from semidavil.train import train
 
+RESIDENT = "resident megabytes:"  # each run also prints lines of its own
 ARENAS = 16  # that MALLOC_ARENA_MAX allows the process that runs this
 
 
@@ -27,7 +28,7 @@ def main(data_root: str, cache_dir: str, runs: int, bounded: bool) -> None:
             thread.submit(train, config.replace({"seed": seed})).result()
         if bounded:
             trim_memory()
-        print(resident_mb(), flush=True)
+        print(RESIDENT, resident_mb(), flush=True)
 
 
 def occupy_arenas() -> None:
