@@ -121,6 +121,9 @@ class Training(Section):
     consistency_scale: Literal["fixed", "matched"] = "fixed"
     consistency_over: Literal["all", "confident"] = "all"  # pixels that L_CT is divided by
     supervised: Literal["per_stream", "joint"] = "per_stream"  # L_sup of source and labelled target
+    source_share: Probability = (
+        0.5  # of L_sup "per_stream", where there are labelled target images too
+    )
     cutmix: Probability = 0.5  # share of strong views that get a pasted box
 
     @field_validator("method")

@@ -22,6 +22,7 @@ NAMES = {
     "training.consistency_weight": "weight λ",
     "training.consistency_over": "L_CT over pixels",
     "training.supervised": "mined streams",
+    "training.source_share": "share of the source",
 }
 ACROSS = 4  # panels in a row
 

@@ -36,10 +36,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Logits (B, C, H, W) of a labelled stream and its labels (B, H, W)."""
+    """Logits (B, C, H, W) of a labelled stream, its labels (B, H, W), and its share of L_sup."""
 
     logits: Tensor
     labels: Tensor
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ class Method(nn.Module):
         streams = [batch[name] for name in ("source", "labelled") if name in batch]
         groups = [(stream["image"], stream["caption"]) for stream in streams] + list(extra)
         parts = forward_groups(self.student, self.encode, groups)
+        of_source = self.config.training.source_share
+        shares = (of_source, 1 - of_source) if len(streams) == 2 else (1.0,) * len(streams)
         labelled = [
-            Labelled(part.logits, stream["label"])
-            for part, stream in zip(parts[: len(streams)], streams, strict=True)
+            Labelled(part.logits, stream["label"], weight)
+            for part, stream, weight in zip(parts[: len(streams)], streams, shares, strict=True)
         ]
         return labelled, parts[len(streams) :]
 
@@ -123,7 +126,7 @@ class Method(nn.Module):
         """L_sup of the labelled streams, by the configured loss or another one.
 
         The paper names both streams and no weights. "per_stream": each is mined and normalised by
-        itself, then they are averaged, so that source and target weigh the same (our reading).
+        itself, and `source_share` says what the source weighs: half (our reading).
         "joint": one call on both together, as in the released code, where most of the mined pixels may
         be one domain's.
         """
@@ -131,7 +134,8 @@ class Method(nn.Module):
         if self.config.training.supervised == "joint":
             logits = torch.cat([part.logits for part in labelled])
             return loss(logits, torch.cat([part.labels for part in labelled]))
-        return torch.stack([loss(part.logits, part.labels) for part in labelled]).mean()
+        terms = [part.share * loss(part.logits, part.labels) for part in labelled]
+        return torch.stack(terms).sum()
 
 
 def forward_groups(

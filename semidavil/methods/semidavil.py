@@ -1,6 +1,7 @@
 """SemiDAViL (Basak and Yin, CVPR 2025): supervised loss plus confident teacher labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class SemiDAViL(MeanTeacher):
 
         def of(loss: torch.nn.Module) -> Tensor:
             def value(logits: Sequence[Tensor]) -> Tensor:
-                parts = [Labelled(x, y.labels) for x, y in zip(logits, labelled, strict=True)]
+                parts = [replace(y, logits=x) for x, y in zip(logits, labelled, strict=True)]
                 return self.supervised(parts, loss)
 
             return gradient_norm(value, [part.logits for part in labelled])

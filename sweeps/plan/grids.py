@@ -320,16 +320,17 @@ SENSITIVITY: dict[str, tuple[float | str, ...]] = {
     "training.consistency_weight": (0.0, 0.5, 1.0, 2.0),
     "training.consistency_over": ("all", "confident"),
     "training.supervised": ("per_stream", "joint"),
+    "training.source_share": (0.1, 0.2, 0.5),
 }
 
 
 def sensitivity(base: Config, which: Selection) -> list[Config]:
     """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
 
-    And on two readings of the paper: what the consistency loss is divided by, and whether source and
-    labelled target are mined apart.
+    And on readings of the paper: what the consistency loss is divided by, whether source and labelled
+    target are mined apart, and what the source weighs.
     Feeds: the sensitivity curves.
-    Cost: the preset's own setting and up to 24 others, one changed at a time, at 100 labels.
+    Cost: the preset's own setting and up to 26 others, one changed at a time, at 100 labels.
     """
     variants: list[dict[str, Any]] = [{}]
     variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]

@@ -100,6 +100,21 @@ def test_semidavil_total_loss_term_by_term(temperature: float, over: str) -> Non
         torch.testing.assert_close(one, other_gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_the_sources_share_weighs_its_loss_where_there_are_target_labels() -> None:
+    method = make_method("supervised", source_share=0.2)
+    batch = make_batch("source", "labelled")
+    terms = {
+        name: nn.functional.cross_entropy(
+            method.student(part["image"], encode(part["caption"])), part["label"]
+        ).item()
+        for name, part in batch.items()
+    }
+    expected = 0.2 * terms["source"] + 0.8 * terms["labelled"]
+    assert method.losses(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-6)
+    for name, part in batch.items():  # alone, a stream is all of it
+        assert method.losses({name: part}, 0)["loss"].item() == pytest.approx(terms[name], rel=1e-6)
+
+
 def test_a_joint_supervised_loss_is_one_call_on_both_streams() -> None:
     """Mining is by rank over both: with h = 20% the stream that is harder fills the mined set."""
     method = make_method("supervised", supervised="joint", loss__name="dyce")
