@@ -161,18 +161,12 @@ def _differences(runs: pd.DataFrame, others: pd.DataFrame, settings: Sequence[st
     one, other = runs.iloc[0], others.iloc[0]
     names = [name for name in settings if _is_other(one[name], other[name])]
     names.sort(key=lambda name: TELLING.index(name) if name in TELLING else len(TELLING))
-    told = ", ".join(f"{name}={_text(one[name])}" for name in names[:MOST])
+    told = ", ".join(f"{name}={style.setting_text(one[name])}" for name in names[:MOST])
     return told + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
 
 
 def _is_other(one: Any, other: Any) -> bool:
     return bool(one != other) and not (one != one and other != other)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return str(value).lower() if str(value) in ("True", "False") else str(value)
 
 
 def _require_unique(runs: pd.DataFrame) -> None:
@@ -184,7 +178,10 @@ def _require_unique(runs: pd.DataFrame) -> None:
     same = (twice[KEY] == twice.iloc[0][KEY]).all(axis=1)
     first, second = twice[same].iloc[0], twice[same].iloc[1]
     names = [name for name in default_settings() if _is_other(first[name], second[name])]
-    how = "; ".join(f"{name} is {_text(first[name])} and {_text(second[name])}" for name in names)
+    how = "; ".join(
+        f"{name} is {style.setting_text(first[name])} and {style.setting_text(second[name])}"
+        for name in names
+    )
     raise AnalysisError(
         f"{benchmark}, {variant}, {budget} labels, seed {seed} has several runs, such as {first['run_id']} "
         f"and {second['run_id']} ({how or 'no setting differs'}): delete in MLflow those that are not meant"

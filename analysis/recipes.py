@@ -47,10 +47,6 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
 
 def _values(runs: pd.DataFrame, names: dict[str, str]) -> str:
     known = {what: runs[setting].unique() for setting, what in names.items()}
-    return ", ".join(f"{what} {_text(v[0])}" for what, v in known.items() if len(v) == 1)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    return ", ".join(
+        f"{what} {style.setting_text(v[0])}" for what, v in known.items() if len(v) == 1
+    )

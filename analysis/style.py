@@ -98,6 +98,15 @@ def _known(name: str) -> Look | None:
     return LOOKS.get(SHUFFLED if name.startswith(SHUFFLED) else name)
 
 
+def setting_text(value: object) -> str:
+    """A setting's value as `--set` takes it: `512x512`, `true`, `0.0001`."""
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if str(value) in ("True", "False") else str(value)
+
+
 def benchmark_name(benchmark: str) -> str:
     """`gta5-cityscapes` -> `GTA5 → Cityscapes`; one data set alone where both are the same."""
     source, _, target = benchmark.partition("-")

@@ -16,9 +16,9 @@ from analysis.paper import Published
 from analysis.recipes import recipe_sentence
 from analysis.runs import Tracked
 from analysis.stats import ALPHA, Winners, average_ranks, winners
+from analysis.tables.entries import DASH, SIZES, score_text, size_entries, sizes_of
 
 Known = dict[tuple[str, int], Published]
-SIZES = ("M par.", "ms")
 
 
 def make(tracked: Tracked, name: str) -> Table:
@@ -79,7 +79,7 @@ def _block(
             _entry(measured, known, ahead[budget], variant, budget) for budget in budgets
         ]  # fmt: skip
         rank = ranks.get(variant, np.nan)
-        entries.append(Entry("\N{EN DASH}" if np.isnan(rank) else f"{rank:.1f}"))
+        entries.append(Entry(DASH if np.isnan(rank) else f"{rank:.1f}"))
         if comparison.sized:
             entries += size_entries(runs[runs["variant"] == variant])
         rows.append((style.label(variant), tuple(entries)))
@@ -95,22 +95,6 @@ def _block(
     return Block(chosen.heading(benchmark), columns, tuple(rows)), numbers
 
 
-def sizes_of(runs: pd.DataFrame) -> dict[str, float]:
-    """Means of the number of parameters of the whole network and of milliseconds for one image.
-
-    NaN where no run has logged them.
-    """
-    names = ("parameters", "latency_ms")
-    return {name: float(runs[name].mean()) if name in runs else np.nan for name in names}
-
-
-def size_entries(runs: pd.DataFrame) -> list[Entry]:
-    """What stands below `SIZES`."""
-    sizes = sizes_of(runs)
-    texts = f"{sizes['parameters'] / 1e6:.2f}", f"{sizes['latency_ms']:.1f}"
-    return [Entry("\N{EN DASH}" if text == "nan" else text) for text in texts]
-
-
 def _ranks(means: pd.Series, comparison: Comparison) -> pd.Series:
     """Average rank by variant over the conditions that all have.
 
@@ -124,17 +108,16 @@ def _ranks(means: pd.Series, comparison: Comparison) -> pd.Series:
 def _entry(
     measured: pd.DataFrame, known: Known, ahead: Winners, variant: str, budget: int
 ) -> Entry:
-    """`34.2 ± 0.5 (3)`; one seed has no spread: `34.2 (1)`."""
+    """Measured over published."""
     published = known.get((variant, budget))
     under = ""
     if published:
         under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
     if (variant, budget) not in measured.index:
-        return Entry("\N{EN DASH}", under)
+        return Entry(DASH, under)
     mean, std, n = (measured[name][(variant, budget)] for name in ("mean", "std", "n"))
-    spread = f" ± {std:.1f}" if n > 1 else ""
     mark = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
-    return Entry(f"{mean:.1f}{spread} ({int(n)})", under, mark)
+    return Entry(score_text(mean, std, n), under, mark)
 
 
 def _numbers(

@@ -10,7 +10,7 @@ from analysis.cells import Cells, by_seed, seeds_of, select
 from analysis.drawn import Block, Entry, Table
 from analysis.runs import Tracked
 from analysis.stats import paired
-from analysis.tables.budget_table import SIZES, size_entries, sizes_of
+from analysis.tables.entries import DASH, SIZES, score_text, size_entries, sizes_of
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, WAYS, way_of
 
@@ -42,7 +42,8 @@ def attention_controls(tracked: Tracked) -> Table:
         "What an attention is worth beyond the layer that reads it. Blank: that layer with nothing to read; "
         "none: the features of the image alone. M par.: million parameters of the network; ms: for one image."
     )
-    return _table("attention_controls", "Controls of the attentions", about, blocks, rows, chosen)
+    title = "Controls of the attentions"
+    return _table("attention_controls", title, "Attention", about, blocks, rows, chosen)
 
 
 def loss_controls(tracked: Tracked) -> Table:
@@ -75,7 +76,7 @@ def loss_controls(tracked: Tracked) -> Table:
         "matched, λ scaled at each step so that the supervised and the consistency gradient have the ratio "
         "that they have under cross-entropy; and without consistency."
     )
-    return _table("loss_controls", "Controls of the losses", about, blocks, rows, chosen)
+    return _table("loss_controls", "Controls of the losses", "Loss", about, blocks, rows, chosen)
 
 
 def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
@@ -92,9 +93,8 @@ def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 def _entries(row: dict[str, Any]) -> tuple[Entry, Entry]:
     """`34.2 ± 0.5 (3)` and `+1.2 [0.4, 2.0]`, as far as there are runs."""
     if not row["n"]:
-        return Entry("\N{EN DASH}"), Entry("")
-    spread = f" ± {row['std']:.1f}" if row["n"] > 1 else ""
-    score = Entry(f"{row['mean']:.1f}{spread} ({row['n']})")
+        return Entry(DASH), Entry("")
+    score = Entry(score_text(row["mean"], row["std"], row["n"]))
     if np.isnan(row["difference"]):
         return score, Entry("")
     interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
@@ -107,7 +107,7 @@ def _heading(chosen: Cells, benchmark: str) -> str:
 
 
 def _table(
-    name: str, title: str, about: str, blocks: list[Block], rows: Rows, chosen: Cells
+    name: str, title: str, stub: str, about: str, blocks: list[Block], rows: Rows, chosen: Cells
 ) -> Table:
     numbers = pd.DataFrame(rows)
     counts = [int(n) for n in numbers["n"] if n]
@@ -119,7 +119,7 @@ def _table(
         name=name,
         title=title,
         caption=f"{about} {spread} {chosen.note()}",
-        stub="Attention" if name == "attention_controls" else "Loss",
+        stub=stub,
         blocks=tuple(blocks),
         numbers=numbers,
         run_ids=chosen.run_ids,

@@ -20,13 +20,20 @@ from PIL import Image
 from rich.progress import track
 
 from semidavil.benchmarks import WITH_DISPARITY
+from semidavil.config import Config
 from semidavil.data.files import DataError, hash_files
 from semidavil.data.hub import find_model
 from semidavil.data.images import read_rgb, read_unchanged
 from semidavil.data.readers import Sample
+from semidavil.names import METHODS
 
 Disparities = Callable[[Sample], np.ndarray]
 FEATURE_SIZE = (8, 16)  # of the pooled maps that images are told apart by
+
+
+def needs_depth(config: Config) -> bool:
+    """Whether a run looks at disparities: its method does, or what chooses the labelled images."""
+    return METHODS[config.training.method].disparity or config.data.selection == "depth"
 
 
 def disparity_source(

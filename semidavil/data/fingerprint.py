@@ -23,13 +23,13 @@ from pathlib import Path
 from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
 from semidavil.data.checks import looks_at_labels, splits_of
-from semidavil.data.depth import disparity_path
+from semidavil.data.depth import disparity_path, needs_depth
 from semidavil.data.files import hash_files
 from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
 from semidavil.data.layout import cache_dir, existing_root
 from semidavil.data.readers import READERS, Sample
-from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
+from semidavil.names import SHUFFLED, VISION_ONLY
 from semidavil.settings import Model
 from semidavil.toy import abdomen, clip, write
 
@@ -121,7 +121,7 @@ def parts(config: Config) -> list[Part]:
     captioner = _model_of(config.model.captions.removeprefix(SHUFFLED))
     if captioner and config.model.fusion not in VISION_ONLY:
         found.append(_model("captioner", captioner))
-    if _needs_depth(config) and (estimator := _model_of(config.data.depth)):
+    if needs_depth(config) and (estimator := _model_of(config.data.depth)):
         found.append(_model("depth", estimator))
     return found
 
@@ -139,15 +139,11 @@ def _images(config: Config, benchmark: Benchmark, root: Path) -> list[Part]:
             if kind == "images" or looks_at_labels(config, dataset, split):
                 files = partial(_listed, samples, attrgetter(attribute))
                 found.append(Part(f"{dataset}/{split}/{kind}", reader.root, files))
-    if _needs_depth(config) and not _model_of(config.data.depth):
+    if needs_depth(config) and not _model_of(config.data.depth):
         target = READERS[benchmark.target](root / benchmark.target)
         files = partial(_listed, partial(target.samples, "train"), disparity_path)
         found.append(Part(f"{benchmark.target}/train/disparity", target.root, files))
     return found
-
-
-def _needs_depth(config: Config) -> bool:
-    return METHODS[config.training.method].disparity or config.data.selection == "depth"
 
 
 def _model_of(name: str) -> str:

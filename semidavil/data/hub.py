@@ -1,6 +1,7 @@
 """Models of Hugging Face, by name: in a folder, in the hub's cache, or downloaded."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from semidavil.data.files import DataError
@@ -30,12 +31,10 @@ def find_model(name: str, what: str, setting: str) -> Path:
         raise DataError(f"{folder} holds no model: config.json and weights are missing there")
     if not name or name.count("/") > 1 or folder.is_absolute():
         raise DataError(f"{what} names neither a folder nor a model of the hub")
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True))
+    with suppress(DataError):  # not in the cache
+        folder = local_model(name)
         if is_complete(folder):
             return folder
-    except Exception:  # not in the cache
-        pass
     try:
         unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*"]
         return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))

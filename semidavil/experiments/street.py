@@ -15,6 +15,7 @@ from semidavil import names
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.checks import check_data, class_pixels
+from semidavil.data.depth import needs_depth
 from semidavil.data.files import hash_files
 from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
@@ -51,7 +52,7 @@ def prepare_street(config: Config, progress: bool) -> str:
     """Toy data, data checks, depth and captions; returns what is to be said of the captions."""
     target = BENCHMARKS[config.data.benchmark].target
     check_data(config, progress)
-    if names.METHODS[config.training.method].disparity or config.data.selection == "depth":
+    if needs_depth(config):
         disparities(config, open_reader(config, target).samples("train"), progress)
     said = ""
     if config.model.fusion not in names.VISION_ONLY:

@@ -89,8 +89,13 @@ class Method(nn.Module):
         """Called once, before training, with the VLM that the student has just started from."""
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """The losses of step number `step`, counted from 0; `["loss"]` is the one to minimise."""
-        raise NotImplementedError
+        """The losses of step number `step`, counted from 0; `["loss"]` is the one to minimise.
+
+        Without unlabelled images, L_sup alone.
+        """
+        labelled, _ = self.see(batch)
+        supervised = self.supervised(labelled)
+        return {"loss": supervised, "loss_sup": supervised}
 
     def after_step(self, step: int) -> None:
         """Called when the optimiser has made step number `step`, counted from 0."""

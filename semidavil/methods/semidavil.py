@@ -26,9 +26,7 @@ class SemiDAViL(MeanTeacher):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         if "unlabelled" not in batch:
-            labelled, _ = self.see(batch)
-            supervised = self.supervised(labelled)
-            return {"loss": supervised, "loss_sup": supervised}
+            return super().losses(batch, step)
         training, unlabelled = self.config.training, batch["unlabelled"]
         confidence, labels = self.pseudo_labels(unlabelled["image"], unlabelled["caption"])
 

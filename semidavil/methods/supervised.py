@@ -1,15 +1,10 @@
 """Methods without unlabelled images: the reference points of every comparison."""
 
-from semidavil.methods.base import Batch, Losses, Method
+from semidavil.methods.base import Method
 
 
 class Supervised(Method):
     """Labelled source and labelled target images; no teacher, no unlabelled image."""
-
-    def losses(self, batch: Batch, step: int) -> Losses:
-        labelled, _ = self.see(batch)
-        loss = self.supervised(labelled)
-        return {"loss": loss, "loss_sup": loss}
 
 
 class SourceOnly(Supervised):

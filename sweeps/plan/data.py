@@ -27,9 +27,8 @@ class PresentData:
         self, runtime: Runtime | None, read: bool = False, why_not: str = ELSEWHERE
     ) -> None:
         self.runtime, self.why_not = runtime, why_not
-        self.unknown: dict[
-            str, None
-        ] = {}  # why something that was asked for is not known, in order
+        # Why something that was asked for is not known, each reason once, in order.
+        self.unknown: dict[str, None] = {}
         self._hashes = partial(hash_files, progress=True) if read else recall_hashes
         self._parts: dict[Part, str] = {}
         self._of: dict[tuple[object, ...], str] = {}

@@ -24,6 +24,19 @@ def test_what_is_counted(words: VLM) -> None:
     assert str(caption_statistics([], words.text)).startswith("0 captions: 0 empty (0.0%)")
 
 
+def test_the_same_captions_are_counted_once(words: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a road", "a car"]
+    found = caption_statistics(texts, words.text)
+
+    def refuse(texts: list[str]) -> list[int]:
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr(words.text, "count_tokens", refuse)
+    assert caption_statistics(texts, words.text) == found
+    with pytest.raises(AssertionError, match="counted again"):  # other captions are
+        caption_statistics([*texts, "sky"], words.text)
+
+
 @pytest.fixture
 def config(tiny_toy: dict[str, str]) -> Config:
     return preset("toy", {"data.budget": 4, **tiny_toy})
