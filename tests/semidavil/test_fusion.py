@@ -356,6 +356,19 @@ def test_both_attended_features_of_dlg_are_convex_combinations() -> None:
     torch.testing.assert_close(multimodal[1], torch.full_like(multimodal[1], 6.0 * DIM))
 
 
+def test_the_last_block_of_wpct_has_no_activation() -> None:
+    """Maps that fall below zero at the end are read as they are; LSeg's earlier blocks cut them off."""
+    fusion = make("wpct")
+    vision, tokens, mask = make_inputs()
+    with torch.no_grad():
+        fusion.block.depthwise.bias.fill_(-100.0)
+    found, expected = fusion(vision, tokens, mask), expected_wpct(fusion, vision, tokens, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():  # all zeros, had it been cut off at the end as well
+        fusion.readout.maps.weight.zero_()
+    assert not torch.allclose(fusion(vision, tokens, mask), found)
+
+
 def test_bottleneck_maximum_is_over_real_tokens() -> None:
     block = BottleneckBlock().double()
     with torch.no_grad():

@@ -355,6 +355,19 @@ def test_scales_are_those_of_both_domains_where_the_crop_fits() -> None:
         assert max(spans) == pytest.approx(1 / smallest, abs=0.03)
 
 
+def test_both_axes_are_scaled_alike() -> None:
+    """Where the crop is as high as the image, a smaller scale would show it stretched."""
+    columns = torch.arange(128, dtype=torch.uint8).expand(64, 128).contiguous()
+    rows = torch.arange(64, dtype=torch.uint8)[:, None].expand(64, 128).contiguous()
+    for seed in range(40):
+        spans = []
+        for places in (rows, columns):
+            torch.manual_seed(seed)
+            view = weak_view(places.expand(3, -1, -1).contiguous(), places, (64, 64))
+            spans.append(int(view.label.max()) - int(view.label.min()))
+        assert abs(spans[0] - spans[1]) <= 1, seed
+
+
 def test_a_flip_mirrors_image_label_and_disparity() -> None:
     image = torch.arange(64, dtype=torch.uint8).expand(3, 64, 64).contiguous()
     label = torch.arange(64, dtype=torch.uint8).expand(64, 64).contiguous()
