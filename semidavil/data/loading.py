@@ -20,7 +20,7 @@ from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.streams import disparities, train_samples
-from semidavil.data.transforms import Weak, cutmix_box, strong_view, weak_view
+from semidavil.data.transforms import Weak, cut, cutmix_box, strong_view, weak_view
 from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
@@ -112,16 +112,21 @@ class TrainBatches(Dataset):
 
     def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Weak], list[str]]:
         views, captions, images = [], [], self.images[stream]
+        crop = self.config.data.crop
         for sample in samples:
             labelled = stream != "unlabelled"
-            disparity = None if labelled or not images.disparities else images.disparity(sample)
-            view = weak_view(
-                images.image(sample),
-                images.label(sample) if labelled else None,
-                self.config.data.crop,
-                disparity,
+            view = weak_view(images.size, crop)
+            views.append(
+                cut(
+                    view,
+                    crop,
+                    images.window(sample, view.box),
+                    images.label_window(sample, view.box) if labelled else None,
+                    images.disparity_window(sample, view.box)
+                    if images.disparities and not labelled
+                    else None,
+                )
             )
-            views.append(view)
             captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
         return views, captions
 

@@ -21,7 +21,7 @@ from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.readers import Sample
 from semidavil.data.splits import split_target
 from semidavil.data.streams import image_paths, train_samples
-from semidavil.data.transforms import cutmix_box, strong_view, weak_view
+from semidavil.data.transforms import Weak, cut, cutmix_box, strong_view, weak_view
 from semidavil.language.captions import Caption
 
 ALL = ("source", "labelled", "unlabelled")
@@ -267,6 +267,19 @@ def test_the_evaluation_set_keeps_the_labels_size(
     assert torch.equal(item["label"], expected)
 
 
+def seen(
+    image: torch.Tensor,
+    label: torch.Tensor | None,
+    crop: tuple[int, int],
+    disparity: torch.Tensor | None = None,
+) -> Weak:
+    """A weak view of a whole image (3, H, W)."""
+    height, width = image.shape[-2:]
+    view = weak_view((height, width), crop)
+    maps = [part if part is None else part[view.box.slices] for part in (label, disparity)]
+    return cut(view, crop, image[..., *view.box.slices], *maps)
+
+
 def column_of(label: torch.Tensor) -> torch.Tensor:
     """Where in the source image each output column was taken from, by a label that holds it."""
     return label[label.shape[0] // 2].double()
@@ -287,7 +300,7 @@ def test_image_label_and_disparity_are_sampled_on_one_grid(
         places = torch.arange(size[axis])
         ramp = (places if axis else places[:, None]).expand(size)
         image = (2 * ramp).to(torch.uint8).expand(3, -1, -1).contiguous()
-        view = weak_view(image, ramp.to(torch.uint8), (crop, crop), ramp.float())
+        view = seen(image, ramp.to(torch.uint8), (crop, crop), ramp.float())
         shown, label = view.image[0].double() / 2, view.label.double()
         assert torch.equal(view.disparity.double(), label)
         # The label is the pixel nearest to where the image was sampled: half a pixel at most, and a
@@ -301,7 +314,7 @@ def test_labels_do_not_lag_their_images() -> None:
     ramp = torch.arange(110).expand(90, 110)
     for seed in range(60):
         torch.manual_seed(seed)
-        view = weak_view(
+        view = seen(
             (2 * ramp).to(torch.uint8).expand(3, -1, -1).contiguous(),
             ramp.to(torch.uint8),
             (64, 64),
@@ -316,7 +329,7 @@ def test_the_label_of_a_thin_pole_lies_on_the_pole(seed: int) -> None:
     torch.manual_seed(seed)
     height, width, crop = 64, 128, (64, 64)
     label = (torch.arange(width) % 16 < 2).to(torch.uint8).expand(height, width).contiguous()
-    view = weak_view((255 * label).expand(3, -1, -1).contiguous(), label, crop)
+    view = seen((255 * label).expand(3, -1, -1).contiguous(), label, crop)
     shown, labelled = view.image[0] >= 128, view.label == 1
     overlap = (shown & labelled).sum() / (shown | labelled).sum()
     assert overlap == 1.0
@@ -331,7 +344,7 @@ def test_the_label_of_a_thin_pole_lies_on_the_pole(seed: int) -> None:
 def test_no_view_is_padded(seed: int, height: int, width: int) -> None:
     """Source and target by one rule: a scale at which the crop would not fit is never drawn."""
     torch.manual_seed(seed)
-    view = weak_view(
+    view = seen(
         torch.full((3, height, width), 200, dtype=torch.uint8),
         torch.full((height, width), 3, dtype=torch.uint8),
         (32, 32),
@@ -349,7 +362,7 @@ def test_scales_are_those_of_both_domains_where_the_crop_fits() -> None:
         ramp = torch.arange(width, dtype=torch.uint8).expand(width, width)
         spans = []
         for _ in range(300):
-            columns = column_of(weak_view(image, ramp, (64, 64)).label)
+            columns = column_of(seen(image, ramp, (64, 64)).label)
             spans.append(float(columns.max() - columns.min() + 1) / 64)
         assert min(spans) == pytest.approx(1 / 1.5, abs=0.03)
         assert max(spans) == pytest.approx(1 / smallest, abs=0.03)
@@ -363,7 +376,7 @@ def test_both_axes_are_scaled_alike() -> None:
         spans = []
         for places in (rows, columns):
             torch.manual_seed(seed)
-            view = weak_view(places.expand(3, -1, -1).contiguous(), places, (64, 64))
+            view = seen(places.expand(3, -1, -1).contiguous(), places, (64, 64))
             spans.append(int(view.label.max()) - int(view.label.min()))
         assert abs(spans[0] - spans[1]) <= 1, seed
 
@@ -374,11 +387,11 @@ def test_a_flip_mirrors_image_label_and_disparity() -> None:
     flipped = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        view = weak_view(image, label, (32, 32), label.float())
+        view = seen(image, label, (32, 32), label.float())
         falls = [part[..., 0].float().mean() > part[..., -1].float().mean()
                  for part in (view.image, view.label, view.disparity)]  # fmt: skip
-        assert all(one == view.flipped for one in falls)
-        flipped.add(view.flipped)
+        assert all(one == view.view.flipped for one in falls)
+        flipped.add(view.view.flipped)
     assert flipped == {True, False}
 
 
