@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,6 +12,7 @@ from semidavil.data.loading import EvalSet
 from semidavil.data.windows import sliding_windows
 from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
+from semidavil.models.layers import upsample
 from semidavil.models.segmenter import Segmenter
 from semidavil.models.text import Language
 
@@ -134,4 +134,4 @@ def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) at another (height, width)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
-    return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
+    return upsample(logits.float(), size)

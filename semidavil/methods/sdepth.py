@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.mean_teacher import MeanTeacher
+from semidavil.models.layers import upsample
 from semidavil.models.segmenter import Features
 
 
@@ -65,7 +66,7 @@ class SDepth(MeanTeacher):
 
     def _depth_loss(self, weak: Features, disparity: Tensor) -> Tensor:
         found = F.softplus(self.depth_head(weak.vision))
-        found = F.interpolate(found, disparity.shape[-2:], mode="bilinear", align_corners=False)
+        found = upsample(found, disparity.shape[-2:])
         return berhu(found[:, 0], disparity / mean_known(disparity), disparity > 0)
 
 

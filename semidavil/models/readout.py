@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.layers import LayerNorm
+
 
 @dataclass(frozen=True)
 class Towers:
@@ -68,7 +70,7 @@ class Readout(nn.Module):
         super().__init__()
         self.maps = nn.Linear(map_dim, dim)
         self.mix = nn.Linear(vision_dim + dim, vision_dim)
-        self.norm = nn.LayerNorm(vision_dim)
+        self.norm = LayerNorm(vision_dim)
 
     def forward(self, vision: Tensor, maps: Tensor) -> Tensor:
         return vision + self.norm(self.mix(torch.cat([vision, self.maps(maps)], dim=-1)))

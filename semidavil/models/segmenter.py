@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from semidavil.models.dropout import drop_channels
 from semidavil.models.fusion import FUSIONS
+from semidavil.models.layers import GroupNorm, upsample
 from semidavil.models.readout import Towers
 from semidavil.models.text import Language
 from semidavil.models.vision import VisionEncoder
@@ -42,18 +43,15 @@ class Decoder(nn.Module):
     def forward(self, features: Tensor, details: tuple[Tensor, Tensor]) -> Tensor:
         """(B, c_v, h, w) features and the images' `details` -> (B, C, H/2, W/2) logits."""
         fine, medium = details
-        merged = self.merge4(torch.cat([_resize(self.block(features), medium), medium], 1))
-        return self.classify(self.merge2(torch.cat([_resize(merged, fine), fine], 1)))
-
-
-def _resize(features: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = upsample(self.block(features), medium.shape[-2:])
+        merged = upsample(self.merge4(torch.cat([coarse, medium], 1)), fine.shape[-2:])
+        return self.classify(self.merge2(torch.cat([merged, fine], 1)))
 
 
 def _block(in_dim: int, out_dim: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False),
-        nn.GroupNorm(_groups(out_dim), out_dim),
+        GroupNorm(_groups(out_dim), out_dim),
         nn.GELU(),
     )
 
@@ -113,7 +111,7 @@ class Segmenter(nn.Module):
         fused = self.fusion(features.vision, language)
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
-        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        logits = upsample(logits.float(), padded)  # of rounded logits, other classes would win
         return logits[..., : features.size[0], : features.size[1]]
 
 

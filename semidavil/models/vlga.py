@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.layers import GroupNorm, upsample
 from semidavil.models.readout import (
     Readout,
     Similarity,
@@ -49,8 +50,8 @@ class ASPP(nn.Module):
         return maps + self.fuse(torch.cat(branches, dim=1))
 
 
-def _norm(dim: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(1, dim // 16), dim)
+def _norm(dim: int) -> GroupNorm:
+    return GroupNorm(max(1, dim // 16), dim)
 
 
 def _dilated(maps: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -133,7 +134,7 @@ class VLGA(nn.Module):
             per_token[mask] = pooled.flatten(2)
             reasoned = layer(per_token.permute(0, 3, 1, 2), text, mask)  # (B, P, N, d)
             reasoned = reasoned.permute(0, 2, 3, 1)[mask].unflatten(2, pooled.shape[-2:])
-            maps = maps + F.interpolate(reasoned, (height, width), mode="bilinear")
+            maps = maps + upsample(reasoned, (height, width))
 
         values = self.to_map(maps.permute(0, 2, 3, 1)).flatten(1)
         per_token = values.new_zeros(batch, num_tokens, height * width)
