@@ -12,7 +12,6 @@ from semidavil.models.readout import (
     Similarity,
     Towers,
     masked_softmax,
-    pad_tokens,
     to_grid,
     to_pixels,
 )
@@ -109,7 +108,6 @@ class VLGA(nn.Module):
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
         map_dim = max(4, dim // 8 * 4)  # divisible by the four heads
-        self.max_tokens = towers.max_tokens
         self.similarity = Similarity(towers)
         self.embed = nn.Conv2d(1, map_dim, 7, padding=3)
         self.aspp = ASPP(map_dim)
@@ -139,5 +137,4 @@ class VLGA(nn.Module):
         values = self.to_map(maps.permute(0, 2, 3, 1)).flatten(1)
         per_token = values.new_zeros(batch, num_tokens, height * width)
         per_token[mask] = values
-        read = pad_tokens(per_token.transpose(1, 2), mask, self.max_tokens)
-        return to_grid(self.readout(pixels, read), height, width)
+        return to_grid(self.readout(pixels, per_token.transpose(1, 2)), height, width)
