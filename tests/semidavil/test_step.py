@@ -1,0 +1,128 @@
+"""What a step notes of itself, and how it is computed on other devices."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from semidavil.checkpoint import load_optimizer
+from semidavil.device import make_deterministic
+from semidavil.experiments.optimizer import adamw
+from semidavil.flops import device_peak, forward_flops, peak_flops
+from semidavil.meter import Meter
+from semidavil.step import Divergence, NonFiniteLossError
+
+CPU = torch.device("cpu")
+
+
+def test_only_the_first_step_that_is_not_finite_is_kept() -> None:
+    divergence = Divergence(CPU)
+    divergence.require_finite()
+    for step, (total, part) in enumerate(
+        [(1.0, 0.5), (math.nan, 2.5), (math.inf, 3.5), (1.0, 1.0)]
+    ):
+        losses = {"loss": torch.tensor(total), "part": torch.tensor(part, requires_grad=True)}
+        divergence.watch(losses, step)
+    with pytest.raises(NonFiniteLossError, match=r"at step 2 \(loss = nan, part = 2\.5\)"):
+        divergence.require_finite()
+
+
+def test_a_part_that_is_not_finite_is_no_divergence() -> None:
+    """A term of weight 0 may be; what is minimised must not."""
+    divergence = Divergence(CPU)
+    divergence.watch({"loss": torch.tensor(1.0), "part": torch.tensor(math.nan)}, 0)
+    divergence.require_finite()
+
+
+class Clock:
+    """Stands in for the clock of `semidavil.meter`."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_the_meter_tells_waiting_throughput_and_utilisation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("semidavil.meter.time", clock)
+    meter = Meter(4, CPU)
+    meter.ideal_seconds = 0.25
+    for wait in (0.5, 0.25):
+        with meter.waiting():
+            clock.now += wait
+        clock.now += 1.0
+        meter.add({"loss": torch.tensor(wait)}, images=6)
+    restored = Meter(4, CPU)
+    restored.load_state_dict(meter.state_dict())
+    clock.now += 2.25
+    meter.skip(1.0)
+    values = meter.read()
+    assert values["train/loss"] == 0.375
+    assert values["train/images_per_second"] == pytest.approx(12 / 4)
+    assert values["train/data_wait_ms"] == pytest.approx(375)
+    assert values["train/mfu"] == pytest.approx(2 * 0.25 / 4)
+    assert restored.read()["train/data_wait_ms"] == pytest.approx(375)
+    with meter.waiting():
+        clock.now += 0.125
+    meter.add({"loss": torch.tensor(0.0)}, images=6)
+    assert meter.read()["train/data_wait_ms"] == pytest.approx(125)
+
+
+def test_cards_are_known_by_words_of_their_names() -> None:
+    names = ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-80GB", "NVIDIA L4"]
+    assert [peak_flops(name) for name in names] == [989e12, 756e12, 312e12, 121e12]
+    assert peak_flops("NVIDIA RTX A1000") is None  # no A100
+    assert peak_flops("NVIDIA A10G") is None
+    assert device_peak(CPU) is None
+
+
+def test_forward_flops_are_two_for_each_product() -> None:
+    layer = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+    assert forward_flops(lambda: layer(torch.ones(2, 3, 7, 11))) == 2 * (2 * 7 * 11) * 5 * 3 * 9
+
+
+def step_of(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    layer(torch.arange(4.0)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_resumed_optimizer_computes_as_its_own_device_wants_it() -> None:
+    """A checkpoint of a CPU goes on by the fused kernel, which counts steps in float32 on the device."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    before = adamw([{"params": layer.parameters(), "scale": 1.0}], CPU)
+    assert before.param_groups[0]["foreach"]
+    step_of(layer, before)
+    other = copy.deepcopy(layer)
+    after = torch.optim.AdamW([{"params": other.parameters(), "scale": 1.0}], fused=True)
+    load_optimizer(after, before.state_dict())
+    assert after.param_groups[0]["fused"]
+    assert not after.param_groups[0]["foreach"]
+    for state in after.state.values():
+        assert isinstance(state["step"], Tensor)
+        assert (state["step"].dtype, state["step"].item()) == (torch.float32, 1.0)
+    step_of(layer, before)
+    step_of(other, after)
+    torch.testing.assert_close(other.weight, layer.weight, rtol=1e-6, atol=1e-7)
+    # And the other way round.
+    load_optimizer(before, after.state_dict())
+    assert before.param_groups[0]["foreach"]
+    assert not before.param_groups[0]["fused"]
+
+
+def test_determinism_is_strict_where_kernels_have_a_choice() -> None:
+    state = torch.get_deterministic_debug_mode()
+    try:
+        make_deterministic(0, 1, torch.device("cuda"))
+        assert torch.get_deterministic_debug_mode() == 2  # an error
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        make_deterministic(0, 1, CPU)
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(state)
