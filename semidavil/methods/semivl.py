@@ -84,8 +84,7 @@ def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
         # The sentence's feature is its last real token's, where CLIP reads it out.
         last = language.mask.sum(1) - 1
         rows.append(language.tokens[torch.arange(len(last)), last].mean(0))
-    tokens = torch.stack(rows)[None]
-    return Language(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+    return Language.of([torch.stack(rows)])
 
 
 class Guide:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,22 +17,65 @@ if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait 
     from open_clip.transformer import TextTransformer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Language:
-    """Captions as token features: tokens (B, N, c_l), mask (B, N) bool, True = a real token."""
+    """Captions as token features, padded to the longest.
+
+    Attributes:
+        tokens: (B, N, c_l); a caption's real tokens come first.
+        mask: (B, N) bool, True = a real token.
+        lengths: the real tokens of each caption: what has a shape that depends on them need not wait for the
+            device to read the mask.
+    """
 
     tokens: Tensor
     mask: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> "Language":
+        """One caption a row (n, c_l), all on one device."""
+        lengths = tuple(map(len, rows))
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        tokens = pad_sequence(list(rows), batch_first=True)
+        return cls(tokens, mask.to(tokens.device, non_blocking=True), lengths)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Language"]) -> "Language":
+        """The captions of all, one after another, padded to the longest of all."""
+        longest = max(part.mask.shape[1] for part in parts)
+        missing = [longest - part.mask.shape[1] for part in parts]
+        tokens = [F.pad(p.tokens, (0, 0, 0, n)) for p, n in zip(parts, missing, strict=True)]
+        masks = [F.pad(p.mask, (0, n)) for p, n in zip(parts, missing, strict=True)]
+        return cls(torch.cat(tokens), torch.cat(masks), tuple(chain(*(p.lengths for p in parts))))
+
+    def real(self) -> Tensor:
+        """Where the real tokens are in the flattened (B N): (R,) int64, ascending, on the tokens' device."""
+        width = self.mask.shape[1]
+        places = [row * width + i for row, n in enumerate(self.lengths) for i in range(n)]
+        return torch.tensor(places, dtype=torch.int64).to(self.tokens.device, non_blocking=True)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def __getitem__(self, captions: slice | list[int]) -> "Language":
-        return Language(self.tokens[captions], self.mask[captions])
+        rows = range(len(self))
+        chosen = rows[captions] if isinstance(captions, slice) else captions
+        lengths = tuple(self.lengths[row] for row in chosen)
+        return Language(self.tokens[captions], self.mask[captions], lengths)
 
     def repeat(self, count: int) -> "Language":
         """One caption's tokens (1, N, c_l) for each of `count` images."""
-        return Language(self.tokens.expand(count, -1, -1), self.mask.expand(count, -1))
+        tokens, mask = self.tokens.expand(count, -1, -1), self.mask.expand(count, -1)
+        return Language(tokens, mask, self.lengths * count)
 
     def to(self, device: torch.device | str) -> "Language":
-        return Language(self.tokens.to(device), self.mask.to(device))
+        tokens, mask = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask))
+        return Language(tokens, mask, self.lengths)
+
+    def pin_memory(self) -> "Language":
+        """In memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        return Language(self.tokens.pin_memory(), self.mask.pin_memory(), self.lengths)
 
 
 _memories: dict[str, OrderedDict[str, Tensor]] = {}  # of text encoders, by identity; one at a time
@@ -113,10 +157,7 @@ class TextEncoder(nn.Module):
             known.move_to_end(text)
         while len(known) > self.memory:
             known.popitem(last=False)
-        rows = [features[text] for text in captions]
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return Language(pad_sequence(rows, batch_first=True), mask.to(rows[0].device))
+        return Language.of([features[text] for text in captions])
 
     def _encode(self, texts: list[str]) -> list[Tensor]:
         ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
