@@ -94,8 +94,7 @@ def berhu(found: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
     |e| where |e| <= c, (e^2 + c^2) / (2 c) beyond, with c = max |e| / 5. No known pixel: 0.
     """
-    errors = (found.float() - target)[known].abs()
-    if not errors.numel():
-        return (found * 0).sum()
-    limit = (errors.detach().max() / 5).clamp(min=1e-6)
-    return torch.where(errors <= limit, errors, (errors**2 + limit**2) / (2 * limit)).mean()
+    errors = torch.where(known, (found.float() - target).abs(), 0.0)
+    limit = (errors.detach().amax() / 5).clamp(min=1e-6)
+    far = (errors**2 + limit**2) / (2 * limit)
+    return torch.where(errors <= limit, errors, far).sum() / known.sum().clamp(min=1)
