@@ -10,8 +10,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW by the kernels that are fastest on the device.
 
-    On a GPU one fused kernel, which counts its steps there; on a CPU the `foreach` operations: the same to the
-    last bit as one parameter after another, in half the time.
+    On a GPU one fused kernel, which counts its steps there; on a CPU the `foreach` operations, the same to
+    the last bit as one parameter after another, in half the time.
 
     Args:
         groups: of parameters; `lr` and `weight_decay` are for those without their own.

@@ -266,7 +266,7 @@ def test_a_loss_that_breaks_between_two_readings_is_named_by_its_own_step(
     checkpoint_every: int,
     last: int,
 ) -> None:
-    """Losses are read every four steps: the fifth breaks, and is noticed by the next reading at the latest."""
+    """Losses are read every four steps; the fifth breaks."""
     changes = {"training.steps": 120, "runtime.eval_every": 0}
     config = config.replace({**changes, "runtime.checkpoint_every": checkpoint_every})
     supervised, seen, reported = SemiDAViL.supervised, [], []
