@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.checkpoint import StopTraining, resume, save_checkpoint
 from semidavil.config import Config
+from semidavil.data.augment import finish
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.distributed import (
     from_first,
@@ -214,7 +215,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     for step in range(first_step, settings.steps):
         with meter.waiting():
             batch = next(batches)
-        batch = to_device(batch, device)
+        batch = finish(to_device(batch, device))
         if peak and not meter.ideal_seconds:
             meter.ideal_seconds = method.flops(batch) / (peak * world_size())
             method.train()

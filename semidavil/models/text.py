@@ -1,6 +1,5 @@
-"""CLIP's text tower: captions as token features, frozen and memoised."""
+"""CLIP's text tower: captions as token features."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -78,18 +77,13 @@ class Language:
         return Language(self.tokens.pin_memory(), self.mask.pin_memory(), self.lengths)
 
 
-_memories: dict[str, OrderedDict[str, Tensor]] = {}  # of text encoders, by identity; one at a time
-
-
 class TextEncoder(nn.Module):
-    """CLIP's text tower: frozen, always in eval mode, each caption encoded once.
+    """CLIP's text tower: frozen, always in eval mode.
 
     Args:
         tower: open_clip's text tower.
         tokenizer: open_clip's tokenizer, texts to ids (B, context length).
-        memory: captions to remember, least recently used out first.
-        tokenizer_name: runs of one process with the same tower and tokenizer share what they
-            have encoded; without a name, this encoder remembers for itself.
+        tokenizer_name: what tells apart tokenizers of towers with the same weights.
 
     Attributes:
         dim: channels c_l of a token.
@@ -97,84 +91,63 @@ class TextEncoder(nn.Module):
     """
 
     # Captions are encoded in batches of one shape, so that a caption's features are the same to the
-    # last bit whatever else is asked for: matrix products of other shapes may round differently,
-    # and a resumed run would drift from an uninterrupted one.
+    # last bit whatever else is asked for: matrix products of other shapes may round differently.
     BATCH = 8
 
     def __init__(
         self,
         tower: "TextTransformer",
         tokenizer: Callable[..., Tensor],
-        memory: int = 4096,
         tokenizer_name: str = "",
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.tokenizer = tokenizer
         self.dim, self.max_tokens = tower.width, tower.context_length
-        self.memory, self.tokenizer_name = memory, tokenizer_name
-        self._remembered: OrderedDict[str, Tensor] | None = None
+        self.tokenizer_name = tokenizer_name
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._remembered = None  # a move to another device or type
-        return super()._apply(fn, recurse)
-
     @property
-    def _known(self) -> OrderedDict[str, Tensor]:
-        if self._remembered is None:
-            self._remembered = OrderedDict()
-            if self.tokenizer_name:
-                key = self._identity()
-                if key not in _memories:
-                    _memories.clear()
-                self._remembered = _memories.setdefault(key, self._remembered)
-        return self._remembered
+    def device(self) -> torch.device:
+        return self.tower.positional_embedding.device
 
-    def _identity(self) -> str:
-        """Of all that a caption's features depend on, to the last bit."""
-        weights = hash_weights(self.tower)
-        device = self.tower.positional_embedding.device
-        how = f"{device} {torch.get_num_threads()}"
-        return f"{self.tokenizer_name} {self.max_tokens} {weights} {how}"
+    def identity(self) -> str:
+        """Of all that a caption's features depend on, to the last bit, but for the CPU's threads."""
+        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return f"{self.tokenizer_name} {self.max_tokens} {hash_weights(self.tower)} {card}"
 
     def forward(self, captions: Sequence[str]) -> Language:
         """Token features of captions after the final norm, before the projection, in float32.
 
         Start and end tokens count as real. N is the longest caption's number of tokens.
         """
-        known = self._known
-        features = {text: known[text] for text in captions if text in known}
-        missing = [text for text in dict.fromkeys(captions) if text not in features]
-        for start in range(0, len(missing), self.BATCH):
-            batch = missing[start : start + self.BATCH]
-            features.update(zip(batch, self._encode(batch), strict=True))
-        for text in captions:
-            known[text] = features[text]
-            known.move_to_end(text)
-        while len(known) > self.memory:
-            known.popitem(last=False)
-        return Language.of([features[text] for text in captions])
+        return Language.of(self.features(captions))
+
+    def features(self, captions: Sequence[str]) -> list[Tensor]:
+        """The same of each caption alone, (n, c_l)."""
+        texts, found = list(dict.fromkeys(captions)), dict[str, Tensor]()
+        for start in range(0, len(texts), self.BATCH):
+            batch = texts[start : start + self.BATCH]
+            found.update(zip(batch, self._encode(batch), strict=True))
+        return [found[text] for text in captions]
 
     def _encode(self, texts: list[str]) -> list[Tensor]:
         ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
         real = self._real(ids)
-        device = self.tower.positional_embedding.device
         # Autocast would round what is kept for callers outside of it.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             (tokens,) = self.tower.forward_intermediates(
-                ids.to(device),
+                ids.to(self.device),
                 indices=1,
                 normalize_intermediates=True,
                 intermediates_only=True,
                 output_fmt="NLC",
             )["text_intermediates"]
-            return [row[keep] for row, keep in zip(tokens, real.to(device), strict=True)][
-                : len(texts)
-            ]
+            kept = [row[keep] for row, keep in zip(tokens, real.to(self.device), strict=True)]
+            return kept[: len(texts)]
 
     def _real(self, ids: Tensor) -> Tensor:
         """True up to and including the end token, and never on padding."""
@@ -204,5 +177,5 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised sentence embeddings (n, e) in the joint image-text space."""
-        ids = self.tokenizer(list(texts)).to(self.tower.positional_embedding.device)
+        ids = self.tokenizer(list(texts)).to(self.device)
         return F.normalize(self.tower(ids), dim=-1)

@@ -354,7 +354,7 @@ def test_similarity_starts_in_the_joint_space_of_clip(name: str) -> None:
 
 def test_none_is_the_vision_features() -> None:
     vision, tokens, mask = make_inputs()
-    assert torch.equal(make("none")(vision, tokens, mask), vision)
+    assert torch.equal(make("none")(vision, words(tokens, mask)), vision)
 
 
 def test_both_attended_features_of_dlg_are_convex_combinations() -> None:

@@ -11,6 +11,7 @@ from volume_config import config_of
 from waits import no_waits
 
 from semidavil.config import Config, preset
+from semidavil.data.augment import finish
 from semidavil.device import to_device
 from semidavil.experiments.base import Experiment
 from semidavil.meter import Meter
@@ -80,10 +81,10 @@ def waits_of_a_step(config: Config) -> list[str]:
     experiment.method.train()
     take_step = TrainingStep(experiment, config.training, nullcontext(), CPU)
     meter = Meter(5, CPU)
-    take_step(to_device(experiment.batches[0], CPU), 0)
+    take_step(finish(to_device(experiment.batches[0], CPU)), 0)
     batch = experiment.batches[1]
     with no_waits() as found:
-        losses = take_step(to_device(batch, CPU), 1)
+        losses = take_step(finish(to_device(batch, CPU)), 1)
         meter.add(losses, 1)
     assert losses["loss"].isfinite()
     return found
