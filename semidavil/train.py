@@ -218,7 +218,6 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         batch = finish(to_device(batch, device))
         if peak and not meter.ideal_seconds:
             meter.ideal_seconds = method.flops(batch) / (peak * world_size())
-            method.train()
         losses = take_step(batch, step)
 
         done = step + 1

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from semidavil.config import Config
 from semidavil.distributed import gather, share, shares_of, world_size
+from semidavil.flops import TRAINED, forward_flops
 from semidavil.models.segmenter import Features, Segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import VLM
@@ -107,6 +108,22 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Called when the optimiser has made step number `step`, counted from 0."""
+
+    # Forward passes of encoder and decoder for each unlabelled image; one with gradients counts as TRAINED.
+    unlabelled_passes = (0, 0)
+
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of a step on these images, as `semidavil.flops` counts them."""
+        counts = {name: len(stream["image"]) for name, stream in batch.items()}
+        first, training = next(iter(batch.values())), self.student.training
+        image, language = first["image"][:1], self.language(first)[:1]
+        self.student.eval()  # batch normalisation would learn from the image
+        encode = forward_flops(lambda: self.student.encode(image))
+        decode = forward_flops(lambda: self.student(image, language)) - encode
+        self.student.train(training)
+        labelled = TRAINED * (counts.get("source", 0) + counts.get("labelled", 0))
+        encoded, decoded = (n * counts.get("unlabelled", 0) for n in self.unlabelled_passes)
+        return float(encode * (labelled + encoded) + decode * (labelled + decoded))
 
     def networks(self) -> dict[str, Segmenter]:
         """Networks to evaluate, by name; the first is the one whose score is reported."""

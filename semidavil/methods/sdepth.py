@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.flops import TRAINED
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.mean_teacher import MeanTeacher
@@ -26,6 +27,9 @@ class SDepth(MeanTeacher):
     L = L_sup + lambda q L_U + `rivals.sdepth_weight` L_D. Disparity comes from `data.depth` instead
     of a network trained on video, which no benchmark here has (our reading).
     """
+
+    # The student encodes two views and decodes one.
+    unlabelled_passes = (1 + 2 * TRAINED, 1 + TRAINED)
 
     def extend(self) -> None:
         super().extend()

@@ -43,6 +43,9 @@ class UAMT(VolumeMethod):
         self.teacher.eval()
         return self
 
+    def teacher_passes(self) -> int:
+        return 1 + self.config.volumes.uamt_passes
+
     @staticmethod
     def dropout(settings: Volumes) -> Sequence[float]:
         """As V-Net in the official code: behind the bottleneck and before the last layer."""

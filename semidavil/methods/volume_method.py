@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from semidavil.config import Config
+from semidavil.flops import TRAINED, forward_flops
 from semidavil.methods.base import Batch, Losses
 from semidavil.models.unet3d import PyramidUNet
 from semidavil.seeds import seed_of
@@ -60,6 +61,17 @@ class VolumeMethod(nn.Module):
     def losses(self, batch: Batch, step: int) -> Losses:
         """The losses of one step; `["loss"]` is the one to minimise."""
         raise NotImplementedError
+
+    def teacher_passes(self) -> int:
+        """Forward passes of a teacher for each unlabelled volume of a step."""
+        return 0
+
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of a step on these volumes, as `semidavil.flops` counts them."""
+        counts = {name: len(stream["image"]) for name, stream in batch.items()}
+        volume = next(iter(batch.values()))["image"][:1]
+        passes = TRAINED * sum(counts.values()) + self.teacher_passes() * counts["unlabelled"]
+        return float(passes * forward_flops(lambda: self.student(volume)))
 
     def after_step(self, step: int) -> None:
         """Called when the optimiser has made step number `step`, counted from 0."""

@@ -2,17 +2,25 @@
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from volume_config import config_of
 
 from semidavil.checkpoint import load_optimizer
+from semidavil.config import preset
+from semidavil.data.augment import finish
 from semidavil.device import make_deterministic
 from semidavil.experiments.optimizer import adamw
 from semidavil.flops import device_peak, forward_flops, peak_flops
 from semidavil.meter import Meter
+from semidavil.names import METHODS
 from semidavil.step import Divergence, NonFiniteLossError
+from semidavil.train import open_experiment
 
 CPU = torch.device("cpu")
 
@@ -126,3 +134,35 @@ def test_determinism_is_strict_where_kernels_have_a_choice() -> None:
         assert torch.get_deterministic_debug_mode() == 1
     finally:
         torch.set_deterministic_debug_mode(state)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the FLOPs of whatever is computed within, backward passes too."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("source_only", "target_only")])
+def test_a_steps_flops_are_those_of_its_forward_and_backward_passes(
+    name: str, tiny_toy: dict[str, str], tiny_abdomens: Path
+) -> None:
+    if METHODS[name].kind == "volumes":
+        config = config_of(tiny_abdomens, training__method=name)
+    else:
+        config = preset("toy", {"training.method": name, "data.budget": 4, **tiny_toy})
+    experiment = open_experiment(config, CPU)
+    batch = finish(experiment.batches[0])
+    experiment.method.train()
+    expected = experiment.method.flops(batch)
+    with Operations() as operations:
+        experiment.method.losses(batch, 0)["loss"].backward()
+    # The first layer has no gradient of its input. SemiVL trains few weights of its encoder, and its guide
+    # decodes nothing; S-Depth has a head for depth.
+    lowest = 0.85 if name == "semivl" else 0.95
+    assert lowest * expected < operations.total < 1.02 * expected
