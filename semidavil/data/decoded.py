@@ -12,6 +12,7 @@ from semidavil.benchmarks import UNKNOWN
 from semidavil.data.depth import Disparities
 from semidavil.data.files import DataError
 from semidavil.data.readers import Reader, Sample
+from semidavil.data.windows import Box
 
 CACHE_BYTES = 2 * 2**30  # decoded images that a process keeps of what it trains on
 EVAL_CACHE_BYTES = 2**28  # and, each, of images and labels that it is scored on
@@ -78,6 +79,18 @@ class Images:
         """Class indices (H, W) uint8 at the working size; 255 is ignored."""
         return self.memory.recall(sample.label, lambda: self._resized_label(sample))
 
+    def window(self, sample: Sample, box: Box) -> Tensor:
+        """What a box shows of the image: (3, h, w) uint8."""
+        return self.image(sample)[..., *box.slices]
+
+    def label_window(self, sample: Sample, box: Box) -> Tensor:
+        """What a box shows of the label: (h, w) uint8."""
+        return self.label(sample)[box.slices]
+
+    def disparity_window(self, sample: Sample, box: Box) -> Tensor:
+        """What a box shows of the disparity: (h, w) float32."""
+        return self.disparity(sample)[box.slices]
+
     def disparity(self, sample: Sample) -> Tensor:
         """The disparity (H, W) float32 at the working size, in the stored map's unit."""
         assert self.disparities is not None
@@ -89,7 +102,7 @@ class Images:
 
     def _resized_image(self, sample: Sample) -> Tensor:
         image = resize_image(self.reader.read_image(sample), self.size)
-        return torch.from_numpy(image).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(image).permute(2, 0, 1)  # cheapest to resize
 
     def _resized_label(self, sample: Sample) -> Tensor:
         label = self.full_label(sample)

@@ -21,7 +21,7 @@ from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.streams import disparities, train_samples
-from semidavil.data.transforms import cutmix_box, weak_view
+from semidavil.data.transforms import cut, cutmix_box, weak_view
 from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
@@ -116,17 +116,15 @@ class TrainBatches(Dataset):
         return drawn
 
     def _weak(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        views, captions, images = [], [], self.images[stream]
+        views, captions = [], []
+        images, crop, labelled = self.images[stream], self.config.data.crop, stream != "unlabelled"
+        with_disparity = bool(images.disparities) and not labelled
         for sample in samples:
-            labelled = stream != "unlabelled"
-            disparity = None if labelled or not images.disparities else images.disparity(sample)
-            view = weak_view(
-                images.image(sample),
-                images.label(sample) if labelled else None,
-                self.config.data.crop,
-                disparity,
-            )
-            views.append(view)
+            view = weak_view(images.size, crop)
+            image = images.window(sample, view.box)
+            label = images.label_window(sample, view.box) if labelled else None
+            disparity = images.disparity_window(sample, view.box) if with_disparity else None
+            views.append(cut(view, crop, image, label, disparity))
             captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
         parts = {
             "image": [view.image for view in views],

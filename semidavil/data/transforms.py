@@ -19,50 +19,65 @@ SCALES = (0.75, 1.5)
 
 
 @dataclass(frozen=True)
+class View:
+    """Where a weak view lies in its image."""
+
+    box: Box  # what is cut out, in the image's pixels
+    flipped: bool  # whether it is mirrored
+
+
+@dataclass(frozen=True)
 class Weak:
-    """A crop of one image, what lies on the same pixels, and whether it was mirrored."""
+    """A crop of one image and what lies on the same pixels."""
 
     image: Tensor  # (3, h, w) uint8
     label: Tensor | None  # (h, w) uint8
     disparity: Tensor | None  # (h, w) float32
-    flipped: bool
-    box: Box  # what was cut out, in the image's pixels
+    view: View
 
 
-def weak_view(
-    image: Tensor,
-    label: Tensor | None,
-    crop: tuple[int, int],
-    disparity: Tensor | None = None,
-) -> Weak:
-    """A random scale, a random crop (h, w) and a flip with probability 1/2.
+def weak_view(size: tuple[int, int], crop: tuple[int, int]) -> View:
+    """A random scale, a random crop and a flip with probability 1/2, of an image that need not be there yet.
 
     The scale is log-uniform in `SCALES`, from where the crop fits into the scaled image: nothing is
     padded, as black bars on the smaller images alone would tell the domains apart.
 
     Args:
-        image: (3, H, W) uint8, at least as large as the crop.
-        label: (H, W) uint8, if there is one.
-        disparity: (H, W) float, cut and mirrored with them; its values stay as they are.
+        size: (height, width) of the image, at least as large as the crop.
+        crop: (height, width) of the view.
     """
-    height, width = image.shape[-2:]
+    height, width = size
     smallest = max(SCALES[0], crop[0] / height, crop[1] / width)
     scale = math.exp(_uniform(math.log(smallest), math.log(max(smallest, SCALES[1]))))
-    # Cutting the source window first and scaling it once is scaling and cropping at a fraction of
-    # the work.
     window_h, window_w = min(round(crop[0] / scale), height), min(round(crop[1] / scale), width)
     top = int(_uniform(0, height - window_h + 1))
     left = int(_uniform(0, width - window_w + 1))
-    flipped = bool(torch.rand(()) < 0.5)
-    window = (..., slice(top, top + window_h), slice(left, left + window_w))
-    image = TF.resize(image[window], list(crop), InterpolationMode.BILINEAR, antialias=True)
-    label = label if label is None else _nearest(label[window], crop)
-    disparity = disparity if disparity is None else _nearest(disparity[window], crop)
-    if flipped:
+    return View(Box(top, left, window_h, window_w), bool(torch.rand(()) < 0.5))
+
+
+def cut(
+    view: View,
+    crop: tuple[int, int],
+    image: Tensor,
+    label: Tensor | None = None,
+    disparity: Tensor | None = None,
+) -> Weak:
+    """The view's pixels, scaled to `crop`: cutting first and scaling once is a fraction of the work.
+
+    Args:
+        image: what `view.box` shows of the image (3, H, W) uint8. Channels last in memory take half the
+            time: 0.8 instead of 1.5 ms for 512x512.
+        label: of the same box (H, W) uint8, if there is one.
+        disparity: of the same box (H, W) float; its values stay as they are.
+    """
+    image = TF.resize(image, list(crop), InterpolationMode.BILINEAR, antialias=True)
+    label = label if label is None else _nearest(label, crop)
+    disparity = disparity if disparity is None else _nearest(disparity, crop)
+    if view.flipped:
         image = image.flip(-1)
         label = label if label is None else label.flip(-1)
         disparity = disparity if disparity is None else disparity.flip(-1)
-    return Weak(image, label, disparity, flipped, Box(top, left, window_h, window_w))
+    return Weak(image, label, disparity, view)
 
 
 def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
