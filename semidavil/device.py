@@ -45,7 +45,7 @@ def make_deterministic(seed: int, threads: int, device: torch.device) -> None:
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
     # Deterministic mode would fill each new tensor before it is used, 8% of a toy step, for programs that
     # read what they have not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("high")
