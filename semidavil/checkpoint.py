@@ -146,8 +146,8 @@ def resume(
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Loads a `state_dict`, which leaves the optimizer's own way of computing as it is.
 
-    PyTorch would take that over as well, and place the state for it: a run that began on a CPU would go on
-    without the fused kernel on a GPU, which counts its steps on the device.
+    PyTorch would take that over as well, and place the state for it: a run that began with an earlier version
+    would go on without the fused kernel, which counts its steps on the device.
     """
     for mine, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
         theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})

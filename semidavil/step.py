@@ -84,7 +84,7 @@ class TrainingStep:
         losses["loss"].backward()
         sum_gradients(self.parameters)
         if self.grad_clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.grad_clip, foreach=True)
         self.optimizer.step()
         self.method.after_step(step)
         return losses

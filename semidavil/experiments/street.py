@@ -89,7 +89,7 @@ class StreetExperiment:
         self.validation = EvalSet(config, captions)
         rates = self.method.rates()
         self.lr, self.grad_clip = rates.lr, config.training.grad_clip
-        self.optimizer: torch.optim.Optimizer = adamw(parameter_groups(self.method, rates), device)
+        self.optimizer: torch.optim.Optimizer = adamw(parameter_groups(self.method, rates))
 
     def language(self, captions: Sequence[str]) -> Language:
         """What the networks are told of validation images with these captions, on the device."""

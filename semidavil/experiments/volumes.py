@@ -52,7 +52,7 @@ class VolumeExperiment:
         groups = [{"params": trained, "scale": 1.0}]
         self.optimizer: torch.optim.Optimizer
         if settings.optimizer == "adamw":
-            self.optimizer = adamw(groups, device, settings.lr, settings.weight_decay)
+            self.optimizer = adamw(groups, settings.lr, settings.weight_decay)
         else:
             self.optimizer = torch.optim.SGD(
                 groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay

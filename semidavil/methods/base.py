@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -185,13 +185,20 @@ def forward_groups(
     language = Language.joined([said for _, said in groups])
     if world_size() > 1:
         language = language[shares_of([len(images) for images, _ in groups])]
-    ends = list(accumulate(map(len, shares), initial=0))
-    rows = [slice(*pair) for pair in pairwise(ends)]
-    last = ends[len(decoded)]
-    logits = network.decode(features[:last], language[:last])
+    sizes = list(map(len, shares))
+    count = len(decoded)
+    own, alone = features, []
+    if encoded:
+        # Split rather than sliced: a slice's gradient is a batch of zeros with a few rows in it.
+        own, *alone = features.split([sum(sizes[:count]), *sizes[count:]])
+    logits = network.decode(own, language[: sum(sizes[:count])])
+    starts = list(accumulate(sizes, initial=0))[count:]
     return (
-        [gather(logits[part]) for part in rows[: len(decoded)]],
-        [Encoded(features[part], language[part]) for part in rows[len(decoded) :]],
+        [gather(part) for part in logits.split(sizes[:count])],
+        [
+            Encoded(part, language[start : start + len(part.vision)])
+            for part, start in zip(alone, starts, strict=False)
+        ],
     )
 
 

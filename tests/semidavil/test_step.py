@@ -100,15 +100,14 @@ def step_of(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def test_a_resumed_optimizer_computes_as_its_own_device_wants_it() -> None:
-    """A checkpoint of a CPU goes on by the fused kernel, which counts steps in float32 on the device."""
+def test_a_resumed_optimizer_computes_as_it_would_have_from_the_start() -> None:
+    """A checkpoint of an earlier version goes on by the fused kernel, with its count of steps."""
     torch.manual_seed(0)
     layer = nn.Linear(4, 3)
-    before = adamw([{"params": layer.parameters(), "scale": 1.0}], CPU)
-    assert before.param_groups[0]["foreach"]
+    before = torch.optim.AdamW([{"params": layer.parameters(), "scale": 1.0}], foreach=True)
     step_of(layer, before)
     other = copy.deepcopy(layer)
-    after = torch.optim.AdamW([{"params": other.parameters(), "scale": 1.0}], fused=True)
+    after = adamw([{"params": other.parameters(), "scale": 1.0}])
     load_optimizer(after, before.state_dict())
     assert after.param_groups[0]["fused"]
     assert not after.param_groups[0]["foreach"]
@@ -118,10 +117,23 @@ def test_a_resumed_optimizer_computes_as_its_own_device_wants_it() -> None:
     step_of(layer, before)
     step_of(other, after)
     torch.testing.assert_close(other.weight, layer.weight, rtol=1e-6, atol=1e-7)
-    # And the other way round.
-    load_optimizer(before, after.state_dict())
-    assert before.param_groups[0]["foreach"]
-    assert not before.param_groups[0]["fused"]
+
+
+def test_adamw_by_its_equations() -> None:
+    """Loshchilov and Hutter (ICLR 2019), algorithm 2, in float64; two steps."""
+    torch.manual_seed(1)
+    layer = nn.Linear(3, 2, bias=False)
+    weight, lr, decay, m, v = layer.weight.detach().double(), 0.1, 0.3, 0.0, 0.0
+    optimizer = adamw([{"params": layer.parameters(), "lr": lr, "weight_decay": decay}])
+    for step in (1, 2):
+        gradient = torch.randn(2, 3)
+        layer.weight.grad = gradient
+        optimizer.step()
+        m = 0.9 * m + 0.1 * gradient.double()
+        v = 0.999 * v + 0.001 * gradient.double() ** 2
+        moved = (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        weight = weight - lr * decay * weight - lr * moved
+        torch.testing.assert_close(layer.weight.double(), weight, rtol=1e-6, atol=1e-7)
 
 
 def test_determinism_is_strict_where_kernels_have_a_choice() -> None:

@@ -70,14 +70,8 @@ def test_waiting_in_a_backward_pass_is_found() -> None:
 
 
 def waits_of_a_step(config: Config) -> list[str]:
-    """What waits in the second step of a run, from its batch on, by the optimiser that a GPU would take."""
+    """What waits in the second step of a run, from its batch on."""
     experiment: Experiment = open_experiment(config, CPU)
-    groups = experiment.optimizer.param_groups
-    if isinstance(experiment.optimizer, torch.optim.AdamW):  # on a CPU, others count steps there
-        experiment.optimizer = torch.optim.AdamW(
-            [{"params": g["params"], "lr": g["lr"], "scale": g["scale"]} for g in groups],
-            fused=True,
-        )
     experiment.method.train()
     take_step = TrainingStep(experiment, config.training, nullcontext(), CPU)
     meter = Meter(5, CPU)
