@@ -4,9 +4,9 @@
 
 Ours is a step of the toy preset on a batch that is there: strong views and CutMix, forward passes, losses,
 backward pass, clipping, AdamW, EMA, the meter. The bare work is the same student's forward and backward pass
-on the same images, with torch's fused cross-entropy on the labelled and strong views, and the forward passes of
-the teacher (UniMatch and SemiVL: of the student, S-Depth: of the depth head) on the weak one. Milliseconds of
-one core, medians, measured in turn.
+on the same images, with torch's fused cross-entropy on the labelled and strong views, and the forward passes
+of the teacher (UniMatch and SemiVL: of the student, S-Depth: of the depth head) on the weak one.
+Milliseconds of one core, medians, measured in turn.
 """
 
 import argparse
