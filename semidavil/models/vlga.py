@@ -39,18 +39,16 @@ class ASPP(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(Branch(dim, rate) for rate in rates)
         self.pooled = Branch(dim, 1)
-        self.fuse = nn.Sequential(
-            nn.Conv2d(dim * (len(rates) + 1), dim, 1, bias=False), _norm(dim), nn.ReLU()
-        )
+        self.fuse = nn.Conv2d(dim * (len(rates) + 1), dim, 1, bias=False)
+        self.norm = _norm(dim)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(R, d, h, w) -> (R, d, h, w), both in the memory format `channels_last`."""
-        convolution, norm, activation = self.fuse
         branches = [branch(maps) for branch in self.branches]
         branches.append(self.pooled(maps.mean((2, 3), keepdim=True)))  # (R, d, 1, 1)
         parts = [branch.permute(0, 2, 3, 1) for branch in branches]
-        fused = linear_of_parts(convolution.weight.flatten(1), None, parts).permute(0, 3, 1, 2)
-        return maps + activation(norm(fused))
+        fused = linear_of_parts(self.fuse.weight.flatten(1), None, parts).permute(0, 3, 1, 2)
+        return maps + F.relu(self.norm(fused), inplace=True)
 
 
 def _norm(dim: int) -> GroupNorm:
