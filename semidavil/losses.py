@@ -279,14 +279,16 @@ def pseudo_label(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tens
     """
     logits = logits.float()
     highest = logits.amax(1)
-    # Class by class, the last first, so that of equal ones the first wins: a third of the time of
-    # `softmax` and `max` on a CPU.
-    labels = torch.zeros_like(highest, dtype=torch.int64)
+    # Class by class, in a third of the time of `softmax` and `max` on a CPU. Of equal logits the first
+    # class wins: what is kept is how many classes come after it.
+    after = torch.zeros_like(highest, dtype=torch.uint8)
     total = torch.zeros_like(highest)
-    for label, of_class in reversed(list(enumerate(logits.unbind(1)))):
-        labels = torch.where(of_class == highest, label, labels)
-        total += ((of_class - highest) / temperature).exp_()
-    return total.reciprocal(), labels
+    last = logits.shape[1] - 1
+    for label, of_class in enumerate(logits.unbind(1)):
+        wins = (of_class >= highest).view(torch.uint8)
+        after = torch.maximum(after, wins * (last - label))
+        total += (of_class - highest).div_(temperature).exp_()
+    return total.reciprocal(), last - after.long()
 
 
 def consistency_loss(

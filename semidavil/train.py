@@ -242,7 +242,8 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     for other, evaluation in evaluations.items():
         metrics[f"{other}_{benchmark.metric}"] = experiment.summary(evaluation)[benchmark.metric]
     metrics, absent = from_first((metrics, experiment.absent(reported)))
-    latency = experiment.latency(name)
+    with autocast:  # as it is evaluated
+        latency = experiment.latency(name)
     return Result(
         metrics=metrics,
         evaluation=reported,

@@ -44,6 +44,7 @@ from semidavil.losses import build_loss
 from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
 from semidavil.metrics import Evaluation, absent_classes, summarise
+from semidavil.models.execution import execute_as
 from semidavil.models.segmenter import Segmenter, build_segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import VLM, load_vlm
@@ -146,6 +147,8 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     loss = build_loss(config.loss, num_classes, lambda: class_pixels(config))
     method = METHODS[config.training.method](student, loss, config)
     method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)
+    # After the copies that methods make of what they are given.
+    execute_as(config.runtime, method.networks().values())
     return method
 
 

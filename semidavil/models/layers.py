@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SMALL = 64
+
 
 class GroupNorm(nn.GroupNorm):
     """Group norm in float32 whose output has its input's type, as open_clip's LayerNorm.
@@ -30,9 +32,11 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     """Linear interpolation of (B, C, *) to another size (*), with `align_corners=False`.
 
     Bilinear for images, trilinear for volumes. On a GPU as products with matrices: PyTorch's own has no
-    deterministic backward pass there but a slow one of gathers and sorted sums.
+    deterministic backward pass there but a slow one of gathers and sorted sums. Small maps also on a
+    CPU, where it takes 8.6 ms from (12, 19, 32, 32) to 64 x 64, forward and backward, and products 3.4;
+    they take longer as the sides grow.
     """
-    if x.device.type == "cuda":
+    if x.device.type == "cuda" or max(x.shape[2:]) <= SMALL:
         return by_products(x, size)
     mode = {2: "bilinear", 3: "trilinear"}[len(size)]
     return F.interpolate(x, tuple(size), mode=mode, align_corners=False)
@@ -50,7 +54,7 @@ def by_products(x: Tensor, size: Sequence[int]) -> Tensor:
             old = x.shape[axis]
             if old == new:
                 continue
-            matrix = resize_matrix(old, new, "linear", x.device).to(x.dtype)
+            matrix = resize_matrix(old, new, "linear", x.device, x.dtype)
             if axis == x.dim() - 1:
                 x = x @ matrix.T
             else:  # all further axes are the columns of one product
@@ -59,18 +63,20 @@ def by_products(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(old: int, new: int, mode: str, device: torch.device) -> Tensor:
+def resize_matrix(
+    old: int, new: int, mode: str, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """Resizing is linear: the matrix (new, old) that does it along one axis.
 
     Args:
         mode: "linear", or "bicubic", with antialiasing.
     """
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        identity = torch.eye(old)
+        identity = torch.eye(old, dtype=torch.float64)
         if mode == "bicubic":
             resized = F.interpolate(identity[None, None], (new, old), mode=mode, antialias=True)[
                 0, 0
             ]
         else:
             resized = F.interpolate(identity[None], new, mode=mode, align_corners=False)[0].T
-        return resized.contiguous().to(device)
+        return resized.contiguous().to(device, dtype)

@@ -46,11 +46,15 @@ def to_grid(pixels: Tensor, height: int, width: int) -> Tensor:
     return pixels.transpose(1, 2).unflatten(2, (height, width))  # (B, hw, c) -> (B, c, h, w)
 
 
-def linear_of_parts(layer: nn.Linear, parts: Sequence[Tensor]) -> Tensor:
-    """`layer(torch.cat(parts, -1))` without the copies; what is beyond the last part counts as 0."""
-    weights = layer.weight[:, : sum(part.shape[-1] for part in parts)]
-    columns = weights.split([part.shape[-1] for part in parts], dim=1)
-    total = F.linear(parts[0], columns[0], layer.bias)
+def linear_of_parts(weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+    """`F.linear(torch.cat(parts, -1), weight, bias)` without the copies.
+
+    A part may have axes of length 1, which are broadcast after its product instead of before. What is
+    beyond the last part counts as 0.
+    """
+    widths = [part.shape[-1] for part in parts]
+    columns = weight[:, : sum(widths)].split(widths, dim=1)
+    total = F.linear(parts[0], columns[0], bias)
     for part, own in zip(parts[1:], columns[1:], strict=True):
         total = total + F.linear(part, own)
     return total
@@ -82,7 +86,8 @@ class Readout(nn.Module):
                 f"{tokens} tokens do not fit into the {room} channels of the fusion, which are the text "
                 "encoder's context length: choose fewer classes, or model.fusion=cross_attention"
             )
-        mixed = linear_of_parts(self.mix, [vision, linear_of_parts(self.maps, maps)])
+        read = linear_of_parts(self.maps.weight, self.maps.bias, maps)
+        mixed = linear_of_parts(self.mix.weight, self.mix.bias, [vision, read])
         return vision + self.norm(mixed)
 
 

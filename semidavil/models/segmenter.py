@@ -38,7 +38,10 @@ class Decoder(nn.Module):
 
     def details(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features at half and at a quarter of the resolution of images (B, 3, H, W)."""
-        fine = self.detail2(images - 0.5)
+        centred = images - 0.5
+        if images.is_cuda:  # what its tensor cores read; a CPU's group norm is slower so
+            centred = centred.contiguous(memory_format=torch.channels_last)
+        fine = self.detail2(centred)
         return fine, self.detail4(fine)
 
     def forward(self, features: Tensor, details: tuple[Tensor, Tensor]) -> Tensor:
@@ -114,8 +117,12 @@ class Segmenter(nn.Module):
         fused = self.fusion(features.vision, language)
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
-        logits = upsample(logits.float(), padded)  # of rounded logits, other classes would win
-        return logits[..., : features.size[0], : features.size[1]]
+        # In float32: of rounded logits, other classes would win.
+        logits = upsample(logits.float(), padded)
+        height, width = features.size
+        if padded != [height, width]:  # the gradient of a slice is one more tensor to fill
+            logits = logits[..., :height, :width]
+        return logits
 
 
 def pad_to_patches(images: Tensor, stride: int) -> Tensor:

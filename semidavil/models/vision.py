@@ -162,7 +162,7 @@ def resize_positions(positions: Tensor, old: Sequence[int], new: Sequence[int]) 
     if tuple(old) == tuple(new):
         return positions
     rows, columns = (
-        resize_matrix(old[axis], new[axis], "bicubic", positions.device).to(positions.dtype)
+        resize_matrix(old[axis], new[axis], "bicubic", positions.device, positions.dtype)
         for axis in (0, 1)
     )
     grid = positions[1:].unflatten(0, (old[0], old[1]))

@@ -185,8 +185,7 @@ def expected_aspp(aspp: nn.Module, maps: Tensor) -> Tensor:
         )
     mean = F.conv2d(maps.mean((2, 3), keepdim=True), aspp.pooled.conv.weight)
     branches.append(normalised(mean, aspp.pooled.norm).expand(maps.shape))
-    convolution, norm, _ = aspp.fuse
-    return maps + normalised(F.conv2d(torch.cat(branches, 1), convolution.weight), norm)
+    return maps + normalised(F.conv2d(torch.cat(branches, 1), aspp.fuse.weight), aspp.norm)
 
 
 def expected_reasoning(layer: nn.Module, x: Tensor, text: Tensor) -> Tensor:
