@@ -4,7 +4,7 @@
 
 The earlier version is a git worktree in a temporary folder, and each version has a tracking store and a cache
 of its own. A grid is timed from its first run's start to its last one's end, when its generated scenes are
-there. Two grids that follow each other on a machine that others use are not one measurement: look at the load.
+there. Grids that follow each other on a machine that others use are not one measurement: look at the load.
 """
 
 import json
