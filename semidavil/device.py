@@ -48,10 +48,14 @@ def use_bfloat16(wanted: bool, device: torch.device) -> bool:
 
 
 def to_device(batch: dict[str, dict[str, Any]], device: torch.device) -> dict[str, dict[str, Any]]:
+    """A batch on the device; from pinned memory, the copy does not wait for what the device computes."""
     return {
-        stream: {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in part.items()
-        }
+        stream: {name: _moved(value, device) for name, value in part.items()}
         for stream, part in batch.items()
     }
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return value.to(device)  # a Language or StrongViews, whose own `to` does not wait either

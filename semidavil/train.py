@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.checkpoint import StopTraining, TrainingError, resume, save_checkpoint
 from semidavil.config import Config
+from semidavil.data.augment import finish
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.distributed import (
     from_first,
@@ -209,7 +210,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     for step, batch in enumerate(loader, start=first_step):
         for group in optimizer.param_groups:
             group["lr"] = experiment.lr * group["scale"] * schedule(step, settings)
-        batch = to_device(batch, device)
+        batch = finish(to_device(batch, device))
         with autocast:
             losses = method.losses(batch, step)
         require_finite(losses, step)

@@ -5,22 +5,22 @@ workers, on what was drawn before, or on the model. A run goes on exactly by sta
 two runs that differ in their attention or loss see the same images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared_memory
+from semidavil.data.augment import draw_strong_views
+from semidavil.data.decoded import open_images
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.streams import disparities, train_samples
-from semidavil.data.transforms import Weak, cut, cutmix_box, strong_view, weak_view
+from semidavil.data.transforms import cut, cutmix_box, weak_view
 from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
@@ -40,50 +40,46 @@ class Caption(Protocol):
 
 
 class TrainBatches(Dataset):
-    """The batch of every step.
+    """The batch of every step, as `augment.finish` takes it: pixels as uint8, and what is still to be done.
 
     `batches[t]` maps the streams in use to
-        source, labelled: image (B, 3, h, w) float in [0, 1], label (B, h, w) int64, caption [B];
-        unlabelled: image (the weak view), strong (V, B, 3, h, w), cutmix (V, B, h, w) bool, True
-            where the next image of the batch is pasted, caption [B], and disparity (B, h, w) float,
+        source, labelled: image (B, 3, h, w) uint8, label (B, h, w) uint8, language;
+        unlabelled: image (the weak view), strong (a `StrongViews`), cutmix (V, B, 4) int64, the boxes
+            where the next image of the batch is pasted, language, and disparity (B, h, w) float32,
             0 where unknown, if it is asked for.
 
     Args:
         captions: the caption of every image.
+        look_up: captions to what is said of them to the network (a `Language`, on the CPU).
         streams: of "source", "labelled", "unlabelled": those that the method draws from.
         strong_views: V.
         disparity: whether unlabelled images come with theirs.
+        workers: how many processes load them; they share what may be kept in memory.
     """
 
     def __init__(
         self,
         config: Config,
         captions: Mapping[Path, Caption],
+        look_up: Callable[[list[str]], object],
         streams: Iterable[str],
         strong_views: int = 1,
         disparity: bool = False,
+        workers: int = 0,
     ) -> None:
-        self.config, self.captions, self.strong_views = config, captions, strong_views
+        self.config, self.captions, self.look_up = config, captions, look_up
+        self.strong_views = strong_views
         wanted = frozenset(streams)
         self.samples = {n: s for n, s in train_samples(config).items() if n in wanted}
         benchmark = BENCHMARKS[config.data.benchmark]
-        share = CACHE_BYTES // len(benchmark.datasets)
-        target = Images(
-            open_reader(config, benchmark.target),
-            benchmark.lookup(benchmark.target),
-            config.data.target_size,
-            share,
-        )
-        if disparity:
-            target.disparities = disparities(config, self.samples["unlabelled"])
-        self.images = {"labelled": target, "unlabelled": target}
+        streams_of = {"labelled": benchmark.target, "unlabelled": benchmark.target}
         if benchmark.source:
-            self.images["source"] = Images(
-                open_reader(config, benchmark.source),
-                benchmark.lookup(benchmark.source),
-                config.data.source_size,
-                share,
-            )
+            streams_of["source"] = benchmark.source
+        opened = {d: open_images(config, d, workers=workers) for d in benchmark.datasets}
+        self.images = {stream: opened[dataset] for stream, dataset in streams_of.items()}
+        if disparity:
+            target = opened[benchmark.target]
+            target.disparities = disparities(config, self.samples["unlabelled"])
 
     def __len__(self) -> int:
         return self.config.training.steps
@@ -96,8 +92,9 @@ class TrainBatches(Dataset):
                     # torch.manual_seed would seed the GPU's generator too, which no fork restores.
                     seed = seed_of(self.config.seed, step, STREAMS.index(name))
                     torch.default_generator.manual_seed(seed)
-                    make = self._unlabelled if name == "unlabelled" else self._labelled
-                    batch[name] = make(name, self._draw(name, step))
+                    batch[name] = self._weak(name, self._draw(name, step))
+                    if name == "unlabelled":
+                        batch[name] |= self._strong(len(batch[name]["image"]))
         return batch
 
     def _draw(self, stream: str, step: int) -> list[Sample]:
@@ -110,11 +107,12 @@ class TrainBatches(Dataset):
             drawn.append(samples[order[offset]])
         return drawn
 
-    def _weak(self, stream: str, samples: Sequence[Sample]) -> tuple[list[Weak], list[str]]:
+    def _weak(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
         views, captions, images = [], [], self.images[stream]
         crop = self.config.data.crop
         for sample in samples:
             labelled = stream != "unlabelled"
+            with_disparity = images.disparities is not None and not labelled
             view = weak_view(images.size, crop)
             views.append(
                 cut(
@@ -122,56 +120,36 @@ class TrainBatches(Dataset):
                     crop,
                     images.window(sample, view.box),
                     images.label_window(sample, view.box) if labelled else None,
-                    images.disparity_window(sample, view.box)
-                    if images.disparities and not labelled
-                    else None,
+                    images.disparity_window(sample, view.box) if with_disparity else None,
                 )
             )
             captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
-        return views, captions
-
-    def _labelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        views, captions = self._weak(stream, samples)
-        labels = torch.stack([view.label for view in views if view.label is not None]).long()
-        images = torch.stack([view.image for view in views])
-        return {"image": _to_float(images), "label": labels, "caption": captions}
-
-    def _unlabelled(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        views, captions = self._weak(stream, samples)
-        images = [view.image for view in views]
-        training, crop = self.config.training, self.config.data.crop
-        strong = [torch.stack([strong_view(x) for x in images]) for _ in range(self.strong_views)]
-        boxes = [
-            torch.stack([cutmix_box(crop, training.cutmix) for _ in images])
-            for _ in range(self.strong_views)
-        ]
-        batch = {
-            "image": _to_float(torch.stack(images)),
-            "strong": _to_float(torch.stack(strong)),
-            "cutmix": torch.stack(boxes),
-            "caption": captions,
+        parts = {
+            "image": [view.image for view in views],
+            "label": [view.label for view in views if view.label is not None],
+            "disparity": [view.disparity for view in views if view.disparity is not None],
         }
-        maps = [view.disparity for view in views if view.disparity is not None]
-        return {**batch, "disparity": torch.stack(maps)} if maps else batch
+        stacked = {name: torch.stack(part) for name, part in parts.items() if part}
+        return {**stacked, "language": self.look_up(captions)}
+
+    def _strong(self, count: int) -> dict[str, Any]:
+        crop, views = self.config.data.crop, self.strong_views
+        strong = draw_strong_views(views, count, crop)
+        boxes = [cutmix_box(crop, self.config.training.cutmix) for _ in range(views * count)]
+        return {"strong": strong, "cutmix": torch.tensor(boxes).view(views, count, 4)}
 
 
 class EvalSet(Dataset):
     """Validation images at the working size with labels at their own.
 
-    Items are image (3, H, W) float in [0, 1], label (H', W') int64, captions (one of the image, or one of
+    Items are image (3, H, W) uint8, label (H', W') uint8, captions (one of the image, or one of
     each of its sliding windows) and name.
     """
 
-    def __init__(self, config: Config, captions: Mapping[Path, Caption]) -> None:
-        benchmark = BENCHMARKS[config.data.benchmark]
-        reader = open_reader(config, benchmark.target)
-        self.samples = reader.samples("val")
-        # Processes that load batches end with each evaluation, and what they remember with them.
-        limit = 0 if config.runtime.num_workers else EVAL_CACHE_BYTES
-        lookup, size = benchmark.lookup(benchmark.target), config.data.target_size
-        self.images = Images(reader, lookup, size, limit)
-        # At their own size, unlike those that are trained on.
-        self.labels = shared_memory(limit, "labels", reader.name, reader.root, lookup.tobytes())
+    def __init__(self, config: Config, captions: Mapping[Path, Caption], workers: int = 0) -> None:
+        target = BENCHMARKS[config.data.benchmark].target
+        self.samples = open_reader(config, target).samples("val")
+        self.images = open_images(config, target, scored=True, workers=workers)
         self.captions = captions
 
     def __len__(self) -> int:
@@ -179,12 +157,9 @@ class EvalSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        label = self.labels.recall(
-            sample.label, lambda: torch.from_numpy(self.images.full_label(sample))
-        )
         return {
-            "image": _to_float(self.images.image(sample)),
-            "label": label.long(),
+            "image": self.images.image(sample),
+            "label": self.images.own_label(sample),
             "captions": self.captions[sample.image].texts,
             "name": sample.name,
         }
@@ -200,7 +175,3 @@ def _order(count: int, seed: int, stream: int, epoch: int) -> np.ndarray:
 
 
 _orders: dict[tuple[int, int, int, int], np.ndarray] = {}
-
-
-def _to_float(image: Tensor) -> Tensor:
-    return image.float() / 255

@@ -1,8 +1,7 @@
-"""Weak and strong views, and CutMix boxes.
+"""Weak views and CutMix boxes; strong views are made on the device, see `augment`.
 
-Weak: random scale, crop and horizontal flip, image and label together. Strong, on top of a weak view
-and without moving a pixel: colour jitter, grey, blur (as UniMatch, CVPR 2023; SemiDAViL names no
-augmentation of its own). All draw from torch's global generator, which the caller seeds.
+Weak: random scale, crop and horizontal flip, image and label together. All draw from torch's global
+generator, which the caller seeds.
 """
 
 import math
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 
 from semidavil.data.windows import Box
 
@@ -89,39 +88,21 @@ def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(values[None, None], size, mode="nearest-exact")[0, 0]
 
 
-_jitter = v2.ColorJitter(0.5, 0.5, 0.5, 0.25)
-
-
-def strong_view(image: Tensor) -> Tensor:
-    """Colour jitter (p 0.8), grey (p 0.2) and Gaussian blur (p 0.5) of a (3, h, w) uint8 image."""
-    if torch.rand(()) < 0.8:
-        image = _jitter(image)
-    if torch.rand(()) < 0.2:
-        image = TF.rgb_to_grayscale(image, num_output_channels=3)
-    if torch.rand(()) < 0.5:
-        # UniMatch blurs 0.1 to 2 pixels on crops of hundreds of pixels; smaller crops, less blur.
-        largest = 2.0 * min(1.0, image.shape[-1] / 320)
-        sigma = _uniform(0.1, max(largest, 0.2))
-        image = TF.gaussian_blur(image, [2 * math.ceil(2 * sigma) + 1] * 2, [sigma, sigma])
-    return image
-
-
-def cutmix_box(size: tuple[int, int], probability: float) -> Tensor:
-    """A mask (h, w), True inside a random box; all False with 1 - probability.
+def cutmix_box(size: tuple[int, int], probability: float) -> Box:
+    """A random box in an image of (height, width); an empty one with 1 - probability.
 
     The box covers 2 to 40% of the area with an aspect ratio of 0.3 to 1/0.3, as in UniMatch.
     """
     height, width = size
-    mask = torch.zeros(height, width, dtype=torch.bool)
     if torch.rand(()) >= probability:
-        return mask
+        return Box(0, 0, 0, 0)
     area = _uniform(0.02, 0.4) * height * width
     ratio = _uniform(0.3, 1 / 0.3)
     box_h = max(1, min(height, round(math.sqrt(area * ratio))))
     box_w = max(1, min(width, round(math.sqrt(area / ratio))))
-    top, left = int(_uniform(0, height - box_h + 1)), int(_uniform(0, width - box_w + 1))
-    mask[top : top + box_h, left : left + box_w] = True
-    return mask
+    return Box(
+        int(_uniform(0, height - box_h + 1)), int(_uniform(0, width - box_w + 1)), box_h, box_w
+    )
 
 
 def _uniform(low: float, high: float) -> float:

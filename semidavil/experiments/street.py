@@ -1,7 +1,7 @@
 """Street images: what `semidavil.train` trains on, by what, and how it is scored."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from semidavil.config import Config
 from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.depth import needs_depth
 from semidavil.data.files import hash_files
+from semidavil.data.filling import Filling
 from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
@@ -35,13 +36,16 @@ from semidavil.language.ablations import (
 )
 from semidavil.language.captioners import Setting, build_captioner
 from semidavil.language.captions import Caption, caption_images, windows_of
+from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import size_of_windows
 from semidavil.language.statistics import caption_statistics
+from semidavil.language.tokens import CaptionTokens
 from semidavil.losses import build_loss
 from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
 from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.models.segmenter import Segmenter, build_segmenter
+from semidavil.models.text import Language
 from semidavil.models.vlm import VLM, load_vlm
 from semidavil.models.weights import save_weights
 
@@ -49,18 +53,21 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
-    """Toy data, data checks, depth and captions; returns what is to be said of the captions."""
+    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of them."""
     target = BENCHMARKS[config.data.benchmark].target
-    check_data(config, progress)
+    with Filling(config, progress) as filling:
+        check_data(config, progress, filling)
+        filling.finish()
     if needs_depth(config):
         disparities(config, open_reader(config, target).samples("train"), progress)
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
+        load_tokens(config, captions, vlm, progress)
         said = describe_captions(config, captions, vlm)
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
-    return said
+    return "\n".join(filter(None, (filling.said, said)))
 
 
 class StreetExperiment:
@@ -72,13 +79,14 @@ class StreetExperiment:
         check_data(config)
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
         captions = load_captions(config, vlm)
+        self.tokens = load_tokens(config, captions, vlm)
         self.data = fingerprint(config)
         if rank() == 0 and (line := describe_captions(config, captions, vlm)):
             print(line, flush=True)  # into the run's log
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         self.batches: Dataset = TrainBatches(
-            config, captions, streams_of(config), traits.strong_views, traits.disparity
+            config, captions, self.tokens, streams_of(config), traits.strong_views, traits.disparity
         )
         self.validation = EvalSet(config, captions)
         rates = self.method.rates()
@@ -88,10 +96,14 @@ class StreetExperiment:
             foreach=True,  # the same to the last bit, in half the time on a CPU
         )
 
+    def language(self, captions: Sequence[str]) -> Language:
+        """What the networks are told of validation images with these captions, on the device."""
+        return self.method.language({"language": self.tokens(captions).to(self.device)})
+
     def evaluate(self, networks: Mapping[str, Segmenter]) -> dict[str, Evaluation]:
         setup = self.config.runtime
         return evaluate(
-            networks, self.validation, self.method.encode, len(self.benchmark.classes),
+            networks, self.validation, self.language, len(self.benchmark.classes),
             self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
             self.config.training.confidence, kept_names(self.validation),
             self.config.training.temperature,
@@ -101,7 +113,7 @@ class StreetExperiment:
         item = self.validation[0]
         image = item["image"][None].to(self.device)
         # Once for an image, not part of it.
-        languages = [self.method.encode([text]) for text in item["captions"]]
+        languages = [self.language([text]) for text in item["captions"]]
         network, window = self.method.networks()[name].eval(), self.config.data.crop
         return milliseconds(lambda: sliding_window(network, image, languages, window), self.device)
 
@@ -137,8 +149,7 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
         start = replace(vlm, vision=fresh)
     student = build_segmenter(config.model, start, num_classes)
     loss = build_loss(config.loss, num_classes, lambda: class_pixels(config))
-    # The bound method, not the module: the frozen text tower has no place in checkpoints.
-    method = METHODS[config.training.method](student, vlm.text.forward, loss, config)
+    method = METHODS[config.training.method](student, loss, config)
     method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)
     return method
 
@@ -168,6 +179,15 @@ def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path
     if not name.startswith(SHUFFLED):
         return captions
     return shuffle_captions(captions, [[s.image for s in samples] for samples in groups.values()])
+
+
+def load_tokens(
+    config: Config, captions: Mapping[Path, Caption], vlm: VLM, progress: bool = False
+) -> CaptionTokens:
+    """The token features of all that the run may say of an image or of its mirror image."""
+    said = {text for caption in captions.values() for text in caption.texts}
+    texts = sorted(said | {flip_caption(text) for text in said})
+    return CaptionTokens(vlm.text, texts, cache_dir(config) / "tokens", progress)
 
 
 def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM) -> str:

@@ -1,7 +1,8 @@
 """What every method offers to the training loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -44,16 +45,27 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One group of images in a joint forward pass: what it was decoded from, and to.
-
-    Where several processes share the batch, features and language are this one's share of the images
-    and logits those of all: a method that reads more than logits is not `data_parallel`.
-    """
+class Encoded:
+    """Images that the student's encoder has seen, and what their captions say: input of `decode`."""
 
     features: Features
     language: Language
-    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the student makes of one step's images.
+
+    Where several processes share the batch, logits are those of all; what is only encoded is this one's share
+    of the images: a method that reads it is not `data_parallel`.
+    """
+
+    labelled: list[Labelled]
+    views: list[Tensor]  # logits of each of `Method.see`'s views
+    encoded: list[Encoded]
+
+
+View = tuple[Tensor, Language]  # images (B, 3, H, W) and their captions
 
 
 class Method(nn.Module):
@@ -63,7 +75,6 @@ class Method(nn.Module):
 
     Args:
         student: the network to train.
-        encode: captions to token features; the frozen text tower, memoised.
         supervised_loss: (logits, targets) -> scalar.
         config: the run.
     """
@@ -71,13 +82,11 @@ class Method(nn.Module):
     def __init__(
         self,
         student: Segmenter,
-        encode: Callable[[Sequence[str]], Language],
         supervised_loss: nn.Module,
         config: Config,
     ) -> None:
         super().__init__()
         self.student = student
-        self.encode = encode
         self.supervised_loss = supervised_loss
         self.config = config
         self.extend()
@@ -93,8 +102,7 @@ class Method(nn.Module):
 
         Without unlabelled images, L_sup alone.
         """
-        labelled, _ = self.see(batch)
-        supervised = self.supervised(labelled)
+        supervised = self.supervised(self.see(batch).labelled)
         return {"loss": supervised, "loss_sup": supervised}
 
     def after_step(self, step: int) -> None:
@@ -109,23 +117,25 @@ class Method(nn.Module):
         training = self.config.training
         return Rates(training.lr, training.backbone_lr_factor, training.weight_decay)
 
-    def see(
-        self, batch: Batch, extra: Sequence[tuple[Tensor, list[str]]] = ()
-    ) -> tuple[list[Labelled], list[Part]]:
-        """What the student makes of the labelled streams, and of `extra` (images, captions).
+    def language(self, stream: dict[str, Any]) -> Language:
+        """What is said of a stream's images: their captions."""
+        return stream["language"]
+
+    def see(self, batch: Batch, views: Sequence[View] = (), encoded: Sequence[View] = ()) -> Seen:
+        """What the student makes of the labelled streams, of `views`, and of images that are only `encoded`.
 
         One pass over all of them is one large batch instead of several small ones.
         """
         streams = [batch[name] for name in ("source", "labelled") if name in batch]
-        groups = [(stream["image"], stream["caption"]) for stream in streams] + list(extra)
-        parts = forward_groups(self.student, self.encode, groups)
+        own = [(stream["image"], self.language(stream)) for stream in streams]
+        logits, features = forward_groups(self.student, [*own, *views], encoded)
         of_source = self.config.training.source_share
         shares = (of_source, 1 - of_source) if len(streams) == 2 else (1.0,) * len(streams)
         labelled = [
-            Labelled(part.logits, stream["label"], weight)
-            for part, stream, weight in zip(parts[: len(streams)], streams, shares, strict=True)
+            Labelled(part, stream["label"], weight)
+            for part, stream, weight in zip(logits[: len(streams)], streams, shares, strict=True)
         ]
-        return labelled, parts[len(streams) :]
+        return Seen(labelled, logits[len(streams) :], features)
 
     def supervised(self, labelled: Sequence[Labelled], loss: nn.Module | None = None) -> Tensor:
         """L_sup of the labelled streams, by the configured loss or another one.
@@ -144,23 +154,28 @@ class Method(nn.Module):
 
 
 def forward_groups(
-    network: Segmenter,
-    encode: Callable[[Sequence[str]], Language],
-    groups: Sequence[tuple[Tensor, list[str]]],
-) -> list[Part]:
-    """All groups (images, captions) through the network as one batch, then taken apart again."""
+    network: Segmenter, decoded: Sequence[View], encoded: Sequence[View] = ()
+) -> tuple[list[Tensor], list[Encoded]]:
+    """All groups through the encoder as one batch, and those that are `decoded` on through the decoder.
+
+    Returns:
+        The logits of each decoded group, and what the encoder makes of each of the others.
+    """
+    groups = [*decoded, *encoded]
     shares = [images[share(len(images))] for images, _ in groups]
     features = network.encode(torch.cat(shares))
-    language = encode([text for _, captions in groups for text in captions])
-    if world_size() > 1:  # after encoding: captions are padded to the longest of the whole batch
+    # Joined before it is shared: captions are padded to the longest of the whole batch, as in one process.
+    language = Language.joined([said for _, said in groups])
+    if world_size() > 1:
         language = language[shares_of([len(images) for images, _ in groups])]
-    logits = network.decode(features, language)
-    parts, start = [], 0
-    for images in shares:
-        rows = slice(start, start + len(images))
-        parts.append(Part(features[rows], language[rows], gather(logits[rows])))
-        start = rows.stop
-    return parts
+    ends = list(accumulate(map(len, shares), initial=0))
+    rows = [slice(*pair) for pair in pairwise(ends)]
+    last = ends[len(decoded)]
+    logits = network.decode(features[:last], language[:last])
+    return (
+        [gather(logits[part]) for part in rows[: len(decoded)]],
+        [Encoded(features[part], language[part]) for part in rows[len(decoded) :]],
+    )
 
 
 def confident_share(confidence: Tensor, threshold: float) -> Tensor:

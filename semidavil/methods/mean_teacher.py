@@ -1,7 +1,6 @@
 """A student and its exponential moving average."""
 
 import copy
-from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -12,6 +11,7 @@ from semidavil.losses import pseudo_label
 from semidavil.methods.base import Method
 from semidavil.methods.ema import ema_update
 from semidavil.models.segmenter import Segmenter
+from semidavil.models.text import Language
 
 
 class MeanTeacher(Method):
@@ -29,10 +29,10 @@ class MeanTeacher(Method):
         return self
 
     @torch.no_grad()
-    def pseudo_labels(self, images: Tensor, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def pseudo_labels(self, images: Tensor, language: Language) -> tuple[Tensor, Tensor]:
         """The teacher's confidence and label (B, H, W) of each pixel of images (B, 3, H, W)."""
         mine = share(len(images))
-        logits = self.teacher(images[mine], self.encode(captions)[mine])
+        logits = self.teacher(images[mine], language[mine])
         confidence, labels = pseudo_label(logits, self.config.training.temperature)
         return gather(confidence), gather(labels)
 

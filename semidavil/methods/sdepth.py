@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Losses, Part, paste
+from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.mean_teacher import MeanTeacher
+from semidavil.models.segmenter import Features
 
 
 class SDepth(MeanTeacher):
@@ -38,21 +39,20 @@ class SDepth(MeanTeacher):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, rivals, unlabelled = self.config.training, self.config.rivals, batch["unlabelled"]
-        disparity, captions = unlabelled["disparity"], unlabelled["caption"]
-        confidence, labels = self.pseudo_labels(unlabelled["image"], captions)
+        disparity, language = unlabelled["disparity"], self.language(unlabelled)
+        confidence, labels = self.pseudo_labels(unlabelled["image"], language)
         mask = nearer(
             disparity, disparity.roll(-1, dims=0), rivals.sdepth_margin * mean_known(disparity)
         )
         mixed = mix(unlabelled["strong"][0], mask)
-        groups = [(mixed, captions), (unlabelled["image"], captions)]
-        labelled, (student, weak) = self.see(batch, extra=groups)
-        supervised = self.supervised(labelled)
+        seen = self.see(batch, [(mixed, language)], encoded=[(unlabelled["image"], language)])
+        supervised = self.supervised(seen.labelled)
 
         everywhere = torch.ones_like(confidence)
-        unsupervised = consistency_loss(student.logits, mix(labels, mask), everywhere, 0.0)
+        unsupervised = consistency_loss(seen.views[0], mix(labels, mask), everywhere, 0.0)
         quality = (confidence > rivals.sdepth_confidence).float().mean()
 
-        depth = self._depth_loss(weak, disparity)
+        depth = self._depth_loss(seen.encoded[0].features, disparity)
         return {
             "loss": supervised
             + training.consistency_weight * quality * unsupervised
@@ -63,8 +63,8 @@ class SDepth(MeanTeacher):
             "confident": quality,
         }
 
-    def _depth_loss(self, weak: Part, disparity: Tensor) -> Tensor:
-        found = F.softplus(self.depth_head(weak.features.vision))
+    def _depth_loss(self, weak: Features, disparity: Tensor) -> Tensor:
+        found = F.softplus(self.depth_head(weak.vision))
         found = F.interpolate(found, disparity.shape[-2:], mode="bilinear", align_corners=False)
         return berhu(found[:, 0], disparity / mean_known(disparity), disparity > 0)
 

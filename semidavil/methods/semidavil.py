@@ -28,18 +28,19 @@ class SemiDAViL(MeanTeacher):
         if "unlabelled" not in batch:
             return super().losses(batch, step)
         training, unlabelled = self.config.training, batch["unlabelled"]
-        confidence, labels = self.pseudo_labels(unlabelled["image"], unlabelled["caption"])
+        language = self.language(unlabelled)
+        confidence, labels = self.pseudo_labels(unlabelled["image"], language)
 
         box = unlabelled["cutmix"][0]  # (B, H, W)
         strong = paste(unlabelled["strong"][0], box)
         confidence, labels = paste(confidence, box), paste(labels, box)
 
-        labelled, (student,) = self.see(batch, extra=[(strong, unlabelled["caption"])])
-        supervised = self.supervised(labelled)
+        seen = self.see(batch, views=[(strong, language)])
+        supervised = self.supervised(seen.labelled)
         consistency = consistency_loss(
-            student.logits, labels, confidence, training.confidence, training.consistency_over
+            seen.views[0], labels, confidence, training.confidence, training.consistency_over
         )
-        weight = self.consistency_weight(labelled)
+        weight = self.consistency_weight(seen.labelled)
         return {
             "loss": supervised + weight * consistency,
             "loss_sup": supervised,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class SemiVL(UniMatch):
     """
 
     guide: "Guide"
+    definitions: Language
 
     def extend(self) -> None:
         super().extend()
@@ -49,9 +51,12 @@ class SemiVL(UniMatch):
         return Rates(lr, factor, rivals.semivl_weight_decay, decay_norms=False)
 
     def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
-        definitions = class_definitions(vlm, classes)
-        self.encode = lambda captions: definitions.repeat(len(captions))
+        self.definitions = class_definitions(vlm, classes)
         self.guide = Guide(vlm, classes)
+
+    def language(self, stream: dict[str, Any]) -> Language:
+        """The definitions of all classes, whatever the image shows."""
+        return self.definitions.repeat(len(stream["language"]))
 
     def refine(
         self, losses: Losses, batch: Batch, step: int, terms: list[tuple[float, Tensor]]
@@ -84,8 +89,7 @@ def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
         # The sentence's feature is its last real token's, where CLIP reads it out.
         last = language.mask.sum(1) - 1
         rows.append(language.tokens[torch.arange(len(last)), last].mean(0))
-    tokens = torch.stack(rows)[None]
-    return Language(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+    return Language.of([torch.stack(rows)])
 
 
 class Guide:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from semidavil.losses import consistency_loss, pseudo_label
-from semidavil.methods.base import Batch, Losses, Method, Part, confident_share, paste
+from semidavil.methods.base import Batch, Encoded, Losses, Method, confident_share, paste
 from semidavil.seeds import seed_of
 
 IMAGE_WEIGHT, FEATURE_WEIGHT = 0.25, 0.5  # of each strong view's loss, and of the features'
@@ -24,16 +24,19 @@ class UniMatch(Method):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]
-        captions, boxes = unlabelled["caption"], unlabelled["cutmix"]
+        language, boxes = self.language(unlabelled), unlabelled["cutmix"]
         strong = [paste(view, box) for view, box in zip(unlabelled["strong"], boxes, strict=True)]
-        views = [(view, captions) for view in (unlabelled["image"], *strong)]
-        labelled, (weak, *students) = self.see(batch, extra=views)
-        supervised = self.supervised(labelled)
-        confidence, labels = pseudo_label(weak.logits.detach(), training.temperature)
+        views = [(view, language) for view in strong]
+        seen = self.see(batch, views, encoded=[(unlabelled["image"], language)])
+        supervised = self.supervised(seen.labelled)
+        (weak,) = seen.encoded
+        with torch.no_grad():  # it teaches, and learns nothing
+            logits = self.student.decode(weak.features, weak.language)
+            confidence, labels = pseudo_label(logits, training.temperature)
 
         terms = [
-            (IMAGE_WEIGHT, student.logits, [paste(x, box) for x in (labels, confidence)])
-            for student, box in zip(students, boxes, strict=True)
+            (IMAGE_WEIGHT, logits, [paste(x, box) for x in (labels, confidence)])
+            for logits, box in zip(seen.views, boxes, strict=True)
         ]
         terms.append((FEATURE_WEIGHT, self._perturbed(weak, step), [labels, confidence]))
         values = [
@@ -55,7 +58,7 @@ class UniMatch(Method):
         """For methods that add to UniMatch: `terms` are weight and logits of s1, s2 and fp."""
         return losses
 
-    def _perturbed(self, weak: Part, step: int) -> Tensor:
+    def _perturbed(self, weak: Encoded, step: int) -> Tensor:
         # From the seed and the step alone: a resumed run must drop the same channels.
         generator = torch.Generator().manual_seed(seed_of(self.config.seed, step, 0xFEA7))
         share = self.config.rivals.unimatch_dropout

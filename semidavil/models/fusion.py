@@ -1,8 +1,8 @@
 """How dense image features and caption tokens meet: the four attentions of the comparison, two controls.
 
-Every fusion is `FUSIONS[name](towers, dim)` and maps dense features (B, c_v, h, w), tokens (B, N, c_l)
-and their padding mask (B, N; True = a real token) to features (B, c_v, h, w) for the one common
-decoder. N may be any number up to `towers.max_tokens`; a padding token takes part in no softmax, no
+Every fusion is `FUSIONS[name](towers, dim)` and maps dense features (B, c_v, h, w) and a `Language`, tokens
+(B, N, c_l) with their padding mask (B, N; True = a real token), to features (B, c_v, h, w) for the one
+common decoder. N may be any number up to `towers.max_tokens`; a padding token takes part in no softmax, no
 maximum and no map, so it changes nothing. Each attention makes a map M of its own, and the same
 `Readout` reads all of them.
 """
@@ -22,6 +22,7 @@ from semidavil.models.readout import (
     to_grid,
     to_pixels,
 )
+from semidavil.models.text import Language
 from semidavil.models.vlga import VLGA
 
 
@@ -61,7 +62,8 @@ class DLG(nn.Module):
         language_attended = over_pixels.transpose(1, 2) @ self.vision_value(vision)
         return vision_attended, language_attended, vision_attended @ language_attended.mT
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
+        tokens, mask = language.tokens, language.mask
         height, width = vision.shape[-2:]
         pixels = to_pixels(vision)
         vision_attended, _, multimodal = self.attend(pixels, tokens, mask)
@@ -106,7 +108,8 @@ class WPCT(nn.Module):
         self.block = BottleneckBlock()
         self.readout = Readout(towers.vision_dim, towers.max_tokens, dim)
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
+        tokens, mask = language.tokens, language.mask
         height, width = vision.shape[-2:]
         pixels = to_pixels(vision)
         correlation = self.similarity(pixels, tokens) * self.log_temperature.exp()
@@ -134,7 +137,8 @@ class CrossAttention(nn.Module):
         self.value = nn.Linear(towers.language_dim, dim)
         self.readout = Readout(towers.vision_dim, dim, dim)
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
+        tokens, mask = language.tokens, language.mask
         height, width = vision.shape[-2:]
         pixels, words = to_pixels(vision), self.language_norm(tokens)
         query, key, value = (
@@ -153,7 +157,7 @@ class NoFusion(nn.Module):
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
         return vision
 
 
@@ -165,7 +169,7 @@ class Blank(nn.Module):
         self.max_tokens = towers.max_tokens
         self.readout = Readout(towers.vision_dim, towers.max_tokens, dim)
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
         pixels = to_pixels(vision)
         nothing = pixels.new_zeros(*pixels.shape[:2], self.max_tokens)
         return to_grid(self.readout(pixels, nothing), *vision.shape[-2:])

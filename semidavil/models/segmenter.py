@@ -110,7 +110,7 @@ class Segmenter(nn.Module):
 
     def decode(self, features: Features, language: Language) -> Tensor:
         """Logits (B, C, H, W) at the images' size, from their features and captions' tokens."""
-        fused = self.fusion(features.vision, language.tokens, language.mask)
+        fused = self.fusion(features.vision, language)
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
         logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)

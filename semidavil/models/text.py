@@ -1,8 +1,8 @@
-"""CLIP's text tower: captions as token features, frozen and memoised."""
+"""CLIP's text tower: captions as token features."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,36 +16,74 @@ if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait 
     from open_clip.transformer import TextTransformer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Language:
-    """Captions as token features: tokens (B, N, c_l), mask (B, N) bool, True = a real token."""
+    """Captions as token features, padded to the longest.
+
+    Attributes:
+        tokens: (B, N, c_l); a caption's real tokens come first.
+        mask: (B, N) bool, True = a real token.
+        lengths: the real tokens of each caption: what has a shape that depends on them need not wait for the
+            device to read the mask.
+    """
 
     tokens: Tensor
     mask: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor]) -> "Language":
+        """One caption a row (n, c_l), all on one device."""
+        lengths = tuple(map(len, rows))
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        tokens = pad_sequence(list(rows), batch_first=True)
+        return cls(tokens, mask.to(tokens.device, non_blocking=True), lengths)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Language"]) -> "Language":
+        """The captions of all, one after another, padded to the longest of all."""
+        longest = max(part.mask.shape[1] for part in parts)
+        missing = [longest - part.mask.shape[1] for part in parts]
+        tokens = [F.pad(p.tokens, (0, 0, 0, n)) for p, n in zip(parts, missing, strict=True)]
+        masks = [F.pad(p.mask, (0, n)) for p, n in zip(parts, missing, strict=True)]
+        return cls(torch.cat(tokens), torch.cat(masks), tuple(chain(*(p.lengths for p in parts))))
+
+    def real(self) -> Tensor:
+        """Where the real tokens are in the flattened (B N): (R,) int64, ascending, on the tokens' device."""
+        width = self.mask.shape[1]
+        places = [row * width + i for row, n in enumerate(self.lengths) for i in range(n)]
+        return torch.tensor(places, dtype=torch.int64).to(self.tokens.device, non_blocking=True)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def __getitem__(self, captions: slice | list[int]) -> "Language":
-        return Language(self.tokens[captions], self.mask[captions])
+        rows = range(len(self))
+        chosen = rows[captions] if isinstance(captions, slice) else captions
+        lengths = tuple(self.lengths[row] for row in chosen)
+        return Language(self.tokens[captions], self.mask[captions], lengths)
 
     def repeat(self, count: int) -> "Language":
         """One caption's tokens (1, N, c_l) for each of `count` images."""
-        return Language(self.tokens.expand(count, -1, -1), self.mask.expand(count, -1))
+        tokens, mask = self.tokens.expand(count, -1, -1), self.mask.expand(count, -1)
+        return Language(tokens, mask, self.lengths * count)
 
     def to(self, device: torch.device | str) -> "Language":
-        return Language(self.tokens.to(device), self.mask.to(device))
+        tokens, mask = (part.to(device, non_blocking=True) for part in (self.tokens, self.mask))
+        return Language(tokens, mask, self.lengths)
 
-
-_memories: dict[str, OrderedDict[str, Tensor]] = {}  # of text encoders, by identity; one at a time
+    def pin_memory(self) -> "Language":
+        """In memory that a GPU copies from by itself; `DataLoader` asks for it."""
+        return Language(self.tokens.pin_memory(), self.mask.pin_memory(), self.lengths)
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower: frozen, always in eval mode, each caption encoded once.
+    """CLIP's text tower: frozen, always in eval mode.
 
     Args:
         tower: open_clip's text tower.
         tokenizer: open_clip's tokenizer, texts to ids (B, context length).
-        memory: captions to remember, least recently used out first.
-        tokenizer_name: runs of one process with the same tower and tokenizer share what they
-            have encoded; without a name, this encoder remembers for itself.
+        tokenizer_name: what tells apart tokenizers of towers with the same weights.
 
     Attributes:
         dim: channels c_l of a token.
@@ -53,87 +91,63 @@ class TextEncoder(nn.Module):
     """
 
     # Captions are encoded in batches of one shape, so that a caption's features are the same to the
-    # last bit whatever else is asked for: matrix products of other shapes may round differently,
-    # and a resumed run would drift from an uninterrupted one.
+    # last bit whatever else is asked for: matrix products of other shapes may round differently.
     BATCH = 8
 
     def __init__(
         self,
         tower: "TextTransformer",
         tokenizer: Callable[..., Tensor],
-        memory: int = 4096,
         tokenizer_name: str = "",
     ) -> None:
         super().__init__()
         self.tower = tower.requires_grad_(False)
         self.tokenizer = tokenizer
         self.dim, self.max_tokens = tower.width, tower.context_length
-        self.memory, self.tokenizer_name = memory, tokenizer_name
-        self._remembered: OrderedDict[str, Tensor] | None = None
+        self.tokenizer_name = tokenizer_name
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._remembered = None  # a move to another device or type
-        return super()._apply(fn, recurse)
-
     @property
-    def _known(self) -> OrderedDict[str, Tensor]:
-        if self._remembered is None:
-            self._remembered = OrderedDict()
-            if self.tokenizer_name:
-                key = self._identity()
-                if key not in _memories:
-                    _memories.clear()
-                self._remembered = _memories.setdefault(key, self._remembered)
-        return self._remembered
+    def device(self) -> torch.device:
+        return self.tower.positional_embedding.device
 
-    def _identity(self) -> str:
-        """Of all that a caption's features depend on, to the last bit."""
-        weights = hash_weights(self.tower)
-        device = self.tower.positional_embedding.device
-        how = f"{device} {torch.get_num_threads()}"
-        return f"{self.tokenizer_name} {self.max_tokens} {weights} {how}"
+    def identity(self) -> str:
+        """Of all that a caption's features depend on, to the last bit, but for the CPU's threads."""
+        card = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return f"{self.tokenizer_name} {self.max_tokens} {hash_weights(self.tower)} {card}"
 
     def forward(self, captions: Sequence[str]) -> Language:
         """Token features of captions after the final norm, before the projection, in float32.
 
         Start and end tokens count as real. N is the longest caption's number of tokens.
         """
-        known = self._known
-        features = {text: known[text] for text in captions if text in known}
-        missing = [text for text in dict.fromkeys(captions) if text not in features]
-        for start in range(0, len(missing), self.BATCH):
-            batch = missing[start : start + self.BATCH]
-            features.update(zip(batch, self._encode(batch), strict=True))
-        for text in captions:
-            known[text] = features[text]
-            known.move_to_end(text)
-        while len(known) > self.memory:
-            known.popitem(last=False)
-        rows = [features[text] for text in captions]
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return Language(pad_sequence(rows, batch_first=True), mask.to(rows[0].device))
+        return Language.of(self.features(captions))
+
+    def features(self, captions: Sequence[str]) -> list[Tensor]:
+        """The same of each caption alone, (n, c_l)."""
+        texts, found = list(dict.fromkeys(captions)), dict[str, Tensor]()
+        for start in range(0, len(texts), self.BATCH):
+            batch = texts[start : start + self.BATCH]
+            found.update(zip(batch, self._encode(batch), strict=True))
+        return [found[text] for text in captions]
 
     def _encode(self, texts: list[str]) -> list[Tensor]:
         ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
         real = self._real(ids)
-        device = self.tower.positional_embedding.device
         # Autocast would round what is kept for callers outside of it.
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             (tokens,) = self.tower.forward_intermediates(
-                ids.to(device),
+                ids.to(self.device),
                 indices=1,
                 normalize_intermediates=True,
                 intermediates_only=True,
                 output_fmt="NLC",
             )["text_intermediates"]
-            return [row[keep] for row, keep in zip(tokens, real.to(device), strict=True)][
-                : len(texts)
-            ]
+            kept = [row[keep] for row, keep in zip(tokens, real.to(self.device), strict=True)]
+            return kept[: len(texts)]
 
     def _real(self, ids: Tensor) -> Tensor:
         """True up to and including the end token, and never on padding."""
@@ -163,5 +177,5 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """L2-normalised sentence embeddings (n, e) in the joint image-text space."""
-        ids = self.tokenizer(list(texts)).to(self.tower.positional_embedding.device)
+        ids = self.tokenizer(list(texts)).to(self.device)
         return F.normalize(self.tower(ids), dim=-1)

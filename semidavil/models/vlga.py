@@ -15,6 +15,7 @@ from semidavil.models.readout import (
     to_grid,
     to_pixels,
 )
+from semidavil.models.text import Language
 
 
 class Branch(nn.Module):
@@ -117,7 +118,8 @@ class VLGA(nn.Module):
         self.to_map = nn.Linear(map_dim, 1)
         self.readout = Readout(towers.vision_dim, towers.max_tokens, dim)
 
-    def forward(self, vision: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
+        tokens, mask = language.tokens, language.mask
         (batch, num_tokens), (height, width) = mask.shape, vision.shape[-2:]
         pixels = to_pixels(vision)
         similarity = self.similarity(pixels, tokens)

@@ -15,13 +15,9 @@ CASES = [("semidavil", loss) for loss in LOSSES] + [(name, "dyce") for name in M
 
 
 def words(captions: list[str]) -> Language:
-    """A token per letter, padded to the longest caption of the call."""
-    longest = max(map(len, captions))
-    rows = [
-        [float(ord(c)) / 100 for c in text] + [0.0] * (longest - len(text)) for text in captions
-    ]
-    tokens = torch.tensor(rows, dtype=torch.float64)[..., None].expand(-1, -1, 5)
-    return Language(tokens[:, :6], (tokens[..., 0] > 0)[:, :6])
+    """A token per letter, six at most, padded to the longest caption of the call."""
+    letters = [torch.tensor([ord(c) for c in text[:6]], dtype=torch.float64) for text in captions]
+    return Language.of([row[:, None].expand(-1, 5) / 100 for row in letters])
 
 
 def gradients() -> dict[str, Tensor]:

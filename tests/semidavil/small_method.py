@@ -31,12 +31,12 @@ class Patches(nn.Module):
 
 def encode(captions: list[str]) -> Language:
     tokens = torch.stack([torch.full((3, 5), float(len(text))) for text in captions]) / 10
-    return Language(tokens, torch.ones(len(captions), 3, dtype=torch.bool))
+    return Language.of(list(tokens))
 
 
 def encode64(captions: list[str]) -> Language:
     language = encode(captions)
-    return Language(language.tokens.double(), language.mask)
+    return Language(language.tokens.double(), language.mask, language.lengths)
 
 
 def make_segmenter(seed: int = 0, fusion: str = "dlg") -> Segmenter:

@@ -20,6 +20,7 @@ from semidavil.models.fusion import (
 )
 from semidavil.models.readout import Towers
 from semidavil.models.segmenter import build_segmenter
+from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 
 VISION, LANGUAGE, JOINT, DIM, MAX_TOKENS = 10, 6, 5, 64, 7
@@ -44,6 +45,10 @@ def make_inputs(height: int = 3, width: int = 5, num_tokens: int = 4, batch: int
     mask = torch.ones(batch, num_tokens, dtype=torch.bool)
     mask[0, num_tokens - 1 :] = False
     return vision.requires_grad_(), tokens.requires_grad_(), mask
+
+
+def words(tokens: Tensor, mask: Tensor) -> Language:
+    return Language(tokens, mask, tuple(mask.sum(1).tolist()))
 
 
 def readout(fusion: nn.Module, pixel: Tensor, maps: Tensor) -> Tensor:
@@ -246,7 +251,10 @@ def test_values_and_gradients_agree_with_the_formula(name: str) -> None:
             (output * probe).sum(), leaves, allow_unused=True, materialize_grads=True
         )
 
-    actual, expected = fusion(vision, tokens, mask), EXPECTED[name](fusion, vision, tokens, mask)
+    actual, expected = (
+        fusion(vision, words(tokens, mask)),
+        EXPECTED[name](fusion, vision, tokens, mask),
+    )
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     for ours, theirs in zip(gradients(actual), gradients(expected), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
@@ -260,22 +268,28 @@ def test_padding_tokens_change_nothing(name: str) -> None:
     garbage[~mask] = 1e3
     longer = F.pad(garbage, (0, 0, 0, 2), value=-50.0)
     longer_mask = F.pad(mask, (0, 2))
-    torch.testing.assert_close(fusion(vision, tokens, mask), fusion(vision, garbage, mask))
-    torch.testing.assert_close(fusion(vision, tokens, mask), fusion(vision, longer, longer_mask))
+    torch.testing.assert_close(
+        fusion(vision, words(tokens, mask)), fusion(vision, words(garbage, mask))
+    )
+    torch.testing.assert_close(
+        fusion(vision, words(tokens, mask)), fusion(vision, words(longer, longer_mask))
+    )
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_the_caption_matters(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
-    assert not torch.allclose(fusion(vision, tokens, mask), fusion(vision, tokens.flip(0), mask))
+    assert not torch.allclose(
+        fusion(vision, words(tokens, mask)), fusion(vision, words(tokens.flip(0), mask))
+    )
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_caption_without_any_token_gives_finite_features_and_gradients(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
-    output = fusion(vision, tokens, torch.zeros_like(mask))
+    output = fusion(vision, words(tokens, torch.zeros_like(mask)))
     output.sum().backward()
     assert output.isfinite().all()
     assert vision.grad.isfinite().all()
@@ -286,18 +300,19 @@ def test_a_caption_without_any_token_gives_finite_features_and_gradients(name: s
 def test_shape_is_kept_and_images_do_not_mix(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs(height=9, width=6)
-    together = fusion(vision, tokens, mask)
+    together = fusion(vision, words(tokens, mask))
     assert together.shape == vision.shape
-    alone = fusion(vision[1:], tokens[1:], mask[1:])
+    alone = fusion(vision[1:], words(tokens[1:], mask[1:]))
     torch.testing.assert_close(together[1:], alone)
 
 
 @pytest.mark.parametrize("name", ["dlg", "vlga", "wpct"])
 def test_more_tokens_than_channels_are_refused(name: str) -> None:
+    vision, tokens, mask = make_inputs(num_tokens=MAX_TOKENS + 1)
     with pytest.raises(
         ValueError, match=r"8 tokens do not fit into the 7 channels .*fewer classes"
     ):
-        make(name)(*make_inputs(num_tokens=MAX_TOKENS + 1))
+        make(name)(vision, words(tokens, mask))
 
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name != "none"])
@@ -311,7 +326,9 @@ def test_one_readout_reads_them_all(name: str) -> None:
             other.readout.maps.bias.zero_()
             other.readout.mix.weight.copy_(torch.eye(VISION, VISION + DIM))
             other.readout.mix.bias.zero_()
-    torch.testing.assert_close(fusion(vision, tokens, mask), blank(vision, tokens, mask))
+    torch.testing.assert_close(
+        fusion(vision, words(tokens, mask)), blank(vision, words(tokens, mask))
+    )
 
 
 @pytest.mark.parametrize("name", ["vlga", "wpct"])
@@ -337,7 +354,7 @@ def test_similarity_starts_in_the_joint_space_of_clip(name: str) -> None:
 
 def test_none_is_the_vision_features() -> None:
     vision, tokens, mask = make_inputs()
-    assert torch.equal(make("none")(vision, tokens, mask), vision)
+    assert torch.equal(make("none")(vision, words(tokens, mask)), vision)
 
 
 def test_both_attended_features_of_dlg_are_convex_combinations() -> None:
@@ -362,11 +379,14 @@ def test_the_last_block_of_wpct_has_no_activation() -> None:
     vision, tokens, mask = make_inputs()
     with torch.no_grad():
         fusion.block.depthwise.bias.fill_(-100.0)
-    found, expected = fusion(vision, tokens, mask), expected_wpct(fusion, vision, tokens, mask)
+    found, expected = (
+        fusion(vision, words(tokens, mask)),
+        expected_wpct(fusion, vision, tokens, mask),
+    )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     with torch.no_grad():  # all zeros, had it been cut off at the end as well
         fusion.readout.maps.weight.zero_()
-    assert not torch.allclose(fusion(vision, tokens, mask), found)
+    assert not torch.allclose(fusion(vision, words(tokens, mask)), found)
 
 
 def test_bottleneck_maximum_is_over_real_tokens() -> None:

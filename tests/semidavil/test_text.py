@@ -121,7 +121,14 @@ def test_token_counts_tell_what_fits(vlm: VLM) -> None:
     assert counts == [3, 15, 17, 17]
 
 
-def test_language_slices_and_moves() -> None:
-    language = Language(torch.rand(3, 4, 2), torch.ones(3, 4, dtype=torch.bool))
-    assert language[1:].tokens.shape == (2, 4, 2)
-    assert language.to("cpu")[:1].mask.shape == (1, 4)
+def test_language_slices_joins_and_knows_its_real_tokens() -> None:
+    first = Language.of(list(torch.rand(2, 4, 2)))
+    language = Language.joined([first, Language.of([torch.rand(1, 2), torch.rand(6, 2)])])
+    assert language.tokens.shape == (4, 6, 2)
+    assert language.lengths == (4, 4, 1, 6)
+    assert torch.equal(language.mask.sum(1), torch.tensor([4, 4, 1, 6]))
+    assert not language.tokens[~language.mask].any()
+    assert torch.equal(language.real(), language.mask.flatten().nonzero().flatten())
+    assert language[1:3].lengths == language[[1, 2]].lengths == (4, 1)
+    assert language.to("cpu")[:1].mask.shape == (1, 6)
+    assert language[2:3].repeat(2).lengths == (1, 1)

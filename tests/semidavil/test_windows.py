@@ -157,7 +157,7 @@ def test_a_window_of_the_caption_is_the_window_that_is_scored(
     def encode(captions: Sequence[str]) -> Language:
         numbers = torch.arange(len(texts), len(texts) + len(captions)).float()
         texts.extend(captions)
-        return Language(numbers[:, None, None], torch.ones(len(captions), 1, dtype=torch.bool))
+        return Language.of(list(numbers[:, None, None]))
 
     data = EvalSet(config, coloured(config, tmp_path / "captions"))
     assert data[0]["captions"][0].split()[0] == "colour0"
