@@ -20,6 +20,7 @@ from semidavil.data.files import hash_files
 from semidavil.data.filling import Filling
 from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.loaders import evaluation_loader, workers_of
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.streams import all_samples, disparities, streams_of
 from semidavil.device import choose_device
@@ -85,10 +86,13 @@ class StreetExperiment:
             print(line, flush=True)  # into the run's log
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
+        workers = workers_of(config, device)
         self.batches: Dataset = TrainBatches(
-            config, captions, self.tokens, streams_of(config), traits.strong_views, traits.disparity
-        )
-        self.validation = EvalSet(config, captions)
+            config, captions, self.tokens, streams_of(config), traits.strong_views,
+            traits.disparity, workers,
+        )  # fmt: skip
+        self.validation = EvalSet(config, captions, workers)
+        self.validation_batches = evaluation_loader(self.validation, config, device)
         rates = self.method.rates()
         self.lr, self.grad_clip = rates.lr, config.training.grad_clip
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
@@ -103,15 +107,15 @@ class StreetExperiment:
     def evaluate(self, networks: Mapping[str, Segmenter]) -> dict[str, Evaluation]:
         setup = self.config.runtime
         return evaluate(
-            networks, self.validation, self.language, len(self.benchmark.classes),
-            self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
+            networks, self.validation_batches, self.language, len(self.benchmark.classes),
+            self.config.data.crop, self.device, setup.eval_batch_size,
             self.config.training.confidence, kept_names(self.validation),
             self.config.training.temperature,
         )  # fmt: skip
 
     def latency(self, name: str) -> float:
         item = self.validation[0]
-        image = item["image"][None].to(self.device)
+        image = item["image"][None].to(self.device).float() / 255
         # Once for an image, not part of it.
         languages = [self.language([text]) for text in item["captions"]]
         network, window = self.method.networks()[name].eval(), self.config.data.crop
