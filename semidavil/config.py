@@ -23,7 +23,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.names import METHODS, ORACLE
 from semidavil.settings import Data, Loss, Model, Rivals, Runtime, Section, Training, Volumes
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 
 
 class ConfigError(ValueError):

@@ -108,21 +108,15 @@ class TrainBatches(Dataset):
         return drawn
 
     def _weak(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
-        views, captions, images = [], [], self.images[stream]
-        crop = self.config.data.crop
+        views, captions = [], []
+        images, crop, labelled = self.images[stream], self.config.data.crop, stream != "unlabelled"
+        with_disparity = bool(images.disparities) and not labelled
         for sample in samples:
-            labelled = stream != "unlabelled"
-            with_disparity = images.disparities is not None and not labelled
             view = weak_view(images.size, crop)
-            views.append(
-                cut(
-                    view,
-                    crop,
-                    images.window(sample, view.box),
-                    images.label_window(sample, view.box) if labelled else None,
-                    images.disparity_window(sample, view.box) if with_disparity else None,
-                )
-            )
+            image = images.window(sample, view.box)
+            label = images.label_window(sample, view.box) if labelled else None
+            disparity = images.disparity_window(sample, view.box) if with_disparity else None
+            views.append(cut(view, crop, image, label, disparity))
             captions.append(self.captions[sample.image].of_crop(view.box, view.flipped))
         parts = {
             "image": [view.image for view in views],

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from small_method import make_batch, make_method
+from small_method import double, make_batch, make_method
 from torch import Tensor
 
 from semidavil.distributed import sum_gradients
@@ -25,10 +25,11 @@ def gradients() -> dict[str, Tensor]:
     found = {}
     for method_name, loss in CASES:
         method = make_method(method_name, confidence=0.3, loss__name=loss).double()
-        method.encode = words
-        batch = make_batch(*METHODS[method_name].streams)
-        for part in batch.values():
-            part.update({n: v.double() for n, v in part.items() if n in ("image", "strong")})
+        batch = double(make_batch(*METHODS[method_name].streams))
+        for stream, part in batch.items():  # of unequal lengths
+            part["language"] = words(
+                ["sky", "a tree"] if stream == "unlabelled" else ["road", "a car"]
+            )
         losses = method.losses(batch, 0)
         losses["loss"].backward()
         trained = [p for p in method.student.parameters() if p.requires_grad]

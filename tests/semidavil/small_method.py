@@ -34,9 +34,17 @@ def encode(captions: list[str]) -> Language:
     return Language.of(list(tokens))
 
 
-def encode64(captions: list[str]) -> Language:
-    language = encode(captions)
-    return Language(language.tokens.double(), language.mask, language.lengths)
+def double(batch: dict) -> dict:
+    """The batch in float64."""
+
+    def one(value: object) -> object:
+        if isinstance(value, Language):
+            return Language(value.tokens.double(), value.mask, value.lengths)
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {
+        stream: {name: one(value) for name, value in part.items()} for stream, part in batch.items()
+    }
 
 
 def make_segmenter(seed: int = 0, fusion: str = "dlg") -> Segmenter:
@@ -54,9 +62,10 @@ def make_method(name: str, **settings: object) -> Method:
         {"training.method": name, "loss.name": "ce", "model.decoder_dim": 8, **changes}
     )
     loss = build_loss(config.loss, CLASSES)
-    method = METHODS[name](make_segmenter(), encode, loss, config)
+    method = METHODS[name](make_segmenter(), loss, config)
     if name == "semivl":
-        method.encode, method.guide = encode, NoGuide()
+        method.guide = NoGuide()
+        method.language = lambda stream: stream["language"]  # captions, as all others have
     return method
 
 
@@ -77,7 +86,7 @@ def make_batch(*streams: str, size: int = 16, seed: int = 0, views: int = 2) -> 
             batch[name] = {
                 "image": rand(2, 3, size, size),
                 "label": (rand(2, size, size) * CLASSES).long(),
-                "caption": ["road", "a car"],
+                "language": encode(["road", "a car"]),
             }
     if "unlabelled" in streams:
         batch["unlabelled"] = {
@@ -85,6 +94,6 @@ def make_batch(*streams: str, size: int = 16, seed: int = 0, views: int = 2) -> 
             "strong": rand(views, 2, 3, size, size),
             "cutmix": rand(views, 2, size, size) < 0.5,
             "disparity": rand(2, size, size) * (rand(2, size, size) < 0.8),
-            "caption": ["sky", "a tree"],
+            "language": encode(["sky", "a tree"]),
         }
     return batch

@@ -127,15 +127,15 @@ def test_depth_selection_changes_which_images_are_labelled(tiny_toy: dict[str, s
 def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
     config = preset("toy", {"data.budget": 4, "training.batch_size": 3, **tiny_toy})
     captions = dict.fromkeys(image_paths(config), Caption(("",)))
-    plain = TrainBatches(config, captions, {"unlabelled"})[2]["unlabelled"]
-    batches = TrainBatches(config, captions, {"unlabelled"}, disparity=True)
+    plain = TrainBatches(config, captions, list, {"unlabelled"})[2]["unlabelled"]
+    batches = TrainBatches(config, captions, list, {"unlabelled"}, disparity=True)
     target = batches.images["unlabelled"]
     # Red as disparity: then both must show the same at every pixel where nothing is averaged.
     target.disparities = lambda sample: target.reader.read_image(sample)[..., 0].astype(np.float32)
     batch = batches[2]["unlabelled"]
     assert torch.equal(batch["image"], plain["image"])  # drawing disparities changes no view
     assert batch["disparity"].shape == (3, 64, 64)
-    difference = (batch["disparity"] / 255 - batch["image"][:, 0]).abs()
+    difference = (batch["disparity"] - batch["image"][:, 0].float()).abs() / 255
     assert difference.median() < 0.03
     assert all_samples(config).keys() == {
         ("gta5", "train"), ("cityscapes", "train"), ("cityscapes", "val"),

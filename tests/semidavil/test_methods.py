@@ -9,8 +9,8 @@ import torch
 from small_method import (
     CLASSES,
     STRIDE,
+    double,
     encode,
-    encode64,
     make_batch,
     make_method,
     make_segmenter,
@@ -22,6 +22,7 @@ from semidavil.experiments.street import parameter_groups
 from semidavil.methods.base import paste
 from semidavil.methods.ema import ema_update
 from semidavil.methods.semidavil import SemiDAViL
+from semidavil.models.text import Language
 from semidavil.names import METHODS
 
 
@@ -50,25 +51,23 @@ def test_supervised_loss_averages_the_streams() -> None:
     batch = make_batch("source", "labelled")
     expected = 0.0
     for part in batch.values():
-        logits = method.student(part["image"], encode(part["caption"]))
+        logits = method.student(part["image"], part["language"])
         expected += 0.5 * nn.functional.cross_entropy(logits, part["label"]).item()
     assert method.losses(batch, 0)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("temperature", "over"), [(1.0, "all"), (0.5, "all"), (1.0, "confident")])
 def test_semidavil_total_loss_term_by_term(temperature: float, over: str) -> None:
-    teacher, batch = make_segmenter(seed=5).double(), make_batch("source", "unlabelled")
-    for stream in batch.values():  # float64, so that no pixel is on the threshold by rounding
-        stream.update({n: v.double() for n, v in stream.items() if n in ("image", "strong")})
+    # In float64, so that no pixel is on the threshold by rounding.
+    teacher, batch = make_segmenter(seed=5).double(), double(make_batch("source", "unlabelled"))
     part = batch["unlabelled"]
-    logits = teacher(part["image"], encode64(part["caption"])) / temperature
+    logits = teacher(part["image"], part["language"]) / temperature
     probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
     confidence, labels = probabilities.max(1)
     threshold = confidence.float().quantile(0.5).item() + 1e-7
     settings = {"confidence": threshold, "temperature": temperature, "consistency_weight": 0.7}
     settings["consistency_over"] = over
     method = make_method("semidavil", **settings).double()
-    method.encode = encode64
     method.teacher.load_state_dict(teacher.state_dict())
     losses = method.losses(batch, 0)
 
@@ -79,14 +78,14 @@ def test_semidavil_total_loss_term_by_term(temperature: float, over: str) -> Non
         strong[i, :, inside] = part["strong"][0][other][:, inside]
     mixed_labels = torch.where(box, labels[[1, 0]], labels)
     mixed_confidence = torch.where(box, confidence[[1, 0]], confidence)
-    logits = method.student(strong, encode64(part["caption"]))
+    logits = method.student(strong, part["language"])
     per_pixel = nn.functional.cross_entropy(logits, mixed_labels, reduction="none")
     keep = mixed_confidence >= threshold
     assert 0 < keep.float().mean() < 1
     consistency = (per_pixel * keep).sum() / (keep.sum() if over == "confident" else keep.numel())
     source = batch["source"]
     supervised = nn.functional.cross_entropy(
-        method.student(source["image"], encode64(source["caption"])), source["label"]
+        method.student(source["image"], source["language"]), source["label"]
     )
     assert losses["loss_con"].item() == pytest.approx(consistency.item(), rel=1e-5)
     assert losses["loss_sup"].item() == pytest.approx(supervised.item(), rel=1e-5)
@@ -105,7 +104,7 @@ def test_the_sources_share_weighs_its_loss_where_there_are_target_labels() -> No
     batch = make_batch("source", "labelled")
     terms = {
         name: nn.functional.cross_entropy(
-            method.student(part["image"], encode(part["caption"])), part["label"]
+            method.student(part["image"], part["language"]), part["label"]
         ).item()
         for name, part in batch.items()
     }
@@ -120,8 +119,8 @@ def test_a_joint_supervised_loss_is_one_call_on_both_streams() -> None:
     method = make_method("supervised", supervised="joint", loss__name="dyce")
     batch = make_batch("source", "labelled")
     both = {name: torch.cat([part[name] for part in batch.values()]) for name in ("image", "label")}
-    captions = [text for part in batch.values() for text in part["caption"]]
-    logits = method.student(both["image"], encode(captions))
+    language = Language.joined([part["language"] for part in batch.values()])
+    logits = method.student(both["image"], language)
     per_pixel = nn.functional.cross_entropy(logits, both["label"], reduction="none").flatten()
     hard = per_pixel.sort(descending=True).indices[: math.floor(0.2 * per_pixel.numel())]
     labels, expected = both["label"].flatten()[hard], 0.0
@@ -146,7 +145,7 @@ def test_a_matched_consistency_weight_keeps_the_ratio_of_both_gradients(loss: st
 
     logits, labels = [], []
     for part in (batch["source"], batch["labelled"]):
-        logits.append(matched.student(part["image"], encode(part["caption"])).detach())
+        logits.append(matched.student(part["image"], part["language"]).detach())
         labels.append(part["label"])
     leaves = [part.requires_grad_() for part in logits]
     ours = [matched.supervised_loss(x, y) for x, y in zip(leaves, labels, strict=True)]

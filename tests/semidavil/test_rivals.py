@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_method import CLASSES, encode64, make_batch, make_method
+from small_method import CLASSES, double, encode, make_batch, make_method
 from stopped_run import train_until
 from torch import Tensor, nn
 
@@ -20,14 +20,6 @@ from semidavil.models.vlm import VLM, load_vlm
 from semidavil.train import train
 
 TH = 0.4
-
-
-def double(batch: dict) -> dict:
-    for stream in batch.values():
-        for name, value in stream.items():
-            if isinstance(value, Tensor) and value.is_floating_point():
-                stream[name] = value.double()
-    return batch
 
 
 def swapped(values: Tensor, box: Tensor) -> Tensor:
@@ -48,7 +40,7 @@ def unimatch_terms(
     method: nn.Module, part: dict, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Confidence, labels, and the student's logits of s1, s2 and the weak view."""
-    language = encode64(part["caption"])
+    language = part["language"]
     weak = method.student(part["image"], language)
     confidence, labels = (weak.detach() / temperature).softmax(1).max(1)
     strong = [
@@ -73,9 +65,7 @@ def same_gradients(method: nn.Module, ours: Tensor, theirs: Tensor) -> None:
 
 def supervised_ce(method: nn.Module, batch: dict) -> Tensor:
     terms = [
-        nn.functional.cross_entropy(
-            method.student(part["image"], encode64(part["caption"])), part["label"]
-        )
+        nn.functional.cross_entropy(method.student(part["image"], part["language"]), part["label"])
         for part in (batch["source"], batch["labelled"])
     ]
     return sum(terms) / 2
@@ -86,7 +76,6 @@ def test_unimatch_term_by_term(temperature: float) -> None:
     # Without dropout the perturbed features are the weak ones, so every term can be written out.
     settings = {"confidence": TH, "temperature": temperature, "rivals__unimatch_dropout": 0.0}
     method = make_method("unimatch", **settings).double()
-    method.encode = encode64
     batch = double(make_batch("source", "labelled", "unlabelled"))
     losses, part = method.losses(batch, 0), batch["unlabelled"]
     confidence, labels, logits = unimatch_terms(method, part, temperature)
@@ -125,10 +114,9 @@ def test_semivl_adds_the_frozen_clips_labels(step: int) -> None:
     generator = torch.Generator().manual_seed(3)
     sure = 0.8 + 0.2 * torch.rand(2, 16, 16, generator=generator)
     said = torch.randint(0, CLASSES, (2, 16, 16), generator=generator)
-    method.encode, method.guide = encode64, lambda images: (sure, said)
+    method.guide = lambda images: (sure, said)
     losses = method.losses(batch, step)
     without = make_method("unimatch", rivals__unimatch_dropout=0.0, confidence=TH).double()
-    without.encode = encode64
     base = without.losses(batch, step)["loss"]
 
     _, _, logits = unimatch_terms(method, part)
@@ -164,7 +152,7 @@ def test_semivl_trains_attention_and_positions_of_its_encoder_alone(vlm: VLM) ->
     blocks = len(vlm.vision.tower.transformer.resblocks)
     assert len([name for name in trained if ".attn." in name]) == 4 * blocks
     # Language is one token per class, whatever the caption says.
-    language = method.encode(["a", "b"])
+    language = method.language({"language": encode(["a", "b"])})
     assert language.tokens.shape == (2, 19, vlm.text.dim)
     assert torch.equal(language.tokens[0], language.tokens[1])
 
@@ -179,7 +167,7 @@ def test_class_definitions_average_the_sentence_features_of_the_concepts(vlm: VL
         ids = vlm.text.tokenizer(texts)
         pooled = vlm.text.tower(ids) @ torch.linalg.pinv(vlm.text.tower.text_projection)
     expected = pooled.mean(0)
-    torch.testing.assert_close(method.encode([""]).tokens[0, 16], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(method.definitions.tokens[0, 16], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_guide_is_frozen_clip_by_the_likeliest_concept_of_each_class(vlm: VLM) -> None:
@@ -208,10 +196,9 @@ def test_the_guide_is_frozen_clip_by_the_likeliest_concept_of_each_class(vlm: VL
 def test_sdepth_term_by_term() -> None:
     settings = {"rivals__sdepth_confidence": TH, "rivals__sdepth_weight": 0.3}
     method = make_method("sdepth", consistency_weight=0.7, **settings).double()
-    method.encode = encode64
     batch = double(make_batch("source", "labelled", "unlabelled"))
     losses, part = method.losses(batch, 0), batch["unlabelled"]
-    language, near = encode64(part["caption"]), part["disparity"]
+    language, near = part["language"], part["disparity"]
     confidence, labels = method.teacher(part["image"], language).softmax(1).max(1)
 
     means = [near[i][near[i] > 0].mean() for i in range(2)]

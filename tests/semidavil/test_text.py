@@ -7,16 +7,14 @@ import torch
 from small_clip import WORDS
 
 from semidavil.models.text import Language
-from semidavil.models.vlm import VLM, load_vlm
+from semidavil.models.vlm import VLM
 
 CAPTIONS = ["a road", "a street scene with a car on the left and sky at the top", "", "sky"]
 
 
 @pytest.fixture(params=["bpe", "words"])
 def vlm(request: pytest.FixtureRequest, tiny: Any, words: VLM) -> VLM:
-    chosen = tiny.vlm if request.param == "bpe" else words
-    chosen.text._known.clear()
-    return chosen
+    return tiny.vlm if request.param == "bpe" else words
 
 
 def test_tokens_are_the_towers_and_the_mask_ends_with_the_end_token(vlm: VLM) -> None:
@@ -46,7 +44,6 @@ def test_a_captions_features_do_not_depend_on_the_batch_to_the_last_bit(
 ) -> None:
     many = [f"{word} at the top" for word in WORDS]
     together = vlm.text(many)
-    vlm.text._known.clear()
     batches: list[int] = []
     encode = vlm.text.tower.forward_intermediates
     monkeypatch.setattr(
@@ -62,40 +59,21 @@ def test_a_captions_features_do_not_depend_on_the_batch_to_the_last_bit(
     assert batches == [vlm.text.BATCH] * 3
 
 
-def test_each_caption_is_encoded_once(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_captions_of_one_call_are_encoded_once(
+    vlm: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoded: list[str] = []
     encode = vlm.text._encode
     monkeypatch.setattr(vlm.text, "_encode", lambda texts: encoded.extend(texts) or encode(texts))
-    first = vlm.text(["a road", "sky", "a road"])
-    second = vlm.text(["sky", "a car", "a road"])
-    assert encoded == ["a road", "sky", "a car"]
-    torch.testing.assert_close(first.tokens[1, :3], second.tokens[0, :3], rtol=0, atol=0)
-    monkeypatch.setattr(vlm.text, "memory", 2)
-    vlm.text(["a car", "left", "right", "a road"])  # more than it remembers
-    assert list(vlm.text._known) == ["right", "a road"]
-    vlm.text(["a road"])
-    assert encoded == ["a road", "sky", "a car", "left", "right"]
+    tokens = vlm.text(["a road", "sky", "a road"]).tokens
+    assert encoded == ["a road", "sky"]
+    assert torch.equal(tokens[0], tokens[2])
 
 
-def test_runs_of_one_process_share_what_the_same_tower_has_encoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("semidavil.models.text._memories", {})
-    first = load_vlm("toy", "bundled").text
-    tokens = first(["a road"]).tokens
-    second = load_vlm("toy", "bundled").text
-    monkeypatch.setattr(second, "_encode", None)  # it need not
-    assert torch.equal(second(["a road"]).tokens, tokens)
-    for changed in (load_vlm("toy", "none").text, load_vlm("toy", "bundled").text.double()):
-        assert "a road" not in changed._known
-    assert "a road" in first._known  # what is in use stays, whichever tower came last
-
-
-def test_text_encoder_stays_frozen_and_its_memory_serves_training(vlm: VLM) -> None:
+def test_text_encoder_stays_frozen_and_serves_training(vlm: VLM) -> None:
     assert not any(parameter.requires_grad for parameter in vlm.text.parameters())
     assert not vlm.text.train().training
     plain = vlm.text(CAPTIONS).tokens
-    vlm.text._known.clear()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         vlm.text(CAPTIONS)
     tokens = vlm.text(CAPTIONS).tokens

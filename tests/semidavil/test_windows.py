@@ -125,12 +125,12 @@ def test_a_crops_caption_speaks_of_that_crop(config: Config, tmp_path: Path, str
     shares = {}
     for region in ("window", "image"):
         config = config.replace({"model.caption_region": region})
-        batches = TrainBatches(config, coloured(config, tmp_path / "captions"), {stream})
+        batches = TrainBatches(config, coloured(config, tmp_path / "captions"), list, {stream})
         found = []
         for step in range(12):
             part = batches[step][stream]
-            for image, caption in zip(part["image"], part["caption"], strict=True):
-                red = (image[0] * 255).round().byte().numpy()
+            for image, caption in zip(part["image"], part["language"], strict=True):
+                red = image[0].numpy()
                 shown = {f"colour{c}" for c in colours(red)}
                 named = set(caption.split())
                 found.append(len(named & shown) / len(named))
