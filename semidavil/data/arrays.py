@@ -55,9 +55,9 @@ class Arrays:
         """Reads the index; another process may have written meanwhile."""
         there = self.bytes()  # less than the index says if the file was cut short or removed
         found = (
-            (name, Entry(*numbers, tuple(shape)))
+            (name, Entry(size, time, offset, length, tuple(shape)))
             for row in read_rows(self.index)
-            for name, *numbers, shape in row["entries"]
+            for name, size, time, offset, length, shape in row["entries"]
         )
         self.entries = {n: entry for n, entry in found if entry.offset + entry.length <= there}
         self.end = max((entry.offset + entry.length for entry in self.entries.values()), default=0)
@@ -68,7 +68,7 @@ class Arrays:
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that are not forks: they map the file again."""
-        closed = {"_map": None, "_lock": None, "_pending": {}, "_descriptor": None}
+        closed: dict[str, Any] = {"_map": None, "_lock": None, "_pending": {}, "_descriptor": None}
         return self.__dict__ | closed
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -91,13 +91,11 @@ class Arrays:
         stored = self._map[entry.offset : entry.offset + entry.length]
         if self.form == "raw":
             return stored.reshape(entry.shape)
-        return cv2.imdecode(stored, cv2.IMREAD_UNCHANGED)
+        return np.asarray(cv2.imdecode(stored, cv2.IMREAD_UNCHANGED))
 
     def append(self, name: str, status: os.stat_result, array: np.ndarray) -> None:
         """Writes an array; `status` is that of the file that it is made of, from before it was read."""
-        content = memoryview(np.ascontiguousarray(array)).cast("B")
-        if self.form == "packed":
-            content = memoryview(packed(array))
+        content = memoryview(packed(array) if self.form == "packed" else array.tobytes())
         with self._lock:
             if self._descriptor is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)

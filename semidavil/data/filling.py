@@ -120,7 +120,8 @@ class Filling:
     def keep(self, dataset: str, sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
         """Keeps a decoded image (H, W, 3) and the ids of its label (H, W); threads may call it."""
         part = self._parts.get(dataset)
-        kinds = part.missing.pop(sample.image, []) if part and part.form else []
+        form = part.form if part else ""  # another thread may give up meanwhile
+        kinds = part.missing.pop(sample.image, []) if part and form else []
         if not part or not kinds:
             return
         decoded = {IMAGE: image, LABEL: label, OWN_LABEL: label}
@@ -128,7 +129,7 @@ class Filling:
             for kind, path in part.kinds_of(sample):
                 if kind in kinds:
                     array = array_of(kind, decoded[kind], part.store.size)
-                    arrays = part.store.files[kind, part.form]
+                    arrays = part.store.files[kind, form]
                     arrays.append(part.store.name_of(path), part.status[path], array)
             with self._count:
                 self._uncommitted += 1
