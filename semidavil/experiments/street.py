@@ -22,7 +22,8 @@ from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loaders import evaluation_loader, workers_of
 from semidavil.data.loading import EvalSet, TrainBatches
-from semidavil.data.streams import all_samples, disparities, streams_of
+from semidavil.data.scans import usable_samples
+from semidavil.data.streams import all_samples, disparities, selection_features, streams_of
 from semidavil.device import choose_device
 from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
@@ -60,7 +61,11 @@ def prepare_street(config: Config, progress: bool) -> str:
         check_data(config, progress, filling)
         filling.finish()
     if needs_depth(config):
-        disparities(config, open_reader(config, target).samples("train"), progress)
+        samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
+        if config.data.selection == "depth":
+            selection_features(config, samples, progress)
+        else:
+            disparities(config, samples, progress)
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
