@@ -1,0 +1,27 @@
+"""What every benchmark of speed returns: ours, what it is compared with, and the goal of their ratio."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str  # "DyCE, forward and backward at (4, 19, 512, 512)"
+    ours: float  # in `unit`
+    reference: float  # of what it is compared with, measured in turn with ours
+    against: str  # "torch's fused cross-entropy"
+    unit: str = "ms"
+    goal: float | None = None  # of ours / reference
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; a ratio beyond its goal is marked as missed."""
+    lines = ["| what | ours | reference | against | ratio | goal |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        ratio = row.ours / row.reference if row.reference else float("nan")
+        goal = "" if row.goal is None else f"{row.goal:g}"
+        if row.goal is not None and not ratio <= row.goal:
+            goal += " (missed)"
+        amounts = f"{row.ours:.4g} {row.unit} | {row.reference:.4g} {row.unit}"
+        lines.append(f"| {row.what} | {amounts} | {row.against} | {ratio:.3g} | {goal} |")
+    return "\n".join(lines)
