@@ -18,7 +18,7 @@ def split_target(
     all images are labelled, all of them serve as unlabelled too.
 
     Args:
-        features: chooses the labelled images by the diversity of these (n, c), a row an image; None: at random.
+        features: (n, c), a row an image: chooses the labelled images by their diversity; None: at random.
 
     Raises:
         DataError: the budget is larger than the set.
