@@ -17,8 +17,9 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.augment import draw_strong_views
 from semidavil.data.decoded import open_images
-from semidavil.data.layout import open_reader
+from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Sample
+from semidavil.data.scans import usable_samples
 from semidavil.data.streams import disparities, train_samples
 from semidavil.data.transforms import cut, cutmix_box, weak_view
 from semidavil.data.windows import Box
@@ -142,7 +143,7 @@ class EvalSet(Dataset):
 
     def __init__(self, config: Config, captions: Mapping[Path, Caption], workers: int = 0) -> None:
         target = BENCHMARKS[config.data.benchmark].target
-        self.samples = open_reader(config, target).samples("val")
+        self.samples = usable_samples(open_reader(config, target), "val", cache_dir(config))
         self.images = open_images(config, target, scored=True, workers=workers)
         self.captions = captions
 

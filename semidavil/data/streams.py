@@ -55,7 +55,8 @@ def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
     for dataset in benchmark.datasets:
         reader = open_reader(config, dataset)
         found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
-    found[benchmark.target, "val"] = open_reader(config, benchmark.target).samples("val")
+    target = open_reader(config, benchmark.target)
+    found[benchmark.target, "val"] = usable_samples(target, "val", cache_dir(config))
     return found
 
 
