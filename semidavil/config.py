@@ -114,7 +114,7 @@ class Config(Section):
         return self._build(self, changes)
 
     def differences(self, other: "Config") -> dict[str, tuple[Any, Any]]:
-        """Fields in which two Configs differ, runtime left out: `{path: (self's, other's)}`."""
+        """Fields in which two Configs differ, of those that change a result: `{path: (self's, other's)}`."""
         theirs = dict(other.settings())
         return {
             path: (mine, theirs[path]) for path, mine in self.settings() if mine != theirs[path]
@@ -122,7 +122,7 @@ class Config(Section):
 
     def settings(self) -> Iterator[tuple[str, Any]]:
         """Path and value of every field that changes a run's result."""
-        return _leaves(self.model_dump(mode="json", exclude={"runtime"}))
+        return _leaves(self.model_dump(mode="json", exclude=_NO_RESULT))
 
     @classmethod
     def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
@@ -147,6 +147,10 @@ class Config(Section):
             raise ConfigError(_explain(error)) from None
 
 
+# What changes no result: where and how a run executes, and how its images are kept.
+_NO_RESULT: Any = {"runtime": True, "data": {"store"}}
+
+
 @cache
 def _defaults() -> dict[str, Any]:
     """What a Config that changes nothing holds, by path."""
@@ -168,6 +172,8 @@ def _parse(value: Any, current: Any, path: str) -> Any:
     text = value.strip()
     if isinstance(current, list) and "x" in text:
         text = f"[{text.replace('x', ',')}]"
+    if text == "auto":  # of a setting that is a number otherwise
+        return text
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except json.JSONDecodeError:

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.checkpoint import StopTraining, resume, save_checkpoint
 from semidavil.config import Config
 from semidavil.data.augment import finish
+from semidavil.data.loaders import training_loader
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.distributed import (
     from_first,
@@ -203,16 +203,10 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     method.train()
     if first_step:  # its process may have died before the step's evaluation and report
         end_step(first_step, saved=True)
-    loader = DataLoader(
-        experiment.batches,
-        batch_size=None,
-        sampler=range(first_step, settings.steps),
-        num_workers=setup.num_workers,
-        pin_memory=device.type == "cuda",
-    )
+    steps = range(first_step, settings.steps)
     peak = device_peak(device)
-    batches = iter(loader)
-    for step in range(first_step, settings.steps):
+    batches = iter(training_loader(experiment.batches, steps, config, device))
+    for step in steps:
         with meter.waiting():
             batch = next(batches)
         batch = finish(to_device(batch, device))
