@@ -175,6 +175,7 @@ def test_a_steps_flops_are_those_of_its_forward_and_backward_passes(
     with Operations() as operations:
         experiment.method.losses(batch, 0)["loss"].backward()
     # The first layer has no gradient of its input. SemiVL trains few weights of its encoder, and its guide
-    # decodes nothing; S-Depth has a head for depth.
+    # decodes nothing; S-Depth has a head for depth, and URPC one for each scale, which is then upsampled.
     lowest = 0.85 if name == "semivl" else 0.95
-    assert lowest * expected < operations.total < 1.02 * expected
+    highest = 1.12 if name == "urpc" else 1.02
+    assert lowest * expected < operations.total < highest * expected
