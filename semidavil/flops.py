@@ -45,6 +45,11 @@ def device_peak(device: torch.device) -> float | None:
 
 def forward_flops(forward: Callable[[], object]) -> int:
     """FLOPs of a forward pass, by running it once; a multiplication and an addition are two."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward()
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of attention is not counted
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            forward()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()

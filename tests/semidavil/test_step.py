@@ -94,6 +94,15 @@ def test_forward_flops_are_two_for_each_product() -> None:
     assert forward_flops(lambda: layer(torch.ones(2, 3, 7, 11))) == 2 * (2 * 7 * 11) * 5 * 3 * 9
 
 
+def test_attention_is_counted_also_where_pytorch_would_fuse_all_of_it() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    tokens = torch.ones(3, 5, 8)
+    counted = forward_flops(lambda: attention(tokens, tokens, tokens, need_weights=False))
+    projections = 2 * (3 * 5) * 8 * (3 * 8 + 8)  # queries, keys and values, and the output
+    products = 2 * (2 * 3 * 2 * 5 * 5 * 4)  # which PyTorch counts on GPUs alone
+    assert counted in (projections, projections + products)
+
+
 def step_of(layer: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     layer(torch.arange(4.0)).square().sum().backward()
     optimizer.step()
