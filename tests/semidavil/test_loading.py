@@ -30,7 +30,7 @@ ALL = ("source", "labelled", "unlabelled")
 
 @pytest.fixture
 def config(tiny_toy: dict[str, str]) -> Config:
-    # Decoded at every look; what is kept on disk is the matter of test_store.py.
+    # Decoded at every look; what is kept on disk is the matter of test_image_store.py.
     decoded = {"data.store": "off", "data.budget": 5, "training.batch_size": 3}
     return preset("toy", {**decoded, **tiny_toy})
 
