@@ -3,8 +3,7 @@
     with Filling(config, progress=True) as filling:
         filling.begin({("cityscapes", "train"): samples, ...})
         filling.keep("cityscapes", sample, image, label)     # what a check has just decoded
-        filling.finish()                                     # decodes the rest
-    print(filling.said)
+        filling.finish()                                     # decodes the rest, and says what is kept
 
 What is done stays done, whenever the process ends. Of two processes, one fills and the other waits for it, or
 takes over. A disk that is full or read-only ends the filling and nothing else: runs decode what is missing.
@@ -154,6 +153,8 @@ class Filling:
                 for _ in pool.map(lambda sample, of=part: self._decode(of, sample), todo):
                     bar.advance(task)
         self._commit()
+        if self.progress and self.said:
+            Console().print(self.said, soft_wrap=True, markup=False, highlight=False)
 
     def _decode(self, part: _Part, sample: Sample) -> None:
         if not part.form:  # given up meanwhile

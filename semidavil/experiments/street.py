@@ -55,7 +55,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
-    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of them."""
+    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of the captions."""
     target = BENCHMARKS[config.data.benchmark].target
     with Filling(config, progress) as filling:
         check_data(config, progress, filling)
@@ -73,7 +73,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         load_tokens(config, captions, vlm, progress)
         said = describe_captions(config, captions, vlm)
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
-    return "\n".join(filter(None, (filling.said, said)))
+    return said
 
 
 class StreetExperiment:

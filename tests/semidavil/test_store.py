@@ -390,6 +390,14 @@ def test_a_folder_that_cannot_be_written_ends_the_filling_alone(config: Config) 
     assert same(pixels(config), afresh(config))
 
 
+def test_what_is_kept_is_said_once(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    for expected in (1, 0):
+        with Filling(config, progress=True) as found:
+            check_data(config, filling=found)
+            found.finish()
+        assert capsys.readouterr().out.count("kept raw; synthia: 0.00 GB raw, kept raw") == expected
+
+
 def test_off_writes_nothing(config: Config) -> None:
     assert fill(config.replace({"data.store": "off"})).said == ""
     assert not (Path(config.runtime.cache_dir) / "store").exists()
