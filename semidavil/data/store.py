@@ -1,6 +1,6 @@
-"""The images and labels of a data set as runs look at them, each decoded and resized once.
+"""The images, labels and disparities of a data set as runs look at them, each decoded and resized once.
 
-    store = Store(reader, (512, 1024), cache_dir, ("raw", "packed"))
+    store = Store(reader, (512, 1024), "disparity", cache_dir, ("raw", "packed"))
     store.array("image", sample.image)       # (512, 1024, 3) uint8, or None: decode it
 
 `prepare` fills it (see `filling`). A store is a folder of the cache folder, one for each place of a data set;
@@ -25,11 +25,8 @@ from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.readers import Reader
 
 RAW, PACKED = "raw", "packed"
-IMAGE, LABEL, OWN_LABEL = (
-    "image",
-    "label",
-    "own_label",
-)  # kinds; the last is a label at its own size
+# Kinds; the third is a label at its own size.
+IMAGE, LABEL, OWN_LABEL, DISPARITY = "image", "label", "own_label", "disparity"
 Size = tuple[int, int]
 
 # Which forms are looked for, by `data.store`.
@@ -39,16 +36,27 @@ FORMS: dict[str, tuple[str, ...]] = {
 
 
 class Store:
-    """What is kept of one data set at one working size (height, width)."""
+    """What is kept of one data set at one working size (height, width).
 
-    def __init__(self, reader: Reader, size: Size, cache_dir: Path, forms: Sequence[str]) -> None:
+    Args:
+        depth: where disparities come from, `data.depth`.
+        forms: those that are looked for.
+    """
+
+    def __init__(
+        self, reader: Reader, size: Size, depth: str, cache_dir: Path, forms: Sequence[str]
+    ) -> None:
         self.root, self.size = os.path.join(reader.root, ""), size
         place = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
         self.folder = cache_dir / "store" / f"{reader.name}-{place}"
         at_size = f"{size[0]}x{size[1]}"
+        source = hashlib.blake2b(depth.encode(), digest_size=4).hexdigest()
         names = {
-            IMAGE: f"images-{at_size}", LABEL: f"labels-{at_size}", OWN_LABEL: "labels-own-size"
-        }  # fmt: skip
+            IMAGE: f"images-{at_size}",
+            LABEL: f"labels-{at_size}",
+            OWN_LABEL: "labels-own-size",
+            DISPARITY: f"disparities-{at_size}-{source}",
+        }
         self.files = {
             (kind, form): Arrays(self.folder / name, form)
             for form in forms
@@ -105,12 +113,20 @@ class Store:
 
 
 def array_of(kind: str, decoded: np.ndarray, size: Size) -> np.ndarray:
-    """What is kept of a decoded image (H, W, 3), or of a label's ids (H, W).
+    """What is kept of a decoded image (H, W, 3), of a label's ids (H, W) or of a disparity (H, W) float32.
 
     Args:
         size: the working size (height, width).
     """
     if kind == IMAGE:
         return resize_image(decoded, size)
+    if kind == DISPARITY:  # the four bytes of each value
+        values = np.ascontiguousarray(resize_nearest(decoded, size), np.float32)
+        return values.view(np.uint8).reshape(*size, 4)
     ids = decoded.astype(np.uint8, copy=False)  # known ones are below 256
     return ids if kind == OWN_LABEL else resize_nearest(ids, size)
+
+
+def disparity_of(stored: np.ndarray) -> np.ndarray:
+    """Disparities (h, w) float32 of what is kept of them (h, w, 4)."""
+    return np.ascontiguousarray(stored).view(np.float32)[..., 0]

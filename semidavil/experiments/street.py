@@ -55,7 +55,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
-    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of the captions."""
+    """Toy data, checks, decoded images, depth and captions; returns what is to be said of the captions."""
     target = BENCHMARKS[config.data.benchmark].target
     with Filling(config, progress) as filling:
         check_data(config, progress, filling)
@@ -64,8 +64,11 @@ def prepare_street(config: Config, progress: bool) -> str:
         samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
         if config.data.selection == "depth":
             selection_features(config, samples, progress)
-        else:
-            disparities(config, samples, progress)
+        maps = disparities(config, samples, progress)
+        if names.METHODS[config.training.method].disparity:
+            with Filling(config, progress) as filling:
+                filling.begin_disparities(samples, maps)
+                filling.finish()
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
