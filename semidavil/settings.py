@@ -181,7 +181,10 @@ class Volumes(Section):
 
 
 class Runtime(Section):
-    """Where and how a run executes. Nothing here changes its result, so none of it is in the key."""
+    """Where and how a run executes. Nothing here changes its result, so none of it is in the key.
+
+    `compile` alone changes the rounding of what it computes, as another device does.
+    """
 
     data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
     cache_dir: str = ""  # toy data and captions; empty: `data/` in the current directory
@@ -190,6 +193,12 @@ class Runtime(Section):
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
+    compile: bool = (
+        False  # encoder blocks and decoder by torch.compile: minutes at the start, then faster
+    )
+    checkpoint_activations: bool = (
+        False  # the encoder's are computed twice instead of kept: small GPUs
+    )
     eval_batch_size: Count = 8
     eval_all: bool = True  # the student beside its teacher, or the reported network alone
     eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only

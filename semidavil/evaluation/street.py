@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from semidavil.data.windows import sliding_windows
 from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
+from semidavil.models.layers import upsample
 from semidavil.models.segmenter import Segmenter
 from semidavil.models.text import Language
 
@@ -38,16 +38,16 @@ class Evaluator:
     def add(self, logits: Tensor, targets: Tensor, names: Sequence[str]) -> None:
         """Logits (B, C, H, W) and class indices (B, H, W); a target >= C is ignored."""
         confidence, predictions = pseudo_label(logits, self.temperature)
-        # One count over all images at once: the image's number is the leading digit.
-        offsets = torch.arange(len(targets), device=targets.device) * self.num_classes**2
-        valid = targets < self.num_classes
-        pairs = offsets[:, None, None] + targets * self.num_classes + predictions
-        shape = (len(targets), self.num_classes, self.num_classes)
-        for mask, kept in (
-            (valid, self._counts),
-            (valid & (confidence >= self.threshold), self._confident),
-        ):
-            kept.append(pairs[mask].bincount(minlength=math.prod(shape)).view(shape))
+        # One count of all images at once, whose digits are: image, confident or not, truth, prediction.
+        # What is ignored is one more truth.
+        shape = (len(targets), 2, self.num_classes + 1, self.num_classes)
+        images = torch.arange(len(targets), dtype=torch.int32, device=targets.device)
+        digits = 2 * images[:, None, None] + (confidence >= self.threshold)
+        digits = digits * shape[2] + targets.clamp(max=self.num_classes).int()
+        digits = digits * shape[3] + predictions.int()
+        counts = digits.flatten().bincount(minlength=math.prod(shape)).view(shape)[:, :, :-1]
+        self._counts.append(counts.sum(1))
+        self._confident.append(counts[:, 1])
         for name, labels in zip(names, predictions, strict=True):
             if name in self.kept:
                 self._labels[name] = labels.byte().cpu().numpy()
@@ -138,4 +138,4 @@ def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Logits (B, C, h, w) at another (height, width)."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
-    return F.interpolate(logits.float(), list(size), mode="bilinear", align_corners=False)
+    return upsample(logits.float(), size)

@@ -29,6 +29,7 @@ from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
 from semidavil.evaluation.pictures import kept_names, predictions_of, save_examples, save_gallery
 from semidavil.evaluation.street import evaluate, sliding_window
+from semidavil.experiments.optimizer import adamw
 from semidavil.language.ablations import (
     ORACLE,
     SHUFFLED,
@@ -46,6 +47,7 @@ from semidavil.losses import build_loss
 from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
 from semidavil.metrics import Evaluation, absent_classes, summarise
+from semidavil.models.execution import execute_as
 from semidavil.models.segmenter import Segmenter, build_segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import VLM, load_vlm
@@ -103,10 +105,7 @@ class StreetExperiment:
         self.validation_batches = evaluation_loader(self.validation, config, device)
         rates = self.method.rates()
         self.lr, self.grad_clip = rates.lr, config.training.grad_clip
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameter_groups(self.method, rates),
-            foreach=True,  # the same to the last bit, in half the time on a CPU
-        )
+        self.optimizer: torch.optim.Optimizer = adamw(parameter_groups(self.method, rates))
 
     def language(self, captions: Sequence[str]) -> Language:
         """What the networks are told of validation images with these captions, on the device."""
@@ -163,6 +162,8 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     loss = build_loss(config.loss, num_classes, lambda: class_pixels(config))
     method = METHODS[config.training.method](student, loss, config)
     method.use_vlm(vlm, BENCHMARKS[config.data.benchmark].classes)
+    # After the copies that methods make of what they are given.
+    execute_as(config.runtime, method.networks().values())
     return method
 
 

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from semidavil.flops import TRAINED
 from semidavil.language.concepts import concepts_of
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, Rates, paste
 from semidavil.methods.unimatch import UniMatch
+from semidavil.models.layers import upsample
 from semidavil.models.segmenter import pad_to_patches
 from semidavil.models.text import Language
 from semidavil.models.vlm import VLM
@@ -34,6 +35,9 @@ class SemiVL(UniMatch):
       fusion and decoder at ten times of it, norms without weight decay. Their crops of 801 pixels are
       not: the crop is what all methods of a comparison share.
     """
+
+    # UniMatch's, and the frozen CLIP's encoder.
+    unlabelled_passes = (1 + 3 * TRAINED, 1 + 3 * TRAINED)
 
     guide: "Guide"
     definitions: Language
@@ -114,6 +118,6 @@ class Guide:
         scores = self.scale * torch.einsum("behw,ne->bnhw", embeddings, self.text)
         parts = scores.split(self.concepts, dim=1)
         scores = torch.stack([part.amax(1) for part in parts], 1)  # (B, C, h, w)
-        scores = F.interpolate(scores, padded.shape[-2:], mode="bilinear", align_corners=False)
+        scores = upsample(scores, padded.shape[-2:])
         confidence, labels = scores[..., :height, :width].softmax(1).max(1)
         return confidence, labels

@@ -18,7 +18,6 @@ from semidavil.models.readout import (
     Similarity,
     Towers,
     masked_softmax,
-    pad_tokens,
     to_grid,
     to_pixels,
 )
@@ -41,7 +40,7 @@ class DLG(nn.Module):
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
-        self.dim, self.max_tokens = dim, towers.max_tokens
+        self.dim = dim
         self.vision_key = nn.Linear(towers.vision_dim, dim)
         self.vision_value = nn.Linear(towers.vision_dim, dim)
         self.language_key = nn.Linear(towers.language_dim, dim)
@@ -52,14 +51,15 @@ class DLG(nn.Module):
         """Eq. 2-3 on pixels (B, hw, c_v) and tokens (B, N, c_l).
 
         Returns:
-            F_V^A (B, hw, c), F_L^A (B, N, c) and F_M (B, hw, N), unscaled.
+            F_V^A (B, hw, c), F_L^A (B, N, c) and F_M (B, hw, N), unscaled; 0 for padding.
         """
-        scores = self.vision_key(vision) @ self.language_key(tokens).transpose(1, 2)
-        scores = scores / math.sqrt(self.dim)  # (B, hw, N)
-        over_tokens = masked_softmax(scores, mask.unsqueeze(1), dim=2)
-        over_pixels = scores.softmax(dim=1) * mask.unsqueeze(1)
-        vision_attended = over_tokens @ self.language_value(tokens)
-        language_attended = over_pixels.transpose(1, 2) @ self.vision_value(vision)
+        # Scales and masks go to the tokens, which are fewer than the pixels or the scores.
+        real = mask.unsqueeze(2)
+        keys, values = self.language_key(tokens) / math.sqrt(self.dim), self.language_value(tokens)
+        scores = self.vision_key(vision) @ keys.mT  # (B, hw, N)
+        over_tokens, over_pixels = masked_softmax(scores, real.mT, dim=2), scores.softmax(dim=1)
+        vision_attended = over_tokens @ (values * real)
+        language_attended = (over_pixels.mT @ self.vision_value(vision)) * real
         return vision_attended, language_attended, vision_attended @ language_attended.mT
 
     def forward(self, vision: Tensor, language: Language) -> Tensor:
@@ -67,8 +67,7 @@ class DLG(nn.Module):
         height, width = vision.shape[-2:]
         pixels = to_pixels(vision)
         vision_attended, _, multimodal = self.attend(pixels, tokens, mask)
-        multimodal = pad_tokens(multimodal / math.sqrt(self.dim), mask, self.max_tokens)
-        read = self.readout(pixels, torch.cat([vision_attended, multimodal], dim=-1))
+        read = self.readout(pixels, vision_attended, multimodal / math.sqrt(self.dim))
         return to_grid(read, height, width)
 
 
@@ -102,7 +101,6 @@ class WPCT(nn.Module):
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
-        self.max_tokens = towers.max_tokens
         self.similarity = Similarity(towers)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start
         self.block = BottleneckBlock()
@@ -112,12 +110,12 @@ class WPCT(nn.Module):
         tokens, mask = language.tokens, language.mask
         height, width = vision.shape[-2:]
         pixels = to_pixels(vision)
-        correlation = self.similarity(pixels, tokens) * self.log_temperature.exp()
+        correlation = self.similarity(pixels, tokens, self.log_temperature.exp())
         maps = to_grid(correlation, height, width)  # (B, N, h, w)
         for left in reversed(range(self.depth)):
             maps = self.block(maps, mask, activate=left > 0)
-        read = pad_tokens(to_pixels(maps), mask, self.max_tokens)
-        return to_grid(self.readout(pixels, read), height, width)
+        read = self.readout(pixels, to_pixels(maps) * mask.unsqueeze(1))
+        return to_grid(read, height, width)
 
 
 class CrossAttention(nn.Module):
@@ -145,9 +143,9 @@ class CrossAttention(nn.Module):
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, hw or N, d)
             for x in (self.query(self.vision_norm(pixels)), self.key(words), self.value(words))
         )
-        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        scores = query @ (key / math.sqrt(query.shape[-1])).mT
         weights = masked_softmax(scores, mask[:, None, None, :], dim=-1)
-        attended = (weights @ value).transpose(1, 2).flatten(2)
+        attended = (weights @ (value * mask[:, None, :, None])).transpose(1, 2).flatten(2)
         return to_grid(self.readout(pixels, attended), height, width)
 
 

@@ -1,11 +1,14 @@
 """What the attentions of the comparison share: their input, token maps, and how the decoder reads them."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from semidavil.models.layers import LayerNorm
 
 
 @dataclass(frozen=True)
@@ -28,50 +31,64 @@ class Towers:
 def masked_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Softmax over the entries where `mask` (broadcastable to `scores`) is True; 0 elsewhere.
 
-    A slice without any True entry becomes all zeros, not NaN.
+    A slice without any True entry becomes anything finite: multiply what it weighs by the mask, which is
+    smaller than the weights.
     """
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim) * mask
-
-
-def pad_tokens(maps: Tensor, mask: Tensor, max_tokens: int) -> Tensor:
-    """Maps per token (..., N) to (..., max_tokens), with zeros where there is no real token.
-
-    Raises:
-        ValueError: more tokens than channels to put them into.
-    """
-    if maps.shape[-1] > max_tokens:
-        raise ValueError(
-            f"{maps.shape[-1]} tokens do not fit into the {max_tokens} channels of the fusion, which are "
-            "the text encoder's context length: choose fewer classes, or model.fusion=cross_attention"
-        )
-    return F.pad(maps * mask.unsqueeze(1), (0, max_tokens - maps.shape[-1]))
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim)
 
 
 def to_pixels(vision: Tensor) -> Tensor:
-    return vision.flatten(2).transpose(1, 2)  # (B, c, h, w) -> (B, hw, c)
+    """(B, c, h, w) -> (B, hw, c), contiguous: a ViT's features are so already."""
+    return vision.flatten(2).transpose(1, 2).contiguous()
 
 
 def to_grid(pixels: Tensor, height: int, width: int) -> Tensor:
     return pixels.transpose(1, 2).unflatten(2, (height, width))  # (B, hw, c) -> (B, c, h, w)
 
 
+def linear_of_parts(weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
+    """`F.linear(torch.cat(parts, -1), weight, bias)` without the copies.
+
+    A part may have axes of length 1, which are broadcast after its product instead of before. What is
+    beyond the last part counts as 0.
+    """
+    widths = [part.shape[-1] for part in parts]
+    columns = weight[:, : sum(widths)].split(widths, dim=1)
+    total = F.linear(parts[0], columns[0], bias)
+    for part, own in zip(parts[1:], columns[1:], strict=True):
+        total = total + F.linear(part, own)
+    return total
+
+
 class Readout(nn.Module):
     """What the decoder reads: F_V + LayerNorm(W [F_V ; W_m M]) for a multimodal feature M.
 
     The papers fix how vision and language interact, and not how a common decoder reads the result. Our
-    reading, the same for every attention, so that nothing but M differs between them. M is
-    (B, hw, map_dim), F_V (B, hw, c_v).
+    reading, the same for every attention, so that nothing but M differs between them. F_V is
+    (B, hw, c_v); M (B, hw, map_dim) is given in parts, and what is beyond the last one is 0.
     """
 
     def __init__(self, vision_dim: int, map_dim: int, dim: int) -> None:
         super().__init__()
         self.maps = nn.Linear(map_dim, dim)
         self.mix = nn.Linear(vision_dim + dim, vision_dim)
-        self.norm = nn.LayerNorm(vision_dim)
+        self.norm = LayerNorm(vision_dim)
 
-    def forward(self, vision: Tensor, maps: Tensor) -> Tensor:
-        return vision + self.norm(self.mix(torch.cat([vision, self.maps(maps)], dim=-1)))
+    def forward(self, vision: Tensor, *maps: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: more tokens, the last part's channels, than channels of M are left for them.
+        """
+        tokens = maps[-1].shape[-1]
+        room = self.maps.in_features - sum(part.shape[-1] for part in maps[:-1])
+        if tokens > room:
+            raise ValueError(
+                f"{tokens} tokens do not fit into the {room} channels of the fusion, which are the text "
+                "encoder's context length: choose fewer classes, or model.fusion=cross_attention"
+            )
+        read = linear_of_parts(self.maps.weight, self.maps.bias, maps)
+        mixed = linear_of_parts(self.mix.weight, self.mix.bias, [vision, read])
+        return vision + self.norm(mixed)
 
 
 class Similarity(nn.Module):
@@ -85,8 +102,8 @@ class Similarity(nn.Module):
         self.vision = copy.deepcopy(towers.vision_joint).requires_grad_(True)
         self.language = copy.deepcopy(towers.language_joint).requires_grad_(True)
 
-    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
-        """Pixels (B, hw, c_v) and tokens (B, N, c_l) -> (B, hw, N)."""
+    def forward(self, pixels: Tensor, tokens: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """Pixels (B, hw, c_v) and tokens (B, N, c_l) -> (B, hw, N), times `scale`."""
         image = F.normalize(self.vision(pixels), dim=-1)
         words = F.normalize(self.language(tokens), dim=-1)
-        return image @ words.transpose(1, 2)
+        return image @ (words * scale).mT

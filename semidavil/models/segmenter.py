@@ -1,5 +1,6 @@
 """The segmentation network: CLIP vision encoder, language fusion, decoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from semidavil.models.dropout import drop_channels
 from semidavil.models.fusion import FUSIONS
+from semidavil.models.layers import GroupNorm, upsample
 from semidavil.models.readout import Towers
 from semidavil.models.text import Language
 from semidavil.models.vision import VisionEncoder
@@ -36,24 +38,24 @@ class Decoder(nn.Module):
 
     def details(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features at half and at a quarter of the resolution of images (B, 3, H, W)."""
-        fine = self.detail2(images - 0.5)
+        centred = images - 0.5
+        if images.is_cuda:  # what its tensor cores read; a CPU's group norm is slower so
+            centred = centred.contiguous(memory_format=torch.channels_last)
+        fine = self.detail2(centred)
         return fine, self.detail4(fine)
 
     def forward(self, features: Tensor, details: tuple[Tensor, Tensor]) -> Tensor:
         """(B, c_v, h, w) features and the images' `details` -> (B, C, H/2, W/2) logits."""
         fine, medium = details
-        merged = self.merge4(torch.cat([_resize(self.block(features), medium), medium], 1))
-        return self.classify(self.merge2(torch.cat([_resize(merged, fine), fine], 1)))
-
-
-def _resize(features: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = upsample(self.block(features), medium.shape[-2:])
+        merged = upsample(self.merge4(torch.cat([coarse, medium], 1)), fine.shape[-2:])
+        return self.classify(self.merge2(torch.cat([merged, fine], 1)))
 
 
 def _block(in_dim: int, out_dim: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(in_dim, out_dim, 3, stride=stride, padding=1, bias=False),
-        nn.GroupNorm(_groups(out_dim), out_dim),
+        GroupNorm(_groups(out_dim), out_dim),
         nn.GELU(),
     )
 
@@ -76,9 +78,11 @@ class Features:
     details: tuple[Tensor, Tensor]
     size: tuple[int, int]
 
-    def __getitem__(self, images: slice) -> "Features":
+    def split(self, sizes: Sequence[int]) -> "list[Features]":
+        """The features of consecutive groups of the images."""
         fine, medium = self.details
-        return Features(self.vision[images], (fine[images], medium[images]), self.size)
+        parts = zip(*(x.split(sizes) for x in (self.vision, fine, medium)), strict=True)
+        return [Features(v, (f, m), self.size) for v, f, m in parts]
 
     def drop_channels(self, share: float, generator: torch.Generator) -> "Features":
         """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up.
@@ -113,8 +117,12 @@ class Segmenter(nn.Module):
         fused = self.fusion(features.vision, language)
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
-        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
-        return logits[..., : features.size[0], : features.size[1]]
+        # In float32: of rounded logits, other classes would win.
+        logits = upsample(logits.float(), padded)
+        height, width = features.size
+        if padded != [height, width]:  # the gradient of a slice is one more tensor to fill
+            logits = logits[..., :height, :width]
+        return logits
 
 
 def pad_to_patches(images: Tensor, stride: int) -> Tensor:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.models.dropout import drop_channels
+from semidavil.models.layers import upsample
 
 LEVELS = 5
 SCALES = 4  # predictions of the pyramid, one a level of the decoder
@@ -53,7 +53,7 @@ class PyramidUNet(nn.Module):
         heads = self.net.deep_supervision_heads
         for head, features in zip(heads, reversed(coarser), strict=True):
             # Trilinear, as in URPC's code: MONAI's own stack of the heads takes the nearest voxel.
-            logits.append(F.interpolate(head(features), images.shape[2:], mode="trilinear"))
+            logits.append(upsample(head(features), images.shape[2:]))
         return torch.stack(logits, 1)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class PyramidUNet(nn.Module):
             skips.append(downsample(skips[-1]))
         features, levels = drop(self.net.bottleneck(skips[-1]), self.dropout[0]), []
         blocks = zip(self.net.upsamples, reversed(skips), self.dropout[1:], strict=True)
-        for upsample, skip, share in blocks:
-            features = drop(upsample(features, skip), share)
+        for up_block, skip, share in blocks:
+            features = drop(up_block(features, skip), share)
             levels.append(features)
         return levels

@@ -1,13 +1,13 @@
 """CLIP's image tower as a dense encoder of images of any size."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.layers import resize_matrix
 from semidavil.models.weights import linear
 
 if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
@@ -161,19 +161,15 @@ def resize_positions(positions: Tensor, old: Sequence[int], new: Sequence[int]) 
     """
     if tuple(old) == tuple(new):
         return positions
-    rows = _resize_matrix(old[0], new[0]).to(positions)
-    columns = _resize_matrix(old[1], new[1]).to(positions)
+    rows, columns = (
+        resize_matrix(old[axis], new[axis], "bicubic", positions.device, positions.dtype)
+        for axis in (0, 1)
+    )
     grid = positions[1:].unflatten(0, (old[0], old[1]))
-    resized = torch.einsum("bj,ajc->abc", columns, torch.einsum("ai,ijc->ajc", rows, grid))
+    # Autocast would round them, which open_clip's are not.
+    with torch.autocast(positions.device.type, enabled=False):
+        resized = torch.einsum("bj,ajc->abc", columns, torch.einsum("ai,ijc->ajc", rows, grid))
     return torch.cat([positions[:1], resized.flatten(0, 1)])
-
-
-@lru_cache(maxsize=64)
-def _resize_matrix(old: int, new: int) -> Tensor:
-    """Bicubic resizing is linear: the matrix (new, old) that does it along one axis."""
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
-        identity = torch.eye(old)[None, None]
-        return F.interpolate(identity, (new, old), mode="bicubic", antialias=True)[0, 0]
 
 
 def _is_resnet(tower: nn.Module) -> "TypeGuard[ModifiedResNet]":

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.layers import GroupNorm, upsample
 from semidavil.models.readout import (
     Readout,
     Similarity,
     Towers,
+    linear_of_parts,
     masked_softmax,
-    pad_tokens,
     to_grid,
     to_pixels,
 )
@@ -28,7 +29,7 @@ class Branch(nn.Module):
         self.norm = _norm(dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return F.relu(self.norm(_dilated(maps, self.conv)))
+        return F.relu(self.norm(_dilated(maps, self.conv)), inplace=True)
 
 
 class ASPP(nn.Module):
@@ -38,19 +39,20 @@ class ASPP(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(Branch(dim, rate) for rate in rates)
         self.pooled = Branch(dim, 1)
-        self.fuse = nn.Sequential(
-            nn.Conv2d(dim * (len(rates) + 1), dim, 1, bias=False), _norm(dim), nn.ReLU()
-        )
+        self.fuse = nn.Conv2d(dim * (len(rates) + 1), dim, 1, bias=False)
+        self.norm = _norm(dim)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(R, d, h, w) -> (R, d, h, w)."""
+        """(R, d, h, w) -> (R, d, h, w), both in the memory format `channels_last`."""
         branches = [branch(maps) for branch in self.branches]
-        branches.append(self.pooled(maps.mean((2, 3), keepdim=True)).expand_as(maps))
-        return maps + self.fuse(torch.cat(branches, dim=1))
+        branches.append(self.pooled(maps.mean((2, 3), keepdim=True)))  # (R, d, 1, 1)
+        parts = [branch.permute(0, 2, 3, 1) for branch in branches]
+        fused = linear_of_parts(self.fuse.weight.flatten(1), None, parts).permute(0, 3, 1, 2)
+        return maps + F.relu(self.norm(fused), inplace=True)
 
 
-def _norm(dim: int) -> nn.GroupNorm:
-    return nn.GroupNorm(max(1, dim // 16), dim)
+def _norm(dim: int) -> GroupNorm:
+    return GroupNorm(max(1, dim // 16), dim)
 
 
 def _dilated(maps: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -82,13 +84,15 @@ class SemanticReasoning(nn.Module):
     def forward(self, maps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """maps (B, P, N, d) at P pooled pixels, text (B, N, d), mask (B, N) -> (B, P, N, d)."""
         normed = self.norm(maps)
-        guided = torch.cat([normed, text.unsqueeze(1).expand_as(normed)], dim=-1)
+        guided = [normed, text.unsqueeze(1)]
+        query = linear_of_parts(self.query.weight, self.query.bias, guided)
+        key = linear_of_parts(self.key.weight, self.key.bias, guided)
         query, key, value = (
-            layer(x).unflatten(-1, (self.num_heads, -1)).transpose(2, 3)  # (B, P, heads, N, d')
-            for layer, x in ((self.query, guided), (self.key, guided), (self.value, normed))
+            x.unflatten(-1, (self.num_heads, -1)).transpose(2, 3)  # (B, P, heads, N, d')
+            for x in (query / math.sqrt(query.shape[-1] / self.num_heads), key, self.value(normed))
         )
-        scores = query @ key.mT / math.sqrt(query.shape[-1])
-        weights = masked_softmax(scores, mask[:, None, None, None, :], dim=-1)
+        # Of a caption without tokens the weights are anything; its maps are never read.
+        weights = masked_softmax(query @ key.mT, mask[:, None, None, None, :], dim=-1)
         maps = maps + self.project((weights @ value).transpose(2, 3).flatten(3))
         return maps + self.mlp(maps)
 
@@ -108,7 +112,6 @@ class VLGA(nn.Module):
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
         map_dim = max(4, dim // 8 * 4)  # divisible by the four heads
-        self.max_tokens = towers.max_tokens
         self.similarity = Similarity(towers)
         self.embed = nn.Conv2d(1, map_dim, 7, padding=3)
         self.aspp = ASPP(map_dim)
@@ -121,22 +124,28 @@ class VLGA(nn.Module):
     def forward(self, vision: Tensor, language: Language) -> Tensor:
         tokens, mask = language.tokens, language.mask
         (batch, num_tokens), (height, width) = mask.shape, vision.shape[-2:]
-        pixels = to_pixels(vision)
-        similarity = self.similarity(pixels, tokens)
+        pixels, real = to_pixels(vision), language.real()
+
+        def of_real(per_token: Tensor) -> Tensor:  # (B, N, *) -> (R, *)
+            return per_token.flatten(0, 1).index_select(0, real)
+
+        def per_token(of_real: Tensor) -> Tensor:  # (R, *) -> (B, N, *), 0 for padding
+            every = of_real.new_zeros(batch * num_tokens, *of_real.shape[1:])
+            return every.index_copy(0, real, of_real).unflatten(0, (batch, num_tokens))
+
         # Captions differ in length: maps of padding, a third of all, are never computed.
-        maps = self.aspp(self.embed(similarity.transpose(1, 2)[mask].view(-1, 1, height, width)))
+        similarity = of_real(self.similarity(pixels, tokens).mT).view(-1, 1, height, width)
+        # Convolutions take half of their time where the channels of a place are beside each other.
+        maps = self.embed(similarity).contiguous(memory_format=torch.channels_last)
+        maps = self.aspp(maps)  # (R, d, h, w)
 
         text = self.text(F.normalize(self.similarity.language(tokens), dim=-1))
         for layer in self.layers:
-            pooled = F.avg_pool2d(maps, self.pooling, ceil_mode=True)  # (R, d, h', w')
-            per_token = pooled.new_zeros(batch, num_tokens, *pooled.flatten(2).shape[1:])
-            per_token[mask] = pooled.flatten(2)
-            reasoned = layer(per_token.permute(0, 3, 1, 2), text, mask)  # (B, P, N, d)
-            reasoned = reasoned.permute(0, 2, 3, 1)[mask].unflatten(2, pooled.shape[-2:])
-            maps = maps + F.interpolate(reasoned, (height, width), mode="bilinear")
+            pooled = F.avg_pool2d(maps, self.pooling, ceil_mode=True).permute(0, 2, 3, 1)
+            grid = pooled.shape[1:3]
+            pooled = per_token(pooled.flatten(1, 2)).transpose(1, 2)  # (B, P, N, d)
+            reasoned = of_real(layer(pooled, text, mask).transpose(1, 2)).unflatten(1, grid)
+            maps = maps + upsample(reasoned.permute(0, 3, 1, 2), (height, width))
 
-        values = self.to_map(maps.permute(0, 2, 3, 1)).flatten(1)
-        per_token = values.new_zeros(batch, num_tokens, height * width)
-        per_token[mask] = values
-        read = pad_tokens(per_token.transpose(1, 2), mask, self.max_tokens)
-        return to_grid(self.readout(pixels, read), height, width)
+        values = per_token(self.to_map(maps.permute(0, 2, 3, 1)).flatten(1))  # (B, N, hw)
+        return to_grid(self.readout(pixels, values.mT), height, width)

@@ -185,8 +185,7 @@ def expected_aspp(aspp: nn.Module, maps: Tensor) -> Tensor:
         )
     mean = F.conv2d(maps.mean((2, 3), keepdim=True), aspp.pooled.conv.weight)
     branches.append(normalised(mean, aspp.pooled.norm).expand(maps.shape))
-    convolution, norm, _ = aspp.fuse
-    return maps + normalised(F.conv2d(torch.cat(branches, 1), convolution.weight), norm)
+    return maps + normalised(F.conv2d(torch.cat(branches, 1), aspp.fuse.weight), aspp.norm)
 
 
 def expected_reasoning(layer: nn.Module, x: Tensor, text: Tensor) -> Tensor:
@@ -406,7 +405,14 @@ def test_masked_softmax_sums_to_one_over_the_mask() -> None:
     torch.testing.assert_close(weights, expected)
 
 
-def test_masked_softmax_of_nothing_is_zero() -> None:
-    assert (
-        masked_softmax(torch.randn(2, 3), torch.zeros(2, 3, dtype=torch.bool), dim=1) == 0
-    ).all()
+@pytest.mark.parametrize("name", ["dlg", "cross_attention"])
+def test_a_caption_without_any_token_is_attended_as_zero(name: str) -> None:
+    """As `blank`, whose map is 0: no softmax over nothing leaves anything behind."""
+    fusion, blank = make(name), make("blank")
+    with torch.no_grad():
+        blank.readout.maps.bias.copy_(fusion.readout.maps.bias)
+        for part in ("mix", "norm"):
+            getattr(blank.readout, part).load_state_dict(getattr(fusion.readout, part).state_dict())
+    vision, tokens, mask = make_inputs()
+    nothing = words(tokens, torch.zeros_like(mask))
+    torch.testing.assert_close(fusion(vision, nothing), blank(vision, nothing))

@@ -145,8 +145,12 @@ def expected_dfl(
             LOSSES["dfl"](CLASSES, alpha=0.4, beta=0.7, gamma=2, rho=1.5),
             lambda x, y: expected_dfl(x, y, 0.4, 0.7, 2.0, 1.5),
         ),
+        (
+            LOSSES["dfl"](CLASSES, gamma=0.5),
+            lambda x, y: expected_dfl(x, y, 1.0, 1.0, 0.5, 1.0),
+        ),
     ],
-    ids=["wce", "focal", "focal 0.7", "dce", "dce 0.3 2", "dfl", "dfl all"],
+    ids=["wce", "focal", "focal 0.7", "dce", "dce 0.3 2", "dfl", "dfl all", "dfl 0.5"],
 )
 def test_losses_agree_with_their_formulas(
     seed: int, loss: torch.nn.Module, expected: Callable[[Tensor, Tensor], Tensor]
@@ -156,6 +160,34 @@ def test_losses_agree_with_their_formulas(
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     gradients = [torch.autograd.grad(value, logits)[0] for value in (ours, theirs)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_dual_cross_entropy_of_a_certain_network(right: bool) -> None:
+    """Probabilities of 1 and of 1e-20 and less: what cancels out of sums must not cancel digits."""
+    logits, targets = make_case(2)
+    sure = targets.where(targets != IGNORE_INDEX, 0)
+    hot = F.one_hot(sure if right else (sure + 1) % CLASSES, CLASSES).movedim(-1, 1)
+    logits = (logits.detach() / 10 + 50 * hot).requires_grad_()
+    values = (
+        LOSSES["dce"](CLASSES, alpha=1e-3)(logits, targets),
+        expected_dce(logits, targets, 1e-3, 1.0),
+    )
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in values]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_reads_a_value_or_takes_a_shape_from_the_targets(name: str) -> None:
+    """On `meta` tensors, which have no values: a step that reads one back would wait for its device."""
+    logits = torch.empty(2, CLASSES, 6, 7, device="meta", requires_grad=True)
+    targets = torch.empty(2, 6, 7, dtype=torch.int64, device="meta")
+    LOSSES[name](CLASSES).to("meta")(logits, targets).backward()
+    assert logits.grad.shape == logits.shape
+    confidence, labels = pseudo_label(logits.detach())
+    for over in ("all", "confident"):
+        consistency_loss(logits, labels, confidence, 0.9, over).backward()
 
 
 def test_focal_agrees_with_torchvision_on_two_classes() -> None:
@@ -241,6 +273,20 @@ def test_dyce_gradient_lives_on_the_hardest_share(
         assert losses[touched].min() >= losses[valid & ~touched].max()
 
 
+def test_dyce_mines_exactly_its_share_of_equal_pixels() -> None:
+    """A constant network, as at the start of training: every pixel is as hard as every other."""
+    logits = torch.zeros(1, CLASSES, 10, 10, requires_grad=True)
+    targets = torch.zeros(1, 10, 10, dtype=torch.int64)
+    targets[:, 6:] = IGNORE_INDEX
+    value = DyCE(CLASSES, hard_fraction=0.25, omega=0.5)(logits, targets)
+    value.backward()
+    # 15 of 60 pixels, all of one class: 15 log 5 / (sqrt(15) sqrt(15)).
+    assert value.item() == pytest.approx(math.log(CLASSES), rel=1e-6)
+    touched = logits.grad.abs().sum(1) > 0
+    assert int(touched.sum()) == 15
+    assert not touched[:, 6:].any()
+
+
 def test_dyce_does_not_grow_with_the_number_of_pixels() -> None:
     logits, targets = make_case(5, ignored=0)
     loss = DyCE(CLASSES)
@@ -256,6 +302,22 @@ def test_a_pseudo_label_by_hand() -> None:
         confidence, labels = pseudo_label(logits, temperature)
         assert labels.tolist() == [[[0, 1]]]
         assert confidence.flatten().tolist() == pytest.approx(2 * [odds / (1 + odds)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_pseudo_labels_agree_with_softmax_and_max(dtype: torch.dtype, temperature: float) -> None:
+    logits = (30 * make_case(6)[0].detach()).to(dtype)
+    confidence, labels = pseudo_label(logits, temperature)
+    expected = (logits.double() / temperature).softmax(1).max(1)
+    assert torch.equal(labels, expected.indices)
+    torch.testing.assert_close(confidence.double(), expected.values, rtol=1e-5, atol=1e-7)
+
+
+def test_of_equal_logits_the_first_class_is_the_pseudo_label() -> None:
+    confidence, labels = pseudo_label(torch.zeros(1, 4, 2, 2))
+    assert (labels == 0).all()
+    assert (confidence == 0.25).all()
 
 
 def test_a_temperature_is_not_another_threshold() -> None:
@@ -309,6 +371,16 @@ def test_gradient_norm_is_the_gradients_and_leaves_the_graph_alone() -> None:
     assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
     assert logits.grad is None
     assert not norm.requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_norm_of_every_loss(name: str) -> None:
+    logits, targets = make_case(9)
+    loss = LOSSES[name](CLASSES)
+    norm = gradient_norm(lambda parts: loss(parts[0], targets), [logits.bfloat16()])
+    leaf = logits.detach().bfloat16().double().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf, targets), leaf)
+    assert norm.item() == pytest.approx(gradient.norm().item(), rel=1e-5)
 
 
 def test_build_loss_passes_the_settings_that_the_loss_takes() -> None:

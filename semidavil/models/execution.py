@@ -1,0 +1,34 @@
+"""How networks compute what they compute: compiled, or with less memory, see `settings.Runtime`."""
+
+from collections.abc import Iterable
+
+import torch
+
+from semidavil.models.segmenter import Segmenter
+from semidavil.settings import Runtime
+
+
+def execute_as(settings: Runtime, networks: Iterable[Segmenter]) -> None:
+    """Changes in place how the networks run; their parameters and state dicts stay what they are.
+
+    Compiled are the parts whose shapes stay the same from step to step: the blocks of a vision
+    transformer, which share one compiled function, and the decoder. What is between them changes its
+    shape with the captions.
+
+    Raises:
+        ValueError: activations of an encoder that is no vision transformer are to be computed twice.
+    """
+    for network in networks:
+        transformer = getattr(network.vision.tower, "transformer", None)
+        if settings.checkpoint_activations:
+            if transformer is None:  # batch norm would count every image twice
+                raise ValueError(
+                    "runtime.checkpoint_activations is for vision transformers: choose one as "
+                    "model.vlm, or a smaller training.batch_size"
+                )
+            network.vision.tower.set_grad_checkpointing()
+        if settings.compile:
+            blocks = [] if transformer is None else list(transformer.resblocks)
+            parts = [(part, "forward") for part in (*blocks, network.decoder)]
+            for part, name in (*parts, (network.decoder, "details")):
+                setattr(part, name, torch.compile(getattr(part, name), dynamic=False))
