@@ -153,8 +153,8 @@ class Filling:
             for _, part in sorted(self._parts.items()):
                 if self._look(part):
                     self._lock(part)
-                    part.store.reload()
-                    self._look(part)
+                    if part.store.reload():  # another process was faster
+                        self._look(part)
             self._choose_forms()
         except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
             self._give_up(error)
@@ -210,8 +210,8 @@ class Filling:
         part.missing.clear()
         for sample in part.samples:
             for kind, path in part.kinds_of(sample):
-                status = part.status[path] = path.stat()
-                if part.store.current(kind, path, status) is None:
+                status = part.status[path] = os.stat(path)
+                if not part.store.holds(kind, path, status):
                     part.missing.setdefault(sample.image, []).append(kind)
         return bool(part.missing)
 

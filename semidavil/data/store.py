@@ -15,7 +15,7 @@ written over when it is more than half of a file.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class Store:
     def __init__(
         self, reader: Reader, size: Size, depth: str, cache_dir: Path, forms: Sequence[str]
     ) -> None:
-        self.root, self.size = os.path.join(reader.root, ""), size
+        self.root, self.size, self.forms = os.path.join(reader.root, ""), size, tuple(forms)
         place = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
         self.folder = cache_dir / "store" / f"{reader.name}-{place}"
         at_size = f"{size[0]}x{size[1]}"
@@ -78,16 +78,18 @@ class Store:
         """What a file below the data set's folder is called here."""
         return os.fspath(path).removeprefix(self.root)
 
-    def current(self, kind: str, path: Path, status: os.stat_result) -> Entry | None:
-        """The entry of a file that has this status, in any form."""
-        entries = (f.entry(self.name_of(path), status) for f in self._files_of(kind))
-        return next(filter(None, entries), None)
+    def holds(self, kind: str, path: Path, status: os.stat_result) -> bool:
+        """Whether there is an array of a file that has this status, in any form."""
+        filled = [arrays for arrays in self._files_of(kind) if arrays.entries]
+        return any(arrays.entry(self.name_of(path), status) for arrays in filled)
 
-    def reload(self) -> None:
-        """Reads the indices again, after another process may have written."""
+    def reload(self) -> bool:
+        """Reads the indices again, after another process may have written; whether it has."""
+        before = [arrays.end for arrays in self.files.values()]
         self._found.clear()
         for arrays in self.files.values():
             arrays.reload()
+        return before != [arrays.end for arrays in self.files.values()]
 
     def _find(self, kind: str, path: Path) -> tuple[Arrays, Entry] | None:
         # Asked once: on a network's file system, a status at every look would cost a millisecond.
@@ -108,8 +110,8 @@ class Store:
                     return arrays, entry
         return None
 
-    def _files_of(self, kind: str) -> Iterator[Arrays]:
-        return (arrays for (of, _), arrays in self.files.items() if of == kind)
+    def _files_of(self, kind: str) -> list[Arrays]:
+        return [self.files[kind, form] for form in self.forms]
 
 
 def array_of(kind: str, decoded: np.ndarray, size: Size) -> np.ndarray:
