@@ -175,7 +175,7 @@ def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
     target.disparities = lambda sample: target.reader.read_image(sample)[..., 0].astype(np.float32)
     batch = batches[2]["unlabelled"]
     assert torch.equal(batch["image"], plain["image"])  # drawing disparities changes no view
-    assert batch["disparity"].shape == (3, 64, 64)
+    assert batch["disparity"].shape == (3, 32, 32)
     difference = (batch["disparity"] - batch["image"][:, 0].float()).abs() / 255
     assert difference.median() < 0.03
     assert all_samples(config).keys() == {

@@ -30,7 +30,9 @@ ALL = ("source", "labelled", "unlabelled")
 
 @pytest.fixture
 def config(tiny_toy: dict[str, str]) -> Config:
-    return preset("toy", {"data.budget": 5, "training.batch_size": 3, **tiny_toy})
+    # Decoded at every look; what is kept on disk is the matter of test_store.py.
+    decoded = {"data.store": "off", "data.budget": 5, "training.batch_size": 3}
+    return preset("toy", {**decoded, **tiny_toy})
 
 
 def make_batches(config: Config, streams: tuple[str, ...] = ALL, views: int = 2) -> TrainBatches:
@@ -77,15 +79,15 @@ def test_a_batch_has_what_it_promises(config: Config) -> None:
     assert set(batch) == set(ALL)
     for name in ("source", "labelled"):
         part = batch[name]
-        assert part["image"].shape == (3, 3, 64, 64)
+        assert part["image"].shape == (3, 3, 32, 32)
         assert part["image"].dtype == torch.uint8
-        assert part["label"].shape == (3, 64, 64)
+        assert part["label"].shape == (3, 32, 32)
         assert part["label"].dtype == torch.uint8
         assert set(part["label"].unique().tolist()) <= {*range(19), IGNORE_INDEX}
         assert len(part["language"]) == 3
     part = batch["unlabelled"]
     assert set(part) == {"image", "strong", "cutmix", "language"}  # and no label
-    assert part["image"].shape == (3, 3, 64, 64)
+    assert part["image"].shape == (3, 3, 32, 32)
     assert part["strong"].hue.shape == (2, 3)
     assert part["cutmix"].shape == (2, 3, 4)
 
