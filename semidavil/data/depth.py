@@ -156,7 +156,7 @@ def depth_features(
                 digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     file = cache_dir / "depth" / f"features-{digest.hexdigest()}.npy"
     if file.exists():
-        return np.load(file)
+        return np.load(file, allow_pickle=False)
     with ThreadPoolExecutor(available_cpus()) as pool:
         made = pool.map(lambda sample: depth_feature(disparities(sample)), samples)
         shown = track(made, "depth", len(samples), transient=True, disable=not progress)
