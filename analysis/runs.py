@@ -15,6 +15,7 @@ import pandas as pd
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from semidavil.names import captions_name
+from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -174,12 +175,13 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     defaults = default_settings()
     rows: dict[str, dict[str, Any]] = {}
     known = set(names.values())
-    for run in _finished(client, list(names)):
-        row = _row(run, names[run.info.experiment_id], defaults)
-        if row:
-            known.update(row["grids"])
-            if not experiments or set(row["grids"]) & set(experiments):
-                rows.setdefault(row["key"], row)
+    with no_collector():
+        for run in _finished(client, list(names)):
+            row = _row(run, names[run.info.experiment_id], defaults)
+            if row:
+                known.update(row["grids"])
+                if not experiments or set(row["grids"]) & set(experiments):
+                    rows.setdefault(row["key"], row)
     unknown = sorted(set(experiments) - known)
     if unknown:
         choices = ", ".join(sorted(known - {"Default"}))

@@ -5,7 +5,6 @@ inherit. Every call bears repetition and goes through a `Patience`, which leaves
 `RunGone`, `StoreRefused`.
 """
 
-import gc
 import logging
 import tempfile
 import time
@@ -22,6 +21,7 @@ from mlflow.entities import Metric, Param, RunTag, ViewType
 
 from semidavil.config import Config
 from sweeps.keep.storage import Storage, open_storage
+from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact
 from sweeps.track.database import Connection, store_uri
 from sweeps.track.retry import Patience, RunGone, StoreAway, StoreRefused, TrackingError
@@ -176,11 +176,8 @@ class Store:
             )
         )
         back = self._connection.back_since
-        gc.disable()  # it would look at the objects of many runs again and again: 2.1 of 3.5 s
-        try:
+        with no_collector():
             return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
-        finally:
-            gc.enable()
 
     def run(self, run_id: str) -> TrackedRun:
         """One run as it is now, without its experiment's name; raises RunGone also if it can be restored."""
