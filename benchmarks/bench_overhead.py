@@ -46,8 +46,9 @@ def main() -> None:
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         wall = time.perf_counter() - start
         runs = store.runs()
+        last_end = max(store.client.get_run(run.run_id).info.end_time for run in runs)
     assert [run.status for run in runs] == trials * ["FINISHED"]
-    between = (max(run.ended or 0 for run in runs) - min(run.started for run in runs)) / 1000
+    between = (last_end - min(run.started for run in runs)) / 1000
     ideal = trials * options.seconds / options.concurrency
     print(
         f"{trials} trials of {options.seconds:g} s, {options.concurrency} at a time: {wall:.0f} s, "

@@ -134,13 +134,24 @@ def resume(
     if state is not None:
         step = state["step"]
         method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(optimizer, state["optimizer"])
         if "meter" in state:  # not in checkpoints of earlier versions
             meter.load_state_dict(state["meter"])
     if damages and first:
         where = f"goes on after step {step}" if step else "starts anew"
         warnings.warn(f"{'; '.join(damages)}: the run {where}", stacklevel=2)
     return step
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads a `state_dict`, which leaves the optimizer's own way of computing as it is.
+
+    PyTorch would take that over as well, and place the state for it: a run that began with an earlier version
+    would go on without the fused kernel, which counts its steps on the device.
+    """
+    for mine, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
+    optimizer.load_state_dict(state)
 
 
 def _newest_state(

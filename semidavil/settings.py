@@ -43,6 +43,9 @@ class Data(Section):
     crop: Size = (512, 512)
     selection: Literal["random", "depth"] = "random"  # which target images are labelled
     depth: str = "disparity"  # where depth comes from: Cityscapes' folder, or hf:NAME
+    # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
+    # takes the first that there is room for. The pixels are the same: no part of a run's identity.
+    store: Literal["auto", "raw", "packed", "off"] = "auto"
 
     @field_validator("benchmark")
     @classmethod
@@ -186,7 +189,8 @@ class Runtime(Section):
     data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
     cache_dir: str = ""  # toy data and captions; empty: `data/` in the current directory
     device: str = "auto"
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    # Processes that load batches; auto: on a GPU, one for each CPU of the run but one; on a CPU, none.
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
     compile: bool = (

@@ -27,13 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.checkpoint import StopTraining, TrainingError, resume, save_checkpoint
+from semidavil.checkpoint import StopTraining, resume, save_checkpoint
 from semidavil.config import Config
 from semidavil.data.augment import finish
+from semidavil.data.loaders import training_loader
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.distributed import (
     from_first,
@@ -41,18 +40,17 @@ from semidavil.distributed import (
     own_device,
     rank,
     require_same_start,
-    sum_gradients,
+    world_size,
 )
 from semidavil.experiments.base import Experiment
+from semidavil.flops import device_peak
 from semidavil.full_disk import on_disk
 from semidavil.launch import launch
 from semidavil.memory import reset_peak_memory
 from semidavil.meter import Meter
-from semidavil.settings import Training
+from semidavil.step import NonFiniteLossError, TrainingStep
 
-
-class NonFiniteLossError(TrainingError):
-    """The loss became NaN or infinite; the same Config would do so again."""
+__all__ = ["NonFiniteLossError", "Report", "Result", "open_experiment", "prepare", "train"]
 
 
 @dataclass(frozen=True)
@@ -148,16 +146,16 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     setup, settings, benchmark = config.runtime, config.training, BENCHMARKS[config.data.benchmark]
     device = own_device(setup.device)
     reset_peak_memory(device)
-    make_deterministic(config.seed, setup.threads)
+    make_deterministic(config.seed, setup.threads, device)
     first = rank() == 0  # of several processes, the one that evaluates, reports and saves
     keep = checkpoint_dir if first else None
 
     experiment = open_experiment(config, device)
     method, optimizer = experiment.method, experiment.optimizer
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=use_bfloat16(settings.amp, device)
     )
+    take_step = TrainingStep(experiment, settings, autocast, device)
 
     evaluations: dict[str, Any] = {}
 
@@ -170,17 +168,22 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
 
     def save(done: int) -> None:
         if keep:
+            take_step.divergence.require_finite()
             save_checkpoint(keep, done, config, experiment.data, method, optimizer, meter)
 
     def end_step(done: int, saved: bool) -> None:
         """Evaluates, where it is due, and reports."""
         nonlocal evaluations
         metrics: dict[str, float] = {}
-        if meter.steps and (done % meter.every == 0 or done == settings.steps):
+        evaluates = is_due(done, setup.eval_every, settings.steps)
+        reads = meter.steps and (done % meter.every == 0 or done == settings.steps)
+        if evaluates or reads:
+            take_step.divergence.require_finite()
+        if reads:
             metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
         if not first:
             return
-        if is_due(done, setup.eval_every, settings.steps):
+        if evaluates:
             paused = time.perf_counter()
             evaluations = score()
             metrics |= evaluation_metrics(experiment, evaluations, benchmark.metric)
@@ -200,27 +203,16 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     method.train()
     if first_step:  # its process may have died before the step's evaluation and report
         end_step(first_step, saved=True)
-    loader = DataLoader(
-        experiment.batches,
-        batch_size=None,
-        sampler=range(first_step, settings.steps),
-        num_workers=setup.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    for step, batch in enumerate(loader, start=first_step):
-        for group in optimizer.param_groups:
-            group["lr"] = experiment.lr * group["scale"] * schedule(step, settings)
+    steps = range(first_step, settings.steps)
+    peak = device_peak(device)
+    batches = iter(training_loader(experiment.batches, steps, config, device))
+    for step in steps:
+        with meter.waiting():
+            batch = next(batches)
         batch = finish(to_device(batch, device))
-        with autocast:
-            losses = method.losses(batch, step)
-        require_finite(losses, step)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        sum_gradients(parameters)
-        if experiment.grad_clip > 0:
-            nn.utils.clip_grad_norm_(parameters, experiment.grad_clip)
-        optimizer.step()
-        method.after_step(step)
+        if peak and not meter.ideal_seconds:
+            meter.ideal_seconds = method.flops(batch) / (peak * world_size())
+        losses = take_step(batch, step)
 
         done = step + 1
         meter.add(losses, images=sum(len(part["image"]) for part in batch.values()))
@@ -261,23 +253,6 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
 def is_due(step: int, every: int, last: int) -> bool:
     """Whether something is to be done after `step`: every so many steps (0: never), and after the last."""
     return step == last or (every > 0 and step % every == 0)
-
-
-def require_finite(losses: dict[str, Tensor], step: int) -> None:
-    """Raises NonFiniteLossError before a broken gradient reaches the weights or a checkpoint."""
-    if math.isfinite(losses["loss"].item()):
-        return
-    values = ", ".join(f"{name} = {value.item():g}" for name, value in losses.items())
-    raise NonFiniteLossError(
-        f"the loss is not finite at step {step + 1} ({values}): lower training.lr, set "
-        "training.grad_clip, or switch mixed precision off with training.amp=false"
-    )
-
-
-def schedule(step: int, settings: Training) -> float:
-    """Factor on the learning rate: linear warm-up times the polynomial decay (1 - t/T)^power."""
-    warm_up = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-    return warm_up * (1 - step / settings.steps) ** settings.poly_power
 
 
 def evaluation_metrics(

@@ -1,12 +1,14 @@
 """What is wrong with a run's data, found before it starts."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN, Benchmark
 from semidavil.config import Config
 from semidavil.data.files import DataError
+from semidavil.data.filling import Filling
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
@@ -14,8 +16,11 @@ from semidavil.data.streams import train_samples
 from semidavil.names import METHODS, ORACLE
 
 
-def check_data(config: Config, progress: bool = False) -> None:
+def check_data(config: Config, progress: bool = False, filling: Filling | None = None) -> None:
     """Everything about a run's data that can be wrong, found before it starts.
+
+    Args:
+        filling: keeps what is decoded for the check, so that no file is decoded twice.
 
     Raises:
         DataError: a missing folder, an image without a label or with one of another size, an
@@ -26,9 +31,14 @@ def check_data(config: Config, progress: bool = False) -> None:
     # What a listing shows comes first: a full scan of real sets takes minutes.
     listings = [open_reader(config, dataset).samples(split) for dataset, split in parts]
     split_target(listings[0], config.data.budget, config.seed)
+    if filling:
+        filling.begin(dict(zip(parts, listings, strict=True)))
     for (dataset, split), listed in zip(parts, listings, strict=True):
         reader = open_reader(config, dataset)
-        _, found = scan(reader, split, cache_dir(config), listed=listed, progress=progress)
+        seen = partial(filling.keep, dataset) if filling else None
+        _, found = scan(
+            reader, split, cache_dir(config), listed=listed, progress=progress, seen=seen
+        )
         problems = list(found.errors)
         if reader.drop_size_mismatch and found.mismatched:
             warnings.warn(

@@ -1,4 +1,4 @@
-"""Decoded images at the working size, kept in memory."""
+"""Images and labels at the working size: windows of the store, or decoded where it has none."""
 
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semidavil.benchmarks import UNKNOWN
+from semidavil.benchmarks import BENCHMARKS, UNKNOWN
+from semidavil.config import Config
 from semidavil.data.depth import Disparities
 from semidavil.data.files import DataError
+from semidavil.data.images import resize_image, resize_nearest
+from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Reader, Sample
+from semidavil.data.store import FORMS, IMAGE, LABEL, OWN_LABEL, Store
 from semidavil.data.windows import Box
 
-CACHE_BYTES = 2 * 2**30  # decoded images that a process keeps of what it trains on
-EVAL_CACHE_BYTES = 2**28  # and, each, of images and labels that it is scored on
+# Decoded images and labels of each data set that the processes of a run keep in memory, where the store has
+# none, or compressed ones: of what is trained on, and of what is scored.
+TRAIN_BYTES, EVAL_BYTES = 2**30, 2**29
 
 
 class Memory:
@@ -23,16 +28,14 @@ class Memory:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
-        self.kept: dict[tuple[Path, int, int], Tensor] = {}
+        self.kept: dict[tuple[str, Path, int, int], Tensor] = {}
 
-    def recall(self, path: Path, make: Callable[[], Tensor]) -> Tensor:
-        if not self.limit:
-            return make()
+    def recall(self, kind: str, path: Path, make: Callable[[], Tensor]) -> Tensor:
         try:
             status = path.stat()
         except OSError:  # the reader will say which file is missing
             return make()
-        key = path, status.st_mtime_ns, status.st_size
+        key = kind, path, status.st_mtime_ns, status.st_size
         if key in self.kept:
             return self.kept[key]
         made = make()
@@ -52,8 +55,9 @@ def shared_memory(limit: int, *about: Hashable) -> Memory:
     """
     key = (limit, *about)
     if key not in _memories:
-        if sum(memory.limit for memory in _memories.values()) + limit > (
-            CACHE_BYTES + 2 * EVAL_CACHE_BYTES
+        if (
+            sum(memory.limit for memory in _memories.values()) + limit
+            > 2 * TRAIN_BYTES + EVAL_BYTES
         ):
             _memories.clear()  # who uses one at the moment has it still
         _memories[key] = Memory(limit)
@@ -61,73 +65,106 @@ def shared_memory(limit: int, *about: Hashable) -> Memory:
 
 
 class Images:
-    """Decodes, resizes and maps labels; keeps what it has decoded, up to `limit` bytes."""
+    """A data set's images and labels, as classes of a benchmark, at the working size.
+
+    Args:
+        lookup: class index by raw id (65536,) uint8.
+        size: the working size (height, width).
+    """
 
     def __init__(
-        self, reader: Reader, lookup: np.ndarray, size: tuple[int, int], limit: int
+        self,
+        reader: Reader,
+        lookup: np.ndarray,
+        size: tuple[int, int],
+        store: Store,
+        memory: Memory,
     ) -> None:
         self.reader, self.lookup, self.size = reader, lookup, size
-        about = reader.name, reader.root, lookup.tobytes(), size
-        self.memory = shared_memory(limit, *about)
+        self.store, self.memory = store, memory
         self.disparities: Disparities | None = None
 
-    def image(self, sample: Sample) -> Tensor:
-        """The image (3, H, W) uint8 at the working size."""
-        return self.memory.recall(sample.image, lambda: self._resized_image(sample))
-
-    def label(self, sample: Sample) -> Tensor:
-        """Class indices (H, W) uint8 at the working size; 255 is ignored."""
-        return self.memory.recall(sample.label, lambda: self._resized_label(sample))
-
     def window(self, sample: Sample, box: Box) -> Tensor:
-        """What a box shows of the image: (3, h, w) uint8."""
+        """What a box shows of the image: (3, h, w) uint8, channels last in memory."""
+        if self.store.is_raw(IMAGE, sample.image):
+            stored = self.store.array(IMAGE, sample.image)
+            assert stored is not None
+            return _channels_first(stored[box.slices].copy())
         return self.image(sample)[..., *box.slices]
 
     def label_window(self, sample: Sample, box: Box) -> Tensor:
-        """What a box shows of the label: (h, w) uint8."""
+        """Class indices (h, w) uint8 of a box; 255 is ignored."""
+        if self.store.is_raw(LABEL, sample.label):
+            stored = self.store.array(LABEL, sample.label)
+            assert stored is not None
+            return torch.from_numpy(self._classes(stored[box.slices], sample))
         return self.label(sample)[box.slices]
 
     def disparity_window(self, sample: Sample, box: Box) -> Tensor:
-        """What a box shows of the disparity: (h, w) float32."""
-        return self.disparity(sample)[box.slices]
-
-    def disparity(self, sample: Sample) -> Tensor:
-        """The disparity (H, W) float32 at the working size, in the stored map's unit."""
+        """Disparities (h, w) float32 of a box, in the stored map's unit."""
         assert self.disparities is not None
-        disparity, (height, width) = self.disparities(sample), self.size
-        # The nearest value: an average would invent surfaces between near and far, and known ones
-        # where nothing is known.
-        disparity = cv2.resize(disparity, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return torch.from_numpy(disparity)
+        return torch.from_numpy(resize_nearest(self.disparities(sample), self.size)[box.slices])
 
-    def _resized_image(self, sample: Sample) -> Tensor:
-        image = resize_image(self.reader.read_image(sample), self.size)
-        return torch.from_numpy(image).permute(2, 0, 1)  # cheapest to resize
+    def image(self, sample: Sample) -> Tensor:
+        """The image (3, H, W) uint8, channels last in memory."""
+        return self._whole(IMAGE, sample.image, lambda: self._decoded_image(sample))
 
-    def _resized_label(self, sample: Sample) -> Tensor:
-        label = self.full_label(sample)
-        if label.shape != self.size:
-            height, width = self.size
-            label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return torch.from_numpy(label)
+    def label(self, sample: Sample) -> Tensor:
+        """Class indices (H, W) uint8; 255 is ignored."""
+        return self._whole(LABEL, sample.label, lambda: self._decoded_label(LABEL, sample))
 
-    def full_label(self, sample: Sample) -> np.ndarray:
-        """Class indices (H, W) uint8 at the label's own size; 255 is ignored."""
-        raw = self.reader.read_label(sample)
-        label = self.lookup[raw]
+    def own_label(self, sample: Sample) -> Tensor:
+        """Class indices (H', W') uint8 at the label's own size; 255 is ignored."""
+        return self._whole(OWN_LABEL, sample.label, lambda: self._decoded_label(OWN_LABEL, sample))
+
+    def _whole(self, kind: str, path: Path, make: Callable[[], Tensor]) -> Tensor:
+        # The system keeps what is read of the raw store in memory, once for all processes.
+        if self.store.is_raw(kind, path):
+            return make()
+        return self.memory.recall(kind, path, make)
+
+    def _decoded_image(self, sample: Sample) -> Tensor:
+        stored = self.store.array(IMAGE, sample.image)
+        if stored is None:
+            stored = resize_image(self.reader.read_image(sample), self.size)
+        return _channels_first(stored if stored.flags.writeable else stored.copy())
+
+    def _decoded_label(self, kind: str, sample: Sample) -> Tensor:
+        stored = self.store.array(kind, sample.label)
+        if stored is not None:
+            return torch.from_numpy(self._classes(stored, sample))
+        label = self._classes(self.reader.read_label(sample), sample)
+        return torch.from_numpy(label if kind == OWN_LABEL else resize_nearest(label, self.size))
+
+    def _classes(self, ids: np.ndarray, sample: Sample) -> np.ndarray:
+        """Class indices of raw ids (h, w)."""
+        # OpenCV's look-up takes a tenth of NumPy's time.
+        small = ids.dtype == np.uint8
+        label = cv2.LUT(ids, self.lookup[:256]) if small else self.lookup[ids]
         if (label == UNKNOWN).any():
-            unknown = sorted(int(i) for i in np.unique(raw[label == UNKNOWN]))
+            unknown = sorted(int(i) for i in np.unique(ids[label == UNKNOWN]))
             raise DataError(
                 f"{self.reader.name}: the label {sample.label} holds the unknown ids {unknown}"
             )
         return label
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to another (height, width), averaging where it shrinks."""
-    height, width = size
-    if image.shape[:2] == (height, width):
-        return image
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (width, height), interpolation=how)
+def open_images(config: Config, dataset: str, scored: bool = False, workers: int = 0) -> Images:
+    """The images of one of a benchmark's data sets.
+
+    Args:
+        scored: those of the validation set, which are remembered apart from those that are trained on.
+        workers: how many processes share what may be kept in memory.
+    """
+    benchmark, data = BENCHMARKS[config.data.benchmark], config.data
+    reader, lookup = open_reader(config, dataset), benchmark.lookup(dataset)
+    size = data.target_size if dataset == benchmark.target else data.source_size
+    limit = (EVAL_BYTES if scored else TRAIN_BYTES) // max(1, workers)
+    memory = shared_memory(limit, reader.name, reader.root, lookup.tobytes(), size, scored)
+    store = Store(reader, size, cache_dir(config), FORMS[data.store])
+    return Images(reader, lookup, size, store, memory)
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    """(H, W, 3) as (3, H, W), without moving a byte: cheapest to resize."""
+    return torch.from_numpy(image).permute(2, 0, 1)

@@ -11,6 +11,7 @@ Disparities are comparable within an image, and between the images of one data s
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from semidavil.data.files import DataError, hash_files
 from semidavil.data.hub import find_model
 from semidavil.data.images import read_rgb, read_unchanged
 from semidavil.data.readers import Sample
+from semidavil.machine import available_cpus
 from semidavil.names import METHODS
 
 Disparities = Callable[[Sample], np.ndarray]
@@ -129,18 +131,50 @@ class _Estimated:
             temporary.replace(self._file(sample))
 
 
-def select_diverse(
-    samples: Sequence[Sample], budget: int, disparities: Disparities, seed: int
-) -> list[int]:
+def depth_features(
+    name: str,
+    samples: Sequence[Sample],
+    disparities: Disparities,
+    cache_dir: Path,
+    progress: bool = False,
+) -> np.ndarray:
+    """What `select_diverse` tells images apart by (n, 128) float32: once for each state of the files.
+
+    Args:
+        name: where the disparities come from, `data.depth`.
+    """
+    digest = hashlib.blake2b(f"1 {name}".encode(), digest_size=8)
+    for sample in samples:
+        for path in (sample.image, disparity_path(sample)):
+            if path.is_file():
+                status = path.stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    file = cache_dir / "depth" / f"features-{digest.hexdigest()}.npy"
+    if file.exists():
+        return np.load(file)
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        made = pool.map(lambda sample: depth_feature(disparities(sample)), samples)
+        shown = track(made, "depth", len(samples), transient=True, disable=not progress)
+        features = np.stack(list(shown))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.npy")
+    np.save(temporary, features)
+    temporary.replace(file)
+    return features
+
+
+def select_diverse(features: np.ndarray, budget: int, seed: int) -> list[int]:
     """Indices of the images to label: each is the one least like those already chosen.
 
     Automatic data selection of S-Depth (Hoyer et al., IJCV 2023), its diversity criterion: farthest
     point sampling in the features of a depth network. Our reading: the features are the disparity
     map itself, pooled to 8x16 and divided by its mean, as no depth network is trained before the
     labels are chosen; the paper's second criterion, a student's depth error, is left out.
+
+    Args:
+        features: of all images (n, c), `depth_features`.
     """
-    features = np.stack([depth_feature(disparities(sample)) for sample in samples])
-    first = int(np.random.default_rng([seed, 0xDE97]).integers(len(samples)))
+    first = int(np.random.default_rng([seed, 0xDE97]).integers(len(features)))
     chosen, distance = [first], np.linalg.norm(features - features[first], axis=1)
     while len(chosen) < budget:
         farthest = int(distance.argmax())

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def hash_files(paths: Sequence[Path], memo: Path, *, progress: bool = False) -> 
     Raises:
         DataError: a file that cannot be read, by name.
     """
-    keys, known = _keys(paths), _known(memo)
+    keys, known = _keys(paths), dict(_known(memo))
     missing = [path for path, key in keys.items() if key not in known]
     with Progress(disable=not progress or not missing, transient=True) as bar:
         task = bar.add_task("reading files", total=len(missing))
@@ -59,7 +60,7 @@ def recall_hashes(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
         NotReadYet: more than `FEW_BYTES` would have to be read.
         DataError: a file that cannot be read, by name.
     """
-    keys, known = _keys(paths), _known(memo)
+    keys, known = _keys(paths), dict(_known(memo))
     missing = [path for path, key in keys.items() if key not in known]
     if sum(keys[path][1] for path in missing) > FEW_BYTES:
         raise NotReadYet(f"{len(missing)} files, the first is {missing[0]}, are not read yet")
@@ -67,18 +68,31 @@ def recall_hashes(paths: Sequence[Path], memo: Path) -> dict[Path, str]:
     return {path: known[key] for path, key in keys.items()}
 
 
-def _known(memo: Path) -> dict[_Key, str]:
+def _known(memo: Path) -> Mapping[_Key, str]:
+    try:
+        status = memo.stat()
+    except FileNotFoundError:
+        return {}
+    return _known_now(memo, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(2)  # a start asks for images, for all files and for a model's, and the memo only grows
+def _known_now(memo: Path, size: int, time: int) -> Mapping[_Key, str]:
     return {(row["path"], row["size"], row["time"]): row["hash"] for row in read_rows(memo)}
 
 
 def _keys(paths: Sequence[Path]) -> dict[Path, _Key]:
-    keys = {}
+    keys: dict[Path, _Key] = {}
+    folders: dict[str, str] = {}  # a path costs more than the disk's answer
     for path in dict.fromkeys(paths):
         try:
-            status = path.stat()
+            status = os.stat(path)
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror}): restore it") from error
-        keys[path] = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.abspath(folder)
+        keys[path] = (f"{folders[folder]}/{name}", status.st_size, status.st_mtime_ns)
     return keys
 
 

@@ -18,7 +18,13 @@ def files_below(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: a link that leads back to where it lies, or a name that is not UTF-8.
     """
-    yield from _walk(os.fspath(folder), frozenset())
+    yield from map(Path, _walk(os.fspath(folder), frozenset()))
+
+
+def names_below(folder: Path) -> list[str]:
+    """The same files, as text and without the folder: pathlib takes as long for a name as the disk."""
+    start = len(os.path.join(folder, ""))
+    return [path[start:] for path in _walk(os.fspath(folder), frozenset())]
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -30,7 +36,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(Path(entry.path) for entry in _entries(os.fspath(folder)) if not entry.is_dir())
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -39,7 +45,7 @@ def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
         if entry.is_dir():
             yield from _walk(entry.path, above | {here})
         else:
-            yield Path(entry.path)
+            yield entry.path
 
 
 def _entries(folder: str) -> Iterator["os.DirEntry[str]"]:

@@ -1,4 +1,4 @@
-"""Decoding images and labels: one decoder, so that training, captioners and depth see the same picture.
+"""Decoding and resizing images and labels: one decoder, so that training, captioners and depth see the same.
 
 EXIF orientation is ignored everywhere: a label lies on the bitmap that is stored. One that was drawn on the
 turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored.
@@ -57,6 +57,27 @@ def read_indices(path: Path) -> np.ndarray:
             "whose indices are label ids: is it a colour picture of the labels?"
         )
     return label
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 to another (height, width), averaging where it shrinks."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+def resize_nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels or disparities (H, W) to another (height, width): each from the pixel whose centre is nearest.
+
+    An average would invent classes between two, and surfaces between near and far.
+    """
+    height, width = size
+    if values.shape == (height, width):
+        return values
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _decoded(data: np.ndarray, path: Path, how: int) -> np.ndarray:

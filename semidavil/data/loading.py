@@ -11,15 +11,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.augment import draw_strong_views
-from semidavil.data.decoded import CACHE_BYTES, EVAL_CACHE_BYTES, Images, shared_memory
-from semidavil.data.layout import open_reader
+from semidavil.data.decoded import open_images
+from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Sample
+from semidavil.data.scans import usable_samples
 from semidavil.data.streams import disparities, train_samples
 from semidavil.data.transforms import cut, cutmix_box, weak_view
 from semidavil.data.windows import Box
@@ -55,6 +55,7 @@ class TrainBatches(Dataset):
         streams: of "source", "labelled", "unlabelled": those that the method draws from.
         strong_views: V.
         disparity: whether unlabelled images come with theirs.
+        workers: how many processes load them; they share what may be kept in memory.
     """
 
     def __init__(
@@ -65,29 +66,21 @@ class TrainBatches(Dataset):
         streams: Iterable[str],
         strong_views: int = 1,
         disparity: bool = False,
+        workers: int = 0,
     ) -> None:
         self.config, self.captions, self.look_up = config, captions, look_up
         self.strong_views = strong_views
         wanted = frozenset(streams)
         self.samples = {n: s for n, s in train_samples(config).items() if n in wanted}
         benchmark = BENCHMARKS[config.data.benchmark]
-        share = CACHE_BYTES // len(benchmark.datasets)
-        target = Images(
-            open_reader(config, benchmark.target),
-            benchmark.lookup(benchmark.target),
-            config.data.target_size,
-            share,
-        )
-        if disparity:
-            target.disparities = disparities(config, self.samples["unlabelled"])
-        self.images = {"labelled": target, "unlabelled": target}
+        streams_of = {"labelled": benchmark.target, "unlabelled": benchmark.target}
         if benchmark.source:
-            self.images["source"] = Images(
-                open_reader(config, benchmark.source),
-                benchmark.lookup(benchmark.source),
-                config.data.source_size,
-                share,
-            )
+            streams_of["source"] = benchmark.source
+        opened = {d: open_images(config, d, workers=workers) for d in benchmark.datasets}
+        self.images = {stream: opened[dataset] for stream, dataset in streams_of.items()}
+        if disparity:
+            target = opened[benchmark.target]
+            target.disparities = disparities(config, self.samples["unlabelled"])
 
     def __len__(self) -> int:
         return self.config.training.steps
@@ -144,20 +137,14 @@ class TrainBatches(Dataset):
 class EvalSet(Dataset):
     """Validation images at the working size with labels at their own.
 
-    Items are image (3, H, W) float in [0, 1], label (H', W') int64, captions (one of the image, or one of
+    Items are image (3, H, W) uint8, label (H', W') uint8, captions (one of the image, or one of
     each of its sliding windows) and name.
     """
 
-    def __init__(self, config: Config, captions: Mapping[Path, Caption]) -> None:
-        benchmark = BENCHMARKS[config.data.benchmark]
-        reader = open_reader(config, benchmark.target)
-        self.samples = reader.samples("val")
-        # Processes that load batches end with each evaluation, and what they remember with them.
-        limit = 0 if config.runtime.num_workers else EVAL_CACHE_BYTES
-        lookup, size = benchmark.lookup(benchmark.target), config.data.target_size
-        self.images = Images(reader, lookup, size, limit)
-        # At their own size, unlike those that are trained on.
-        self.labels = shared_memory(limit, "labels", reader.name, reader.root, lookup.tobytes())
+    def __init__(self, config: Config, captions: Mapping[Path, Caption], workers: int = 0) -> None:
+        target = BENCHMARKS[config.data.benchmark].target
+        self.samples = usable_samples(open_reader(config, target), "val", cache_dir(config))
+        self.images = open_images(config, target, scored=True, workers=workers)
         self.captions = captions
 
     def __len__(self) -> int:
@@ -165,12 +152,9 @@ class EvalSet(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        label = self.labels.recall(
-            sample.label, lambda: torch.from_numpy(self.images.full_label(sample))
-        )
         return {
-            "image": _to_float(self.images.image(sample)),
-            "label": label.long(),
+            "image": self.images.image(sample),
+            "label": self.images.own_label(sample),
             "captions": self.captions[sample.image].texts,
             "name": sample.name,
         }
@@ -186,7 +170,3 @@ def _order(count: int, seed: int, stream: int, epoch: int) -> np.ndarray:
 
 
 _orders: dict[tuple[int, int, int, int], np.ndarray] = {}
-
-
-def _to_float(image: Tensor) -> Tensor:
-    return image.float() / 255

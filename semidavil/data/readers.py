@@ -9,8 +9,8 @@ A folder per data set, as it is unpacked:
     idda/<split>/images/*.jpg                                <split>/labels/*.png
 """
 
+import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 
 from semidavil.data.files import DataError
-from semidavil.data.folders import files_below, names_in
+from semidavil.data.folders import names_below, names_in
 from semidavil.data.images import read_indices, read_rgb, read_unchanged
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
@@ -49,10 +49,13 @@ class Reader:
         """The folders of a split's images and labels."""
         raise NotImplementedError
 
-    def label_stem(self, image: Path, split: str) -> Path:
-        """Where an image's label is expected, without its ending."""
-        images, labels = self.folders(split)
-        return labels / image.relative_to(images).with_suffix("")
+    def is_image(self, name: str) -> bool:
+        """Whether a file below the folder of images is one, by its name."""
+        return name.lower().endswith(IMAGE_ENDINGS)
+
+    def label_of(self, image: str) -> str:
+        """The label of an image: their names below their folders, without endings."""
+        return image
 
     def samples(self, split: str) -> list[Sample]:
         """All images of a split with their labels, in a stable order.
@@ -70,41 +73,36 @@ class Reader:
                     f"{self.root}: {self.layout}. --data-root names the folder that holds "
                     f"{self.root.name}/; without it, the toy preset uses generated scenes"
                 )
-        found = sorted(path for path in files_below(images) if self.is_image(path))
+        # By folder and name, as paths are sorted.
+        found = sorted(filter(self.is_image, names_below(images)), key=lambda name: name.split("/"))
         if not found:
             raise DataError(f"{self.name}: no image in {images}; expected {self.layout}")
         present = {
-            path.with_suffix(""): path
-            for path in files_below(labels)
-            if path.suffix.lower() == ".png"
+            os.path.splitext(name)[0]: name
+            for name in names_below(labels)
+            if name.lower().endswith(".png")
         }
-        self._require_one_ending(found)
-        stems = Counter(path.stem for path in found)
-        samples = []
-        for image in found:
-            expected = self.label_stem(image, split)
-            if expected not in present:
+        stems = [os.path.splitext(name)[0] for name in found]
+        counts = Counter(stem.rpartition("/")[2] for stem in stems)
+        samples: list[Sample] = []
+        seen: dict[str, str] = {}
+        for image, stem in zip(found, stems, strict=True):
+            if stem in seen:  # it would count, and be drawn, twice
                 raise DataError(
-                    f"{self.name}: the image {image} has no label: {expected}.png is missing"
+                    f"{self.name}: {images / seen[stem]} and {os.path.basename(image)} are one picture in "
+                    "two files: remove one of each"
+                )
+            seen[stem] = image
+            label, short = self.label_of(stem), stem.rpartition("/")[2]
+            if label not in present:
+                raise DataError(
+                    f"{self.name}: the image {images / image} has no label: {labels / label}.png is missing"
                 )
             # The path tells apart what has one name in several folders.
-            path = image.relative_to(images).with_suffix("").as_posix()
-            name = image.stem if stems[image.stem] == 1 else path
-            samples.append(Sample(image, present[expected], name))
+            name = short if counts[short] == 1 else stem
+            paths = (Path(f"{images}/{image}"), Path(f"{labels}/{present[label]}"))
+            samples.append(Sample(*paths, name))
         return samples
-
-    def _require_one_ending(self, images: Sequence[Path]) -> None:
-        """Raises DataError for one picture in two files, which would count, and be drawn, twice."""
-        known: dict[Path, Path] = {}
-        for image in images:
-            other = known.setdefault(image.with_suffix(""), image)
-            if other is not image:
-                raise DataError(
-                    f"{self.name}: {other} and {image.name} are one picture in two files: remove one of each"
-                )
-
-    def is_image(self, path: Path) -> bool:
-        return path.suffix.lower() in IMAGE_ENDINGS
 
     def read_image(self, sample: Sample) -> np.ndarray:
         """The image (H, W, 3) uint8 RGB."""
@@ -123,13 +121,12 @@ class Cityscapes(Reader):
     def folders(self, split: str) -> tuple[Path, Path]:
         return self.root / "leftImg8bit" / split, self.root / "gtFine" / split
 
-    def is_image(self, path: Path) -> bool:
-        return path.stem.endswith("_leftImg8bit") and path.suffix.lower() == ".png"
+    def is_image(self, name: str) -> bool:
+        stem, ending = os.path.splitext(name)
+        return stem.endswith("_leftImg8bit") and ending.lower() == ".png"
 
-    def label_stem(self, image: Path, split: str) -> Path:
-        images, labels = self.folders(split)
-        name = image.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds"
-        return labels / image.parent.relative_to(images) / name
+    def label_of(self, image: str) -> str:
+        return image.removesuffix("_leftImg8bit") + "_gtFine_labelIds"
 
 
 class GTA5(Reader):

@@ -8,21 +8,26 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from rich.progress import Progress
 
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
 from semidavil.data.files import DataError
 from semidavil.data.readers import READERS, Reader, Sample
+from semidavil.machine import available_cpus
 
 _VERSION = 2  # of what a scan records, and of how files are read
 # In real labels of these sets, most pixels have ids above this one: vegetation, sky and car are among them.
 LAST_TRAIN_ID, WITH_TRAIN_IDS = 18, ("cityscapes", "gta5")
+
+
+Seen = Callable[[Sample, np.ndarray, np.ndarray], None]  # an image (H, W, 3), a label's ids (H, W)
 
 
 @dataclass
@@ -47,12 +52,14 @@ def scan(
     *,
     listed: list[Sample] | None = None,
     progress: bool = False,
+    seen: Seen | None = None,
 ) -> tuple[list[Sample], Scan]:
     """All samples of a split and what is in them.
 
     Args:
         cache_dir: where outcomes are kept.
         listed: the split's samples, listed just now; None trusts what this process saw before.
+        seen: called, by several threads, with what was decoded if a scan is not there yet.
 
     Raises:
         DataError: a missing folder, no image, or an image without a label.
@@ -60,7 +67,7 @@ def scan(
     key = (reader.name, reader.root, split)
     if listed is not None or key not in _memory:
         samples = reader.samples(split) if listed is None else listed
-        _memory[key] = samples, scan_or_recall(reader, split, samples, cache_dir, progress)
+        _memory[key] = samples, scan_or_recall(reader, split, samples, cache_dir, progress, seen)
     return _memory[key]
 
 
@@ -85,7 +92,12 @@ def describe(dataset: str, root: Path, cache_dir: Path) -> dict[str, Scan]:
 
 
 def scan_or_recall(
-    reader: Reader, split: str, samples: Sequence[Sample], cache_dir: Path, progress: bool
+    reader: Reader,
+    split: str,
+    samples: Sequence[Sample],
+    cache_dir: Path,
+    progress: bool,
+    seen: Seen | None = None,
 ) -> Scan:
     file = cache_dir / "scans" / f"{reader.name}-{split}-{_listing(reader, samples)}.json"
     if file.exists():
@@ -93,7 +105,7 @@ def scan_or_recall(
         for name in ("pixels", "images"):
             stored[name] = {int(key): value for key, value in stored[name].items()}
         return Scan(**stored)
-    found = _scan(reader, split, samples, progress)
+    found = _scan(reader, split, samples, progress, seen)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(asdict(found)))
@@ -111,7 +123,13 @@ def _listing(reader: Reader, samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _scan(reader: Reader, split: str, samples: Sequence[Sample], progress: bool) -> Scan:
+def _scan(
+    reader: Reader,
+    split: str,
+    samples: Sequence[Sample],
+    progress: bool,
+    seen: Seen | None = None,
+) -> Scan:
     known = np.zeros(65536, dtype=bool)
     known[list(LABEL_IDS[reader.name])] = True
 
@@ -124,6 +142,8 @@ def _scan(reader: Reader, split: str, samples: Sequence[Sample], progress: bool)
         counts = np.bincount(label.ravel())
         unknown = [int(i) for i in np.flatnonzero(counts) if not known[i]]
         problem = f"the label {sample.label} holds the unknown ids {unknown}" if unknown else ""
+        if seen and not problem:
+            seen(sample, image, label)
         size = f"{image.shape[0]}x{image.shape[1]}"
         return size, image.shape[:2] == label.shape, counts, problem
 
@@ -131,9 +151,10 @@ def _scan(reader: Reader, split: str, samples: Sequence[Sample], progress: bool)
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
     found = Scan(count=len(samples))
+    cv2.setNumThreads(1)  # there are as many images at a time
     with (
         Progress(disable=not progress, transient=True) as bar,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(available_cpus()) as pool,
     ):
         task = bar.add_task(f"checking {reader.name} {split}", total=len(samples))
         for sample, (size, fits, counts, problem) in zip(

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semidavil.data.depth import Disparities, select_diverse
+from semidavil.data.depth import select_diverse
 from semidavil.data.files import DataError
 from semidavil.data.readers import Sample
 
 
 def split_target(
-    samples: Sequence[Sample], budget: int, seed: int, disparities: Disparities | None = None
+    samples: Sequence[Sample], budget: int, seed: int, features: np.ndarray | None = None
 ) -> tuple[list[Sample], list[Sample]]:
     """Labelled and unlabelled target images.
 
@@ -18,7 +18,7 @@ def split_target(
     all images are labelled, all of them serve as unlabelled too.
 
     Args:
-        disparities: chooses the labelled images by the diversity of these; None: at random.
+        features: (n, c), a row an image: chooses the labelled images by their diversity; None: at random.
 
     Raises:
         DataError: the budget is larger than the set.
@@ -28,10 +28,10 @@ def split_target(
             f"a budget of {budget} labelled images is larger than the target's training set of "
             f"{len(samples)}: choose at most {len(samples)} (--budgets)"
         )
-    if disparities is None or not budget:
+    if features is None or not budget:
         labelled, unlabelled = split_at_random(len(samples), budget, seed)
     else:
-        chosen = select_diverse(samples, budget, disparities, seed)
+        chosen = select_diverse(features, budget, seed)
         labelled, unlabelled = _split(len(samples), chosen)
     return [samples[i] for i in labelled], [samples[i] for i in unlabelled]
 

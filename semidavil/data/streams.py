@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.data.depth import Disparities, disparity_source
+from semidavil.data.depth import Disparities, depth_features, disparity_source
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.scans import usable_samples
@@ -24,8 +26,8 @@ def train_samples(config: Config) -> dict[str, list[Sample]]:
     """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
     benchmark = BENCHMARKS[config.data.benchmark]
     target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
-    maps = disparities(config, target) if config.data.selection == "depth" else None
-    labelled, unlabelled = split_target(target, config.data.budget, config.seed, maps)
+    features = selection_features(config, target) if config.data.selection == "depth" else None
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed, features)
     streams = {"labelled": labelled, "unlabelled": unlabelled}
     if benchmark.source:
         source = open_reader(config, benchmark.source)
@@ -39,13 +41,22 @@ def disparities(config: Config, samples: Sequence[Sample], progress: bool = Fals
     return disparity_source(config.data.depth, target, samples, cache_dir(config), progress)
 
 
+def selection_features(
+    config: Config, samples: Sequence[Sample], progress: bool = False
+) -> np.ndarray:
+    """What `data.selection=depth` chooses target images by, a row an image."""
+    maps = disparities(config, samples, progress)
+    return depth_features(config.data.depth, samples, maps, cache_dir(config), progress)
+
+
 def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
     """Every sample that a run of `config`'s benchmark may look at, by data set and split."""
     benchmark, found = BENCHMARKS[config.data.benchmark], {}
     for dataset in benchmark.datasets:
         reader = open_reader(config, dataset)
         found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
-    found[benchmark.target, "val"] = open_reader(config, benchmark.target).samples("val")
+    target = open_reader(config, benchmark.target)
+    found[benchmark.target, "val"] = usable_samples(target, "val", cache_dir(config))
     return found
 
 

@@ -48,8 +48,8 @@ def predictions_of(data: EvalSet, labels: Mapping[str, np.ndarray]) -> list[Pred
         Prediction(
             item["name"],
             " | ".join(item["captions"]),
-            (item["image"] * 255).round().byte().permute(1, 2, 0).numpy(),
-            item["label"].numpy().astype(np.uint8),
+            item["image"].permute(1, 2, 0).numpy(),
+            item["label"].numpy(),
             labels[item["name"]],
         )
         for item in items

@@ -1,14 +1,13 @@
 """Evaluation on the target validation set."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from semidavil.data.loading import EvalSet
 from semidavil.data.windows import sliding_windows
 from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
@@ -63,36 +62,37 @@ class Evaluator:
 @torch.inference_mode()
 def evaluate(
     networks: Mapping[str, Segmenter],
-    data: EvalSet,
+    batches: Iterable[Mapping[str, Any]],
     encode: Encode,
     num_classes: int,
     window: tuple[int, int],
     device: torch.device,
     batch_size: int,
-    num_workers: int = 0,
     threshold: float = 0.95,
     kept: Collection[str] = (),
     temperature: float = 1.0,
 ) -> dict[str, Evaluation]:
-    """Evaluates each network on the whole set, at the labels' own size.
+    """Evaluates each network on all images, at the labels' own size.
 
     Args:
+        batches: of `loading.EvalSet`, as `loaders.collate` joins them.
+        encode: captions to what the networks are told of them, on the device.
         window: (height, width) of `sliding_window`.
+        batch_size: the most windows of one forward pass.
         threshold, temperature: the confidence from which a prediction would be a pseudo-label, and what
             it is read at.
         kept: names of the images whose predictions the evaluations keep.
     """
     found = {name: Evaluator(num_classes, threshold, kept, temperature) for name in networks}
-    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=list)
-    for items in loader:
-        images = torch.stack([item["image"] for item in items]).to(device)
-        spoken = zip(*(item["captions"] for item in items), strict=True)
-        languages = [encode(list(texts)) for texts in spoken]
-        labels = [item["label"].to(device) for item in items]
-        names = [item["name"] for item in items]
+    for batch in batches:
+        # From pinned memory, copies do not wait for what the device computes; floats are made there.
+        images = batch["image"].to(device, non_blocking=True).float() / 255
+        labels = [label.to(device, non_blocking=True).long() for label in batch["label"]]
+        languages = [encode(list(texts)) for texts in zip(*batch["captions"], strict=True)]
+        names = batch["name"]
         same_size = len({label.shape for label in labels}) == 1
         for name, network in networks.items():
-            logits = sliding_window(network.eval(), images, languages, window)
+            logits = sliding_window(network.eval(), images, languages, window, batch_size)
             if same_size:
                 found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
             else:
@@ -102,7 +102,11 @@ def evaluate(
 
 
 def sliding_window(
-    network: Segmenter, images: Tensor, languages: Sequence[Language], window: tuple[int, int]
+    network: Segmenter,
+    images: Tensor,
+    languages: Sequence[Language],
+    window: tuple[int, int],
+    batch_size: int = 8,
 ) -> Tensor:
     """Logits (B, C, H, W) from overlapping windows of the training crops' size.
 
@@ -111,22 +115,22 @@ def sliding_window(
 
     Args:
         languages: the captions' tokens: of the images, or of each of `sliding_windows`.
+        batch_size: windows of one forward pass.
     """
     boxes = sliding_windows(images.shape[-2:], window).boxes
     if len(languages) == 1:
         languages = [*languages] * len(boxes)
+    language = Language.joined(languages)
+    parts = torch.cat([images[(..., *box.slices)] for box in boxes])  # (windows B, 3, h, w)
+    chunks = [slice(start, start + batch_size) for start in range(0, len(parts), batch_size)]
+    logits = torch.cat([network(parts[chunk], language[chunk]).float() for chunk in chunks])
     if len(boxes) == 1:
-        return network(images, *languages)
-    total: Tensor | None = None
+        return logits
+    total = logits.new_zeros(len(images), logits.shape[1], *images.shape[-2:])
     counts = images.new_zeros(images.shape[-2:])
-    for box, language in zip(boxes, languages, strict=True):
-        part = (..., *box.slices)
-        logits = network(images[part], language).float()
-        if total is None:
-            total = logits.new_zeros(*logits.shape[:2], *images.shape[-2:])
-        total[part] += logits
-        counts[part] += 1
-    assert total is not None
+    for box, part in zip(boxes, logits.split(len(images)), strict=True):
+        total[(..., *box.slices)] += part
+        counts[box.slices] += 1
     return total / counts
 
 

@@ -17,15 +17,19 @@ from semidavil.config import Config
 from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.depth import needs_depth
 from semidavil.data.files import hash_files
+from semidavil.data.filling import Filling
 from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.loaders import evaluation_loader, workers_of
 from semidavil.data.loading import EvalSet, TrainBatches
-from semidavil.data.streams import all_samples, disparities, streams_of
+from semidavil.data.scans import usable_samples
+from semidavil.data.streams import all_samples, disparities, selection_features, streams_of
 from semidavil.device import choose_device
 from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
 from semidavil.evaluation.pictures import kept_names, predictions_of, save_examples, save_gallery
 from semidavil.evaluation.street import evaluate, sliding_window
+from semidavil.experiments.optimizer import adamw
 from semidavil.language.ablations import (
     ORACLE,
     SHUFFLED,
@@ -53,11 +57,17 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
-    """Toy data, data checks, depth and captions; returns what is to be said of the captions."""
+    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of them."""
     target = BENCHMARKS[config.data.benchmark].target
-    check_data(config, progress)
+    with Filling(config, progress) as filling:
+        check_data(config, progress, filling)
+        filling.finish()
     if needs_depth(config):
-        disparities(config, open_reader(config, target).samples("train"), progress)
+        samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
+        if config.data.selection == "depth":
+            selection_features(config, samples, progress)
+        else:
+            disparities(config, samples, progress)
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
@@ -65,7 +75,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         load_tokens(config, captions, vlm, progress)
         said = describe_captions(config, captions, vlm)
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
-    return said
+    return "\n".join(filter(None, (filling.said, said)))
 
 
 class StreetExperiment:
@@ -83,16 +93,16 @@ class StreetExperiment:
             print(line, flush=True)  # into the run's log
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
+        workers = workers_of(config, device)
         self.batches: Dataset = TrainBatches(
-            config, captions, self.tokens, streams_of(config), traits.strong_views, traits.disparity
-        )
-        self.validation = EvalSet(config, captions)
+            config, captions, self.tokens, streams_of(config), traits.strong_views,
+            traits.disparity, workers,
+        )  # fmt: skip
+        self.validation = EvalSet(config, captions, workers)
+        self.validation_batches = evaluation_loader(self.validation, config, device)
         rates = self.method.rates()
         self.lr, self.grad_clip = rates.lr, config.training.grad_clip
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            parameter_groups(self.method, rates),
-            foreach=True,  # the same to the last bit, in half the time on a CPU
-        )
+        self.optimizer: torch.optim.Optimizer = adamw(parameter_groups(self.method, rates))
 
     def language(self, captions: Sequence[str]) -> Language:
         """What the networks are told of validation images with these captions, on the device."""
@@ -101,15 +111,15 @@ class StreetExperiment:
     def evaluate(self, networks: Mapping[str, Segmenter]) -> dict[str, Evaluation]:
         setup = self.config.runtime
         return evaluate(
-            networks, self.validation, self.language, len(self.benchmark.classes),
-            self.config.data.crop, self.device, setup.eval_batch_size, setup.num_workers,
+            networks, self.validation_batches, self.language, len(self.benchmark.classes),
+            self.config.data.crop, self.device, setup.eval_batch_size,
             self.config.training.confidence, kept_names(self.validation),
             self.config.training.temperature,
         )  # fmt: skip
 
     def latency(self, name: str) -> float:
         item = self.validation[0]
-        image = item["image"][None].to(self.device)
+        image = item["image"][None].to(self.device).float() / 255
         # Once for an image, not part of it.
         languages = [self.language([text]) for text in item["captions"]]
         network, window = self.method.networks()[name].eval(), self.config.data.crop

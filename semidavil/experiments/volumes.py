@@ -15,6 +15,7 @@ from semidavil.data.fingerprint import fingerprint
 from semidavil.data.volumes import VolumeBatches, check_volumes, open_synapse
 from semidavil.evaluation.latency import milliseconds
 from semidavil.evaluation.volumes import VolumeEvaluation, evaluate_volumes, save_slices
+from semidavil.experiments.optimizer import adamw
 from semidavil.losses import build_loss
 from semidavil.methods.table import METHODS
 from semidavil.models.unet3d import PyramidUNet
@@ -51,9 +52,7 @@ class VolumeExperiment:
         groups = [{"params": trained, "scale": 1.0}]
         self.optimizer: torch.optim.Optimizer
         if settings.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(
-                groups, settings.lr, weight_decay=settings.weight_decay
-            )
+            self.optimizer = adamw(groups, settings.lr, settings.weight_decay)
         else:
             self.optimizer = torch.optim.SGD(
                 groups, settings.lr, momentum=0.9, weight_decay=settings.weight_decay

@@ -20,6 +20,7 @@ less than one that makes up a verb.
 """
 
 import re
+from functools import lru_cache
 
 _SIDES = re.compile(r"\b(left|right)(?=most\b|\b)", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*"|“[^”]*”|(?<!\w)\'[^\']*\'(?!\w)|(?<!\w)\u2018[^\u2019]*\u2019(?!\w)')
@@ -54,6 +55,8 @@ _NO_PLACE = re.compile(
 _OPENS, _CLOSES = re.compile(r"(?:^|[,;:(])\s*$"), re.compile(r"\s*(?:$|[,;:).])")
 
 
+# Runs of one process have the same captions: mirroring the toy's 5,475 takes 0.4 s.
+@lru_cache(2**18)
 def flip_caption(caption: str) -> str:
     """The caption of the mirrored image; doing it twice gives the caption back."""
     quoted = [match.span() for match in _QUOTED.finditer(caption)]

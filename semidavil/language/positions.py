@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,8 +44,12 @@ class Positions:
         self.vlm, self.classes = vlm, list(classes)
         self.size: Size | None = _whole_patches(size or size_of_images(vlm), vlm.vision.stride)
         self.identity = f"positions {self.VERSION} {self.size} {self.classes} {vlm.fingerprint()}"
-        prompts = [[template.format(name) for template in self.TEMPLATES] for name in classes]
-        self.text = class_embeddings(vlm, prompts)
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Embeddings of the classes (C, e): half a second, for nothing where all captions are on disk."""
+        prompts = [[template.format(name) for template in self.TEMPLATES] for name in self.classes]
+        return class_embeddings(self.vlm, prompts)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from semidavil.config import Config
 from semidavil.distributed import gather, share, shares_of, world_size
+from semidavil.flops import TRAINED, forward_flops
 from semidavil.models.segmenter import Features, Segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import VLM
@@ -108,6 +109,22 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called when the optimiser has made step number `step`, counted from 0."""
 
+    # Forward passes of encoder and decoder for each unlabelled image; one with gradients counts as TRAINED.
+    unlabelled_passes = (0, 0)
+
+    def flops(self, batch: Batch) -> float:
+        """FLOPs of a step on these images, as `semidavil.flops` counts them."""
+        counts = {name: len(stream["image"]) for name, stream in batch.items()}
+        first, training = next(iter(batch.values())), self.student.training
+        image, language = first["image"][:1], self.language(first)[:1]
+        self.student.eval()  # batch normalisation would learn from the image
+        encode = forward_flops(lambda: self.student.encode(image))
+        decode = forward_flops(lambda: self.student(image, language)) - encode
+        self.student.train(training)
+        labelled = TRAINED * (counts.get("source", 0) + counts.get("labelled", 0))
+        encoded, decoded = (n * counts.get("unlabelled", 0) for n in self.unlabelled_passes)
+        return float(encode * (labelled + encoded) + decode * (labelled + decoded))
+
     def networks(self) -> dict[str, Segmenter]:
         """Networks to evaluate, by name; the first is the one whose score is reported."""
         return {"student": self.student}
@@ -168,13 +185,20 @@ def forward_groups(
     language = Language.joined([said for _, said in groups])
     if world_size() > 1:
         language = language[shares_of([len(images) for images, _ in groups])]
-    ends = list(accumulate(map(len, shares), initial=0))
-    rows = [slice(*pair) for pair in pairwise(ends)]
-    last = ends[len(decoded)]
-    logits = network.decode(features[:last], language[:last])
+    sizes = list(map(len, shares))
+    count = len(decoded)
+    own, alone = features, []
+    if encoded:
+        # Split rather than sliced: a slice's gradient is a batch of zeros with a few rows in it.
+        own, *alone = features.split([sum(sizes[:count]), *sizes[count:]])
+    logits = network.decode(own, language[: sum(sizes[:count])])
+    starts = list(accumulate(sizes, initial=0))[count:]
     return (
-        [gather(logits[part]) for part in rows[: len(decoded)]],
-        [Encoded(features[part], language[part]) for part in rows[len(decoded) :]],
+        [gather(part) for part in logits.split(sizes[:count])],
+        [
+            Encoded(part, language[start : start + len(part.vision)])
+            for part, start in zip(alone, starts, strict=False)
+        ],
     )
 
 

@@ -16,7 +16,6 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float, step: int) 
     alpha = min(1 - 1 / (step + 1), decay)
     ours: list[Tensor] = list(teacher.parameters())
     theirs: list[Tensor] = [p.detach() for p in student.parameters()]
-    torch._foreach_mul_(ours, alpha)
-    torch._foreach_add_(ours, theirs, alpha=1 - alpha)
-    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
-        target.copy_(source)
+    torch._foreach_lerp_(ours, theirs, 1 - alpha)
+    if buffers := list(teacher.buffers()):
+        torch._foreach_copy_(buffers, list(student.buffers()))

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.flops import TRAINED
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, paste
 from semidavil.methods.mean_teacher import MeanTeacher
@@ -27,6 +28,9 @@ class SDepth(MeanTeacher):
     L = L_sup + lambda q L_U + `rivals.sdepth_weight` L_D. Disparity comes from `data.depth` instead
     of a network trained on video, which no benchmark here has (our reading).
     """
+
+    # The student encodes two views and decodes one.
+    unlabelled_passes = (1 + 2 * TRAINED, 1 + TRAINED)
 
     def extend(self) -> None:
         super().extend()
@@ -95,8 +99,7 @@ def berhu(found: Tensor, target: Tensor, known: Tensor) -> Tensor:
 
     |e| where |e| <= c, (e^2 + c^2) / (2 c) beyond, with c = max |e| / 5. No known pixel: 0.
     """
-    errors = (found.float() - target)[known].abs()
-    if not errors.numel():
-        return (found * 0).sum()
-    limit = (errors.detach().max() / 5).clamp(min=1e-6)
-    return torch.where(errors <= limit, errors, (errors**2 + limit**2) / (2 * limit)).mean()
+    errors = torch.where(known, (found.float() - target).abs(), 0.0)
+    limit = (errors.detach().amax() / 5).clamp(min=1e-6)
+    far = (errors**2 + limit**2) / (2 * limit)
+    return torch.where(errors <= limit, errors, far).sum() / known.sum().clamp(min=1)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from semidavil.flops import TRAINED
 from semidavil.losses import CrossEntropy, consistency_loss, gradient_norm
 from semidavil.methods.base import Batch, Labelled, Losses, confident_share, paste
 from semidavil.methods.mean_teacher import MeanTeacher
@@ -23,6 +24,8 @@ class SemiDAViL(MeanTeacher):
     flipped and jittered crop. Where lambda is 0 there is no unlabelled stream, and a step is its
     supervised half.
     """
+
+    unlabelled_passes = (1 + TRAINED, 1 + TRAINED)  # the teacher's and the student's
 
     def losses(self, batch: Batch, step: int) -> Losses:
         if "unlabelled" not in batch:

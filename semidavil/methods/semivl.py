@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semidavil.flops import TRAINED
 from semidavil.language.concepts import concepts_of
 from semidavil.losses import consistency_loss
 from semidavil.methods.base import Batch, Losses, Rates, paste
@@ -34,6 +35,9 @@ class SemiVL(UniMatch):
       fusion and decoder at ten times of it, norms without weight decay. Their crops of 801 pixels are
       not: the crop is what all methods of a comparison share.
     """
+
+    # UniMatch's, and the frozen CLIP's encoder.
+    unlabelled_passes = (1 + 3 * TRAINED, 1 + 3 * TRAINED)
 
     guide: "Guide"
     definitions: Language

@@ -43,6 +43,9 @@ class UAMT(VolumeMethod):
         self.teacher.eval()
         return self
 
+    def teacher_passes(self) -> int:
+        return 1 + self.config.volumes.uamt_passes
+
     @staticmethod
     def dropout(settings: Volumes) -> Sequence[float]:
         """As V-Net in the official code: behind the bottleneck and before the last layer."""
@@ -50,15 +53,15 @@ class UAMT(VolumeMethod):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         labelled, images = batch["labelled"], batch["unlabelled"]["image"]
-        generator = self.generator(step)
+        generator, noise = self.generator(step), self.generator(step, images.device)
         logits = self.student(torch.cat([labelled["image"], images]), generator)
         count = len(labelled["image"])
         supervised = self.supervised(logits[:count], labelled["label"])
         with torch.no_grad():
-            target = self._guess(images, generator)
+            target = self._guess(images, noise, generator)
             total, passes = torch.zeros_like(target), self.config.volumes.uamt_passes
             for _ in range(passes):
-                total += self._guess(images, generator)
+                total += self._guess(images, noise, generator)
             uncertainty = entropy(total / passes)
         classes = logits.shape[1]
         limit = 0.75 + 0.25 * ramp_up(step, self.config.training.steps)
@@ -72,13 +75,14 @@ class UAMT(VolumeMethod):
             "confident": certain.float().mean(),
         }
 
-    def _guess(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _guess(self, images: Tensor, noise: torch.Generator, dropout: torch.Generator) -> Tensor:
         """One noisy pass of the teacher: probabilities (B, C, D, H, W)."""
-        return self.teacher(self._noisy(images, generator), generator).float().softmax(1)
+        return self.teacher(self._noisy(images, noise), dropout).float().softmax(1)
 
     def _noisy(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(images.shape, generator=generator) * self.config.volumes.uamt_noise
-        return images + noise.clamp(-0.2, 0.2).to(images.device)
+        """Volumes with noise from a generator on their own device."""
+        noise = torch.empty_like(images).normal_(generator=generator)
+        return images + (noise * self.config.volumes.uamt_noise).clamp(-0.2, 0.2)
 
     def after_step(self, step: int) -> None:
         ema_update(self.teacher, self.student, self.config.volumes.ema, step)

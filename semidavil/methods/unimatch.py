@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from semidavil.flops import TRAINED
 from semidavil.losses import consistency_loss, pseudo_label
 from semidavil.methods.base import Batch, Encoded, Losses, Method, confident_share, paste
 from semidavil.seeds import seed_of
@@ -21,6 +22,9 @@ class UniMatch(Method):
     features of which whole channels are dropped (`rivals.unimatch_dropout`); what the decoder reads
     from the image itself is perturbed with them. L_x on source and labelled target.
     """
+
+    # The weak view is decoded twice.
+    unlabelled_passes = (3 * TRAINED, 1 + 3 * TRAINED)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]

@@ -15,5 +15,5 @@ def drop_channels(features: Tensor, share: float, generator: torch.Generator) ->
         generator: on the CPU, so that the same channels are dropped on every device.
     """
     kept = torch.rand(features.shape[:2], generator=generator) >= share
-    mask = kept.view(*kept.shape, *[1] * (features.dim() - 2)).to(features)
+    mask = kept.view(*kept.shape, *[1] * (features.dim() - 2)).to(features, non_blocking=True)
     return features * (mask / (1 - share))

@@ -1,5 +1,6 @@
 """The segmentation network: CLIP vision encoder, language fusion, decoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +78,11 @@ class Features:
     details: tuple[Tensor, Tensor]
     size: tuple[int, int]
 
-    def __getitem__(self, images: slice) -> "Features":
+    def split(self, sizes: Sequence[int]) -> "list[Features]":
+        """The features of consecutive groups of the images."""
         fine, medium = self.details
-        return Features(self.vision[images], (fine[images], medium[images]), self.size)
+        parts = zip(*(x.split(sizes) for x in (self.vision, fine, medium)), strict=True)
+        return [Features(v, (f, m), self.size) for v, f, m in parts]
 
     def drop_channels(self, share: float, generator: torch.Generator) -> "Features":
         """Feature perturbation (UniMatch, CVPR 2023): whole channels set to 0, the rest scaled up.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.progress import track
-from scipy.ndimage import gaussian_filter, zoom
 
 from semidavil.benchmarks import SYNAPSE_13
 
@@ -73,6 +72,8 @@ def write_case(path: Path, index: int) -> None:
 
 def render_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Image (D, H, W) float32 in Hounsfield units and label (D, H, W) uint8."""
+    from scipy import ndimage  # images need none of it
+
     grid = np.stack(
         np.meshgrid(*[(np.arange(n) + 0.5) / n for n in SIZE], indexing="ij"), -1
     ).astype(np.float32)
@@ -97,7 +98,7 @@ def render_case(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         image[inside] = value + rng.normal(0, 9)
         label[inside] = SYNAPSE_13.index(name) + 1
     image += 14 * _smooth(rng, 6) * (trunk < 0.86)
-    image = gaussian_filter(image, 0.6) + rng.normal(0, rng.uniform(10, 20), SIZE)
+    image = ndimage.gaussian_filter(image, 0.6) + rng.normal(0, rng.uniform(10, 20), SIZE)
     return image.astype(np.float32), label
 
 
@@ -127,7 +128,8 @@ def _tube(rng: np.random.Generator, name: str, where: np.ndarray) -> np.ndarray:
 
 def _smooth(rng: np.random.Generator, cells: int) -> np.ndarray:
     """Smooth noise (D, H, W) of unit amplitude."""
-    coarse = rng.standard_normal((cells,) * 3)
-    return zoom(coarse, [n / cells for n in SIZE], order=1, grid_mode=True, mode="nearest").astype(
-        np.float32
-    )
+    from scipy import ndimage
+
+    coarse, factors = rng.standard_normal((cells,) * 3), [n / cells for n in SIZE]
+    noise = ndimage.zoom(coarse, factors, order=1, grid_mode=True, mode="nearest")
+    return noise.astype(np.float32)

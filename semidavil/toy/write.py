@@ -23,6 +23,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from semidavil.benchmarks import CITYSCAPES_19, LABEL_IDS, PALETTE
+from semidavil.machine import available_cpus
 from semidavil.toy.scenes import Scene, render_scene
 from semidavil.toy.styles import Look
 
@@ -110,7 +111,7 @@ def _write_in_parallel(folder: Path, items: list[Item], size: tuple[int, int]) -
     The processes are plain commands rather than a multiprocessing pool, so that callers need no
     `if __name__ == "__main__"` and threads of libraries already loaded are not forked.
     """
-    workers = min(os.cpu_count() or 1, 1 + len(items) // 50)
+    workers = min(available_cpus(), 1 + len(items) // 50)
     if workers == 1:
         for item in items:
             write_item(folder, item, size)

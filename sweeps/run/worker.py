@@ -29,6 +29,7 @@ from sweeps.track.outbox import Ending, LeaseLost, Outbox
 from sweeps.track.provenance import device_name
 from sweeps.track.retry import RunGone, TrackingError
 from sweeps.track.store import Store
+from sweeps.track.system_metrics import SystemMetrics
 
 TELL_SECONDS = 1.0  # between two reports of progress without a score, of which each costs some 8 ms
 INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError", "DeviceError", "DiskFull")
@@ -71,6 +72,7 @@ class _Attempt:
         self.halting = False
         self.data = ""
         self.next_tell = 0.0
+        self.system = SystemMetrics() if task.gpus > 0 else None
 
     def run(self) -> Event:
         task = self.task
@@ -155,7 +157,8 @@ class _Attempt:
             self.data = report.data
             self.outbox.tag({"data": self.data})
         if report.metrics:
-            self.outbox.metrics(report.step, report.metrics)
+            system = self.system.read() if self.system else {}
+            self.outbox.metrics(report.step, {**report.metrics, **system})
             self.log(_line(report.step, report.total_steps, report.metrics))
         score = report.metrics.get(f"val/{self.benchmark.metric}")
         loss = report.metrics.get("train/loss")

@@ -1,6 +1,7 @@
 """Disparities on disk, from an estimator, and the images chosen by them."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from semidavil.config import preset
 from semidavil.data.depth import (
     depth_feature,
+    depth_features,
     disparity_path,
     disparity_source,
     read_disparity,
@@ -90,22 +92,60 @@ def test_a_depth_estimator_of_transformers_is_run_once_per_image(
     assert np.array_equal(again(samples[1]), maps[1])
 
 
-def test_selection_takes_the_farthest_image_each_time(samples: list[Sample]) -> None:
+def gradients(samples: list[Sample]) -> Callable[[Sample], np.ndarray]:
+    """Disparities of which images 0 to 5 are alike, and the others each have their own gradient."""
     level = {sample.image: number for number, sample in enumerate(samples)}
 
     def near(sample: Sample) -> np.ndarray:
-        # Images 0 to 5 are alike, the others each have their own gradient.
         slope = max(0, level[sample.image] - 5)
         return 1 + slope * np.linspace(0, 1, 32, dtype=np.float32)[None].repeat(16, 0)
 
-    chosen = select_diverse(samples, 4, near, seed=0)
-    features = np.stack([depth_feature(near(sample)) for sample in samples])
+    return near
+
+
+def test_selection_takes_the_farthest_image_each_time(samples: list[Sample]) -> None:
+    features = np.stack([depth_feature(gradients(samples)(sample)) for sample in samples])
+    chosen = select_diverse(features, 4, seed=0)
     for step in range(1, 4):
         distances = np.linalg.norm(features[:, None] - features[chosen[:step]], axis=2).min(1)
         assert distances[chosen[step]] == pytest.approx(distances.max())
     assert len(set(chosen)) == 4
     assert sum(index <= 5 for index in chosen) <= 2
-    assert select_diverse(samples, 2, near, seed=0) == chosen[:2]  # nested budgets
+    assert select_diverse(features, 2, seed=0) == chosen[:2]  # nested budgets
+
+
+def test_what_images_are_selected_by_is_read_once_for_each_state_of_the_files(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    copies = []
+    for sample in samples[:3]:
+        copy = tmp_path / "leftImg8bit" / sample.image.name
+        disparity = disparity_path(replace(sample, image=copy))
+        for source, path in ((sample.image, copy), (disparity_path(sample), disparity)):
+            path.parent.mkdir(exist_ok=True)
+            shutil.copy(source, path)
+        copies.append(replace(sample, image=copy))
+    read: list[Path] = []
+
+    def disparities(sample: Sample) -> np.ndarray:
+        read.append(sample.image)
+        return read_disparity(sample)
+
+    def features(name: str = "disparity") -> np.ndarray:
+        return depth_features(name, copies, disparities, tmp_path / "cache")
+
+    expected = np.stack([depth_feature(read_disparity(sample)) for sample in copies])
+    for _ in range(2):
+        assert np.array_equal(features(), expected)
+    assert sorted(read) == [sample.image for sample in copies]
+    features("hf:another")
+    assert len(read) == 6, "of another source"
+    for path in (disparity_path(copies[1]), copies[2].image):
+        shutil.copy(disparity_path(samples[5]), path)
+        count = len(read)
+        changed = features()
+        assert len(read) == count + 3
+    assert not np.array_equal(changed[1], expected[1])
 
 
 def test_depth_feature_pools_over_what_is_known() -> None:
@@ -134,7 +174,7 @@ def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
     target.disparities = lambda sample: target.reader.read_image(sample)[..., 0].astype(np.float32)
     batch = batches[2]["unlabelled"]
     assert torch.equal(batch["image"], plain["image"])  # drawing disparities changes no view
-    assert batch["disparity"].shape == (3, 64, 64)
+    assert batch["disparity"].shape == (3, 32, 32)
     difference = (batch["disparity"] - batch["image"][:, 0].float()).abs() / 255
     assert difference.median() < 0.03
     assert all_samples(config).keys() == {

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from semidavil.data.loaders import collate
+from semidavil.data.windows import sliding_windows
 from semidavil.evaluation.street import evaluate, sliding_window
 from semidavil.models.text import Language
 
@@ -15,9 +17,12 @@ class Pixels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sizes: list[tuple[int, ...]] = []
+        self.counts: list[int] = []
 
     def forward(self, images: Tensor, language: Language) -> Tensor:
         self.sizes.append(tuple(images.shape[-2:]))
+        self.counts.append(len(images))
+        assert len(language) == len(images)
         return torch.cat([images, 1 - images], dim=1)
 
 
@@ -35,20 +40,29 @@ def test_windows_change_nothing_for_a_pixelwise_network(window: tuple[int, int])
     assert set(network.sizes) == {limit}
 
 
-def test_confusion_is_counted_at_the_labels_own_sizes() -> None:
-    class Items(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return 3
+def test_no_forward_pass_has_more_windows_than_it_may() -> None:
+    images, network = torch.rand(2, 3, 16, 30), Pixels()
+    language = encode(["a", "b"])
+    windows = len(sliding_windows((16, 30), (8, 8)).boxes)
+    whole = sliding_window(network, images, [language], (8, 8), batch_size=100)
+    assert network.counts == [2 * windows]
+    few = sliding_window(network, images, [language], (8, 8), batch_size=4)
+    assert network.counts[1:] == [4] * (windows // 2) + [2] * (windows % 2)
+    assert torch.equal(whole, few)
 
-        def __getitem__(self, index: int) -> dict:
-            label = torch.full((4 + index, 6), index)
-            label[0] = 255
-            image = torch.zeros(3, 4, 6)
-            image[index] = 1.0
-            return {"image": image, "label": label, "captions": ("x",), "name": str(index)}
+
+def test_confusion_is_counted_at_the_labels_own_sizes() -> None:
+    items = []
+    for index in range(3):
+        label = torch.full((4 + index, 6), index, dtype=torch.uint8)
+        label[0] = 255
+        image = torch.zeros(3, 4, 6, dtype=torch.uint8)
+        image[index] = 255
+        items.append({"image": image, "label": label, "captions": ("x",), "name": str(index)})
 
     found = evaluate(
-        {"net": Pixels()}, Items(), encode, 6, (4, 6), torch.device("cpu"), batch_size=2,
+        {"net": Pixels()}, [collate(items[:2]), collate(items[2:])], encode, 6, (4, 6),
+        torch.device("cpu"), batch_size=2,
         kept={"0", "2"},
     )  # fmt: skip
     expected = np.zeros((6, 6), int)

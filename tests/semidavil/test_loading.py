@@ -30,7 +30,9 @@ ALL = ("source", "labelled", "unlabelled")
 
 @pytest.fixture
 def config(tiny_toy: dict[str, str]) -> Config:
-    return preset("toy", {"data.budget": 5, "training.batch_size": 3, **tiny_toy})
+    # Decoded at every look; what is kept on disk is the matter of test_store.py.
+    decoded = {"data.store": "off", "data.budget": 5, "training.batch_size": 3}
+    return preset("toy", {**decoded, **tiny_toy})
 
 
 def make_batches(config: Config, streams: tuple[str, ...] = ALL, views: int = 2) -> TrainBatches:
@@ -77,15 +79,15 @@ def test_a_batch_has_what_it_promises(config: Config) -> None:
     assert set(batch) == set(ALL)
     for name in ("source", "labelled"):
         part = batch[name]
-        assert part["image"].shape == (3, 3, 64, 64)
+        assert part["image"].shape == (3, 3, 32, 32)
         assert part["image"].dtype == torch.uint8
-        assert part["label"].shape == (3, 64, 64)
+        assert part["label"].shape == (3, 32, 32)
         assert part["label"].dtype == torch.uint8
         assert set(part["label"].unique().tolist()) <= {*range(19), IGNORE_INDEX}
         assert len(part["language"]) == 3
     part = batch["unlabelled"]
     assert set(part) == {"image", "strong", "cutmix", "language"}  # and no label
-    assert part["image"].shape == (3, 3, 64, 64)
+    assert part["image"].shape == (3, 3, 32, 32)
     assert part["strong"].hue.shape == (2, 3)
     assert part["cutmix"].shape == (2, 3, 4)
 
@@ -143,14 +145,17 @@ def test_memory_for_decoded_images_is_bounded(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = make_batches(config)[3]
-    limit = 4 * 64 * 128 * 4  # four images of three colours with their labels
-    monkeypatch.setattr("semidavil.data.loading.CACHE_BYTES", limit)
+    monkeypatch.setattr(decoded, "_memories", {})
+    limit = 2 * 64 * 128 * 4  # of a data set: two images of three colours with their labels
+    monkeypatch.setattr(decoded, "TRAIN_BYTES", limit)
     batches = make_batches(config)
     for step in range(4):
         last = batches[step]
-    for images in batches.images.values():  # half of the memory for each data set
+    for images in batches.images.values():
         kept = sum(tensor.nbytes for tensor in images.memory.kept.values())
-        assert limit / 4 < kept <= limit / 2
+        assert limit / 2 < kept <= limit
+    shared = decoded.open_images(config, "gta5", workers=4)
+    assert shared.memory.limit == limit // 4
     assert equal(last, expected)
 
 
@@ -175,7 +180,7 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     made = iter(torch.arange(9))
 
     def recall() -> int:
-        return int(memory.recall(file, lambda: next(made)))
+        return int(memory.recall("image", file, lambda: next(made)))
 
     assert [recall(), recall()] == [0, 1], "it is not there: the reader says so"
     file.write_text("a")
@@ -188,13 +193,13 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
 
 def test_memories_of_other_data_sets_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoded, "_memories", {})
-    half = decoded.CACHE_BYTES // 2
-    gta5, target = (decoded.shared_memory(half, name) for name in ("gta5", "target"))
-    scored = decoded.shared_memory(decoded.EVAL_CACHE_BYTES, "target")
-    assert decoded.shared_memory(half, "target") is target
+    limit = decoded.TRAIN_BYTES
+    gta5, target = (decoded.shared_memory(limit, name) for name in ("gta5", "target"))
+    scored = decoded.shared_memory(decoded.EVAL_BYTES, "target")
+    assert decoded.shared_memory(limit, "target") is target
     assert scored is not target
-    decoded.shared_memory(half, "synthia")
-    assert decoded.shared_memory(half, "gta5") is not gta5
+    decoded.shared_memory(limit, "synthia")
+    assert decoded.shared_memory(limit, "gta5") is not gta5
 
 
 def test_labels_of_unlabelled_images_are_never_read(

@@ -1,5 +1,6 @@
 """What is known of a machine, and set in it, before PyTorch is loaded."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from semidavil import machine
+from semidavil.machine import available_cpus, cpu_quota
 
 
 def test_matrix_products_of_a_gpu_are_deterministic_from_the_first_one() -> None:
@@ -43,3 +45,63 @@ def test_pytorch_is_asked_for_gpus_only_where_there_is_a_driver(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert machine.count_gpus() == expected
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "400000 100000"}, 4),
+        ("0::/", {"cpu.max": "max 100000"}, math.inf),
+        ("0::/", {}, math.inf),
+        ("0::/pod/box", {"pod/box/cpu.max": "250000 100000"}, 2.5),
+        # A group has no more than those above it.
+        ("0::/pod/box", {"pod/box/cpu.max": "max 100000", "pod/cpu.max": "50000 100000"}, 0.5),
+        ("0::/pod/box", {"pod/box/cpu.max": "300000 50000", "pod/cpu.max": "800000 100000"}, 6),
+        # Of another group.
+        ("0::/pod/box", {"pod/other/cpu.max": "100000 100000"}, math.inf),
+        (
+            "5:memory:/a\n4:cpu,cpuacct:/a/b\n3:cpuset:/",
+            {
+                "cpu,cpuacct/a/b/cpu.cfs_quota_us": "150000",
+                "cpu,cpuacct/a/b/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            1.5,
+        ),
+        # The name of the group is the host's; what is mounted is the container's own.
+        (
+            "4:cpu:/docker/0a1b",
+            {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+    ],
+)
+def test_the_tightest_limit_counts(
+    tmp_path: Path, own: str, files: dict[str, str], quota: float
+) -> None:
+    (tmp_path / "cgroup").write_text(f"{own}\n")
+    assert cpu_quota(tmp_path / "cgroup", write(tmp_path / "groups", files)) == quota
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "missing", tmp_path) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("quota", "seen", "cpus"), [(math.inf, 8, 8), (2.5, 8, 3), (0.2, 8, 1), (6, 2, 2), (2, 64, 2)]
+)
+def test_cpus_are_those_seen_and_granted(
+    monkeypatch: pytest.MonkeyPatch, quota: float, seen: int, cpus: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(seen)), raising=False)
+    monkeypatch.setattr(machine, "cpu_quota", lambda: quota)
+    assert available_cpus() == cpus

@@ -17,9 +17,11 @@ from semidavil.config import Config, preset
 from semidavil.experiments.street import StreetExperiment
 from semidavil.full_disk import DiskFull
 from semidavil.memory import peak_memory_mb
+from semidavil.methods.semidavil import SemiDAViL
 from semidavil.models.segmenter import Segmenter
 from semidavil.models.vlm import load_vlm
-from semidavil.train import NonFiniteLossError, Report, schedule, train
+from semidavil.step import schedule
+from semidavil.train import NonFiniteLossError, Report, train
 
 SHORT = {
     "data.budget": 4,
@@ -180,7 +182,7 @@ def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report
     resumed, after = collect(config, tmp_path)
     assert [r.step for r in before + after] == [1, 2, 3, 4, 5, 6]
     for mine, theirs in zip(before + after, reports, strict=True):
-        speed = ("train/images_per_second", "train/peak_memory_mb")
+        speed = ("train/images_per_second", "train/data_wait_ms", "train/peak_memory_mb")
         assert {n: v for n, v in mine.metrics.items() if n not in speed} == {
             n: v for n, v in theirs.metrics.items() if n not in speed
         }
@@ -254,6 +256,51 @@ def test_a_non_finite_loss_stops_the_run_and_spares_the_checkpoint(
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert state["step"] == 4
     assert all(v.isfinite().all() for v in state["method"].values())
+
+
+@pytest.mark.parametrize(("checkpoint_every", "last"), [(4, 7), (6, 5)])
+def test_a_loss_that_breaks_between_two_readings_is_named_by_its_own_step(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_every: int,
+    last: int,
+) -> None:
+    """Losses are read every four steps; the fifth breaks."""
+    changes = {"training.steps": 120, "runtime.eval_every": 0}
+    config = config.replace({**changes, "runtime.checkpoint_every": checkpoint_every})
+    supervised, seen, reported = SemiDAViL.supervised, [], []
+
+    def break_the_fifth(self: SemiDAViL, labelled: list, loss: object = None) -> torch.Tensor:
+        seen.append(0)
+        value = supervised(self, labelled, loss)
+        return value * math.inf if len(seen) == 5 else value
+
+    monkeypatch.setattr(SemiDAViL, "supervised", break_the_fifth)
+    with pytest.raises(NonFiniteLossError, match=r"step 5 \(loss = inf, loss_sup = inf, loss_con"):
+        train(config, reported.append, tmp_path)
+    assert [one.step for one in reported] == list(range(1, last + 1))
+    assert all(math.isfinite(v) for one in reported for v in one.metrics.values())
+    for path in tmp_path.glob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert state["step"] == 4
+        assert all(value.isfinite().all() for value in state["method"].values())
+    assert (tmp_path / CHECKPOINT).exists() == (checkpoint_every == 4)
+
+
+def test_a_stop_between_two_readings_writes_nothing_broken(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervised = SemiDAViL.supervised
+    monkeypatch.setattr(SemiDAViL, "supervised", lambda *given: supervised(*given) * float("nan"))
+    config = config.replace({"training.steps": 120, "runtime.eval_every": 0})
+
+    def stop(report: Report) -> None:
+        raise StopTraining
+
+    with pytest.raises(NonFiniteLossError, match="step 1 "):
+        train(config, stop, tmp_path)
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_a_foreign_checkpoint_is_refused(config: Config, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 from monai.metrics import compute_average_surface_distance
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
@@ -21,7 +22,7 @@ from semidavil.evaluation.volumes import VolumeEvaluation, score
 from semidavil.losses import build_loss
 from semidavil.methods.uamt import UAMT, entropy
 from semidavil.methods.urpc import URPC, rectified_consistency
-from semidavil.methods.volume_method import ramp_up
+from semidavil.methods.volume_method import dice_loss, ramp_up
 from semidavil.models.unet3d import PyramidUNet
 from semidavil.train import train
 
@@ -72,6 +73,25 @@ def expected_supervised(logits: Tensor, labels: Tensor) -> Tensor:
     overlap = (p * truth).sum(axes)
     dice = 1 - (2 * overlap + 1e-5) / ((p**2).sum(axes) + truth.sum(axes) + 1e-5)
     return 0.5 * (nn.functional.cross_entropy(logits, labels) + dice.mean())
+
+
+def test_dice_loss_is_monais() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = (3 * torch.randn(2, 5, 4, 6, 3, generator=generator)).requires_grad_()
+    labels = torch.randint(0, 4, (2, 4, 6, 3), generator=generator)  # the last class is absent
+    theirs = DiceLoss(
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=True,
+        smooth_nr=1e-5,
+        smooth_dr=1e-5,
+    )
+    ours, expected = dice_loss(logits, labels), theirs(logits, labels[:, None])
+    torch.testing.assert_close(ours, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, expected)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("step", [0, 7, 60])

@@ -12,6 +12,7 @@ from png_files import write_png
 from torch import Tensor, nn
 
 from semidavil.config import Config, preset
+from semidavil.data.loaders import evaluation_loader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.streams import all_samples
 from semidavil.data.windows import Box, Windows, sliding_windows
@@ -161,7 +162,10 @@ def test_a_window_of_the_caption_is_the_window_that_is_scored(
 
     data = EvalSet(config, coloured(config, tmp_path / "captions"))
     assert data[0]["captions"][0].split()[0] == "colour0"
-    evaluate({"net": Network()}, data, encode, 6, config.data.crop, torch.device("cpu"), 2)
+    cpu = torch.device("cpu")
+    # One image a batch, whose windows are shown two at a time.
+    batches = evaluation_loader(data, config.replace({"runtime.eval_batch_size": 2}), cpu)
+    evaluate({"net": Network()}, batches, encode, 6, config.data.crop, cpu, 2)
     assert len(seen) == 3 * len(data)
     assert all(caption == shown for caption, shown in seen)
     assert len({caption for caption, _ in seen}) == 3

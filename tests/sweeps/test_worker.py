@@ -33,6 +33,7 @@ from sweeps.run.worker import run_task
 from sweeps.track.outbox import Ending
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
+from sweeps.track.system_metrics import SystemMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -296,3 +297,43 @@ def test_a_checkpoint_of_other_data_is_a_failure_of_its_own(
     monkeypatch.setattr("fake_training.train", train)
     failed, sweep, _ = run(store, {})
     assert sweep.events[-1] == Failed(failed.tags["reason"], Failure.OTHER_DATA, delivered=True)
+
+
+class Gauge:
+    """One of MLflow's monitors; of the GPU's, the driver does not answer."""
+
+    def __init__(self, name: str, value: float) -> None:
+        self.name, self.value, self.samples = name, value, []
+
+    def collect_metrics(self) -> None:
+        if self.name == "gpu":
+            raise RuntimeError("the driver does not answer")
+        self.samples.append(self.value)
+
+    def aggregate_metrics(self) -> dict[str, float]:
+        return {self.name: sum(self.samples) / len(self.samples)}
+
+    def clear_metrics(self) -> None:
+        self.samples = []
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_runs_on_gpus_have_system_metrics(
+    store: Store, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    gauges = [Gauge("cpu_utilization_percentage", 40.0), Gauge("gpu", 1.0)]
+    opened = iter([gauges[0], None, None, gauges[1]])  # two cannot be measured here
+    monkeypatch.setattr("sweeps.track.system_metrics._open", lambda name: next(opened))
+    task, sweep = replace(open_task(store, {}), gpus=gpus), Sweep()
+    run_task(task, sweep.on_event)
+    assert isinstance(sweep.events[-1], Done)
+    run = store.client.get_run(task.run_id)
+    found = {name: v for name, v in run.data.metrics.items() if name.startswith("system/")}
+    assert found == ({"system/cpu_utilization_percentage": 40.0} if gpus else {})
+    history = store.client.get_metric_history(task.run_id, "system/cpu_utilization_percentage")
+    assert [point.step for point in history] == (list(range(1, STEPS + 1)) if gpus else [])
+
+
+def test_a_monitor_that_cannot_be_opened_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.track.system_metrics.MONITORS", ("no_monitor.NoMonitor",))
+    assert SystemMetrics().read() == {}
