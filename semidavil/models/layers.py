@@ -62,7 +62,7 @@ def by_products(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.permute(0, 3, 1, 2) if channels_last else x
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.disable  # a compiled network would ignore the cache and make it anew at every call
 def resize_matrix(
     old: int, new: int, mode: str, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
@@ -71,6 +71,13 @@ def resize_matrix(
     Args:
         mode: "linear", or "bicubic", with antialiasing.
     """
+    return _resize_matrix(old, new, mode, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _resize_matrix(
+    old: int, new: int, mode: str, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         identity = torch.eye(old, dtype=torch.float64)
         if mode == "bicubic":
