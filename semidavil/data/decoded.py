@@ -10,12 +10,12 @@ from torch import Tensor
 
 from semidavil.benchmarks import BENCHMARKS, UNKNOWN
 from semidavil.config import Config
-from semidavil.data.depth import Disparities
+from semidavil.data.depth import Disparities, disparity_file
 from semidavil.data.files import DataError
 from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Reader, Sample
-from semidavil.data.store import FORMS, IMAGE, LABEL, OWN_LABEL, Store
+from semidavil.data.store import DISPARITY, FORMS, IMAGE, LABEL, OWN_LABEL, Store, disparity_of
 from semidavil.data.windows import Box
 
 # Decoded images and labels of each data set that the processes of a run keep in memory, where the store has
@@ -70,6 +70,7 @@ class Images:
     Args:
         lookup: class index by raw id (65536,) uint8.
         size: the working size (height, width).
+        depth: where disparities come from, `data.depth`; `disparities` reads those that the store lacks.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class Images:
         size: tuple[int, int],
         store: Store,
         memory: Memory,
+        depth: str,
     ) -> None:
         self.reader, self.lookup, self.size = reader, lookup, size
-        self.store, self.memory = store, memory
+        self.store, self.memory, self.depth = store, memory, depth
         self.disparities: Disparities | None = None
 
     def window(self, sample: Sample, box: Box) -> Tensor:
@@ -97,12 +99,14 @@ class Images:
         if self.store.is_raw(LABEL, sample.label):
             stored = self.store.array(LABEL, sample.label)
             assert stored is not None
-            return torch.from_numpy(self._classes(stored[box.slices], sample))
+            return torch.from_numpy(self._known_classes(stored[box.slices]))
         return self.label(sample)[box.slices]
 
     def disparity_window(self, sample: Sample, box: Box) -> Tensor:
         """Disparities (h, w) float32 of a box, in the stored map's unit."""
         assert self.disparities is not None
+        if (stored := self.store.array(DISPARITY, disparity_file(self.depth, sample))) is not None:
+            return torch.from_numpy(disparity_of(stored[box.slices].copy()))
         return torch.from_numpy(resize_nearest(self.disparities(sample), self.size)[box.slices])
 
     def image(self, sample: Sample) -> Tensor:
@@ -132,15 +136,17 @@ class Images:
     def _decoded_label(self, kind: str, sample: Sample) -> Tensor:
         stored = self.store.array(kind, sample.label)
         if stored is not None:
-            return torch.from_numpy(self._classes(stored, sample))
+            return torch.from_numpy(self._known_classes(stored))
         label = self._classes(self.reader.read_label(sample), sample)
         return torch.from_numpy(label if kind == OWN_LABEL else resize_nearest(label, self.size))
 
+    def _known_classes(self, ids: np.ndarray) -> np.ndarray:
+        """Class indices of raw ids (h, w) uint8 that are known: the store holds no others."""
+        return cv2.LUT(ids, self.lookup[:256])  # in a tenth of NumPy's time
+
     def _classes(self, ids: np.ndarray, sample: Sample) -> np.ndarray:
         """Class indices of raw ids (h, w)."""
-        # OpenCV's look-up takes a tenth of NumPy's time.
-        small = ids.dtype == np.uint8
-        label = cv2.LUT(ids, self.lookup[:256]) if small else self.lookup[ids]
+        label = self.lookup[ids]
         if (label == UNKNOWN).any():
             unknown = sorted(int(i) for i in np.unique(ids[label == UNKNOWN]))
             raise DataError(
@@ -161,8 +167,8 @@ def open_images(config: Config, dataset: str, scored: bool = False, workers: int
     size = data.target_size if dataset == benchmark.target else data.source_size
     limit = (EVAL_BYTES if scored else TRAIN_BYTES) // max(1, workers)
     memory = shared_memory(limit, reader.name, reader.root, lookup.tobytes(), size, scored)
-    store = Store(reader, size, cache_dir(config), FORMS[data.store])
-    return Images(reader, lookup, size, store, memory)
+    store = Store(reader, size, data.depth, cache_dir(config), FORMS[data.store])
+    return Images(reader, lookup, size, store, memory, data.depth)
 
 
 def _channels_first(image: np.ndarray) -> Tensor:

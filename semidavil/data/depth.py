@@ -76,6 +76,11 @@ def disparity_path(sample: Sample) -> Path:
     return Path(*parts).with_name(sample.image.name.replace("_leftImg8bit", "_disparity"))
 
 
+def disparity_file(name: str, sample: Sample) -> Path:
+    """The file that an image's disparity is made of: where `data.depth` is an estimator, the image."""
+    return disparity_path(sample) if name == "disparity" else sample.image
+
+
 def read_disparity(sample: Sample) -> np.ndarray:
     """Cityscapes' disparity (H, W) float32 in pixels: (p - 1) / 256, and 0 where p is 0."""
     stored = read_unchanged(disparity_path(sample))
@@ -151,7 +156,7 @@ def depth_features(
                 digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     file = cache_dir / "depth" / f"features-{digest.hexdigest()}.npy"
     if file.exists():
-        return np.load(file)
+        return np.load(file, allow_pickle=False)
     with ThreadPoolExecutor(available_cpus()) as pool:
         made = pool.map(lambda sample: depth_feature(disparities(sample)), samples)
         shown = track(made, "depth", len(samples), transient=True, disable=not progress)

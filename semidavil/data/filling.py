@@ -3,8 +3,7 @@
     with Filling(config, progress=True) as filling:
         filling.begin({("cityscapes", "train"): samples, ...})
         filling.keep("cityscapes", sample, image, label)     # what a check has just decoded
-        filling.finish()                                     # decodes the rest
-    print(filling.said)
+        filling.finish()                                     # decodes the rest, and says what is kept
 
 What is done stays done, whenever the process ends. Of two processes, one fills and the other waits for it, or
 takes over. A disk that is full or read-only ends the filling and nothing else: runs decode what is missing.
@@ -30,10 +29,21 @@ from rich.progress import Progress
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config
 from semidavil.data.arrays import Arrays, packed
+from semidavil.data.depth import Disparities, disparity_file
 from semidavil.data.files import DataError
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Reader, Sample
-from semidavil.data.store import FORMS, IMAGE, LABEL, OWN_LABEL, PACKED, RAW, Store, array_of
+from semidavil.data.store import (
+    DISPARITY,
+    FORMS,
+    IMAGE,
+    LABEL,
+    OWN_LABEL,
+    PACKED,
+    RAW,
+    Store,
+    array_of,
+)
 from semidavil.full_disk import is_full
 from semidavil.machine import available_cpus
 
@@ -50,6 +60,8 @@ class _Part:
 
     reader: Reader
     store: Store
+    depth: str = ""  # of disparities: `data.depth`
+    disparities: Disparities | None = None  # then they are all that is kept
     samples: list[Sample] = field(default_factory=list)
     scored: set[Path] = field(default_factory=set)  # labels that are scored at their own size
     form: str = ""
@@ -57,8 +69,23 @@ class _Part:
     status: dict[Path, os.stat_result] = field(default_factory=dict)  # from before they are read
 
     def kinds_of(self, sample: Sample) -> Iterator[tuple[str, Path]]:
+        """What is kept of a sample, with the file that it is made of."""
+        if self.disparities:
+            yield DISPARITY, disparity_file(self.depth, sample)
+            return
         yield IMAGE, sample.image
         yield (OWN_LABEL if sample.label in self.scored else LABEL), sample.label
+
+    def decode(self, sample: Sample) -> dict[str, np.ndarray]:
+        """What `array_of` takes, by kind; nothing of a sample that is broken: who looks at it hears of it."""
+        try:
+            if self.disparities:
+                return {DISPARITY: self.disparities(sample)}
+            image, label = self.reader.read_image(sample), self.reader.read_label(sample)
+        except DataError:
+            return {}
+        known = set(np.unique(label).tolist()) <= LABEL_IDS[self.reader.name].keys()
+        return {IMAGE: image, LABEL: label, OWN_LABEL: label} if known else {}
 
 
 class Filling:
@@ -101,30 +128,47 @@ class Filling:
             if dataset not in self._parts:
                 reader = open_reader(config, dataset)
                 size = data.target_size if dataset == target else data.source_size
-                store = Store(reader, size, cache_dir(config), FORMS[data.store])
+                store = Store(reader, size, data.depth, cache_dir(config), FORMS[data.store])
                 self._parts[dataset] = _Part(reader, store)
             part = self._parts[dataset]
             part.samples += samples
             if split == "val":
                 part.scored |= {sample.label for sample in samples}
+        self._start()
+
+    def begin_disparities(self, samples: Sequence[Sample], disparities: Disparities) -> None:
+        """The same for the disparities of target images."""
+        config, data = self.config, self.config.data
+        if data.store == "off":
+            return
+        reader = open_reader(config, BENCHMARKS[data.benchmark].target)
+        forms = FORMS[data.store]
+        store = Store(reader, data.target_size, data.depth, cache_dir(config), forms)
+        part = _Part(reader, store, data.depth, disparities, list(samples))
+        self._parts[reader.name] = part
+        self._start()
+
+    def _start(self) -> None:
         try:
             for _, part in sorted(self._parts.items()):
                 if self._look(part):
                     self._lock(part)
-                    part.store.reload()
-                    self._look(part)
+                    if part.store.reload():  # another process was faster
+                        self._look(part)
             self._choose_forms()
         except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
             self._give_up(error)
 
     def keep(self, dataset: str, sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
         """Keeps a decoded image (H, W, 3) and the ids of its label (H, W); threads may call it."""
-        part = self._parts.get(dataset)
-        form = part.form if part else ""  # another thread may give up meanwhile
-        kinds = part.missing.pop(sample.image, []) if part and form else []
-        if not part or not kinds:
+        if part := self._parts.get(dataset):
+            self._keep(part, sample, {IMAGE: image, LABEL: label, OWN_LABEL: label})
+
+    def _keep(self, part: _Part, sample: Sample, decoded: Mapping[str, np.ndarray]) -> None:
+        form = part.form  # another thread may give up meanwhile
+        kinds = part.missing.pop(sample.image, []) if form and decoded else []
+        if not kinds:
             return
-        decoded = {IMAGE: image, LABEL: label, OWN_LABEL: label}
         try:
             for kind, path in part.kinds_of(sample):
                 if kind in kinds:
@@ -154,24 +198,20 @@ class Filling:
                 for _ in pool.map(lambda sample, of=part: self._decode(of, sample), todo):
                     bar.advance(task)
         self._commit()
+        if self.progress and self.said:
+            Console().print(self.said, soft_wrap=True, markup=False, highlight=False)
 
     def _decode(self, part: _Part, sample: Sample) -> None:
-        if not part.form:  # given up meanwhile
-            return
-        try:
-            image, label = part.reader.read_image(sample), part.reader.read_label(sample)
-        except DataError:
-            return  # who looks at it will hear of it
-        if set(np.unique(label).tolist()) <= LABEL_IDS[part.reader.name].keys():
-            self.keep(part.reader.name, sample, image, label)
+        if part.form:  # not given up meanwhile
+            self._keep(part, sample, part.decode(sample))
 
     def _look(self, part: _Part) -> bool:
         """Finds out what of a part is missing."""
         part.missing.clear()
         for sample in part.samples:
             for kind, path in part.kinds_of(sample):
-                status = part.status[path] = path.stat()
-                if part.store.current(kind, path, status) is None:
+                status = part.status[path] = os.stat(path)
+                if not part.store.holds(kind, path, status):
                     part.missing.setdefault(sample.image, []).append(kind)
         return bool(part.missing)
 
@@ -211,30 +251,29 @@ class Filling:
                 lines.append(f"{sizes}, kept {part.form}")
             else:
                 lines.append(f"{sizes}, which does not fit: decoded at every look")
-        self.said = (
-            f"decoded images and labels in {folder} ({free / 1e9:.1f} GB free): {'; '.join(lines)}"
-        )
+        what = "disparities" if parts[0].disparities else "images and labels"
+        self.said = f"decoded {what} in {folder} ({free / 1e9:.1f} GB free): {'; '.join(lines)}"
 
     def _drop_stale(self, part: _Part) -> None:
         """Begins a file anew of which more than half was made of files that have changed since."""
+        files: dict[str, list[Path]] = {}
+        for sample in part.samples:
+            for kind, path in part.kinds_of(sample):
+                files.setdefault(kind, []).append(path)
         for (kind, _), arrays in part.store.files.items():
-            used = sum(
-                entry.length
-                for sample in part.samples
-                for of, path in part.kinds_of(sample)
-                if of == kind
-                and (entry := arrays.entry(part.store.name_of(path), part.status[path]))
-            )
-            known = {part.store.name_of(p) for s in part.samples for _, p in part.kinds_of(s)}
+            known = {part.store.name_of(path): path for path in files.get(kind, ())}
+            entries = (arrays.entry(name, part.status[path]) for name, path in known.items())
+            used = sum(entry.length for entry in entries if entry)
             # Another benchmark's splits may be in it too.
-            if arrays.entries.keys() <= known and used < arrays.bytes() / 2:
+            if known and arrays.entries.keys() <= known.keys() and used < arrays.bytes() / 2:
                 arrays.clear()
 
     def _raw_bytes(self, part: _Part) -> int:
         """Of what is missing."""
         height, width = part.store.size
         own = self._own_label_bytes(part)
-        of_kind = {IMAGE: 3 * height * width, LABEL: height * width, OWN_LABEL: own}
+        pixels = height * width
+        of_kind = {IMAGE: 3 * pixels, LABEL: pixels, OWN_LABEL: own, DISPARITY: 4 * pixels}
         return sum(of_kind[kind] for kinds in part.missing.values() for kind in kinds)
 
     def _own_label_bytes(self, part: _Part) -> int:
@@ -246,16 +285,13 @@ class Filling:
 
     def _packed_share(self, part: _Part) -> float:
         """How much of their bytes a few images keep when they are compressed."""
-        few = [s for s in part.samples if s.image in part.missing]
-        few = few[:: max(1, len(few) // 4)]
-        raw = small = 0
-        for sample in few:
-            for kind, decoded in (
-                (IMAGE, part.reader.read_image(sample)),
-                (LABEL, part.reader.read_label(sample)),
-            ):
-                array = array_of(kind, decoded, part.store.size)
-                raw, small = raw + array.nbytes, small + len(packed(array))
+        few = [sample for sample in part.samples if sample.image in part.missing]
+        raw = small = 1
+        for sample in few[:: max(1, len(few) // 4)]:
+            for kind, decoded in part.decode(sample).items():
+                if kind in part.missing[sample.image]:
+                    array = array_of(kind, decoded, part.store.size)
+                    raw, small = raw + array.nbytes, small + len(packed(array))
         return small / raw
 
     def _commit(self) -> None:

@@ -1,6 +1,6 @@
-"""The images and labels of a data set as runs look at them, each decoded and resized once.
+"""The images, labels and disparities of a data set as runs look at them, each decoded and resized once.
 
-    store = Store(reader, (512, 1024), cache_dir, ("raw", "packed"))
+    store = Store(reader, (512, 1024), "disparity", cache_dir, ("raw", "packed"))
     store.array("image", sample.image)       # (512, 1024, 3) uint8, or None: decode it
 
 `prepare` fills it (see `filling`). A store is a folder of the cache folder, one for each place of a data set;
@@ -15,7 +15,7 @@ written over when it is more than half of a file.
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,8 @@ from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.readers import Reader
 
 RAW, PACKED = "raw", "packed"
-IMAGE, LABEL, OWN_LABEL = (
-    "image",
-    "label",
-    "own_label",
-)  # kinds; the last is a label at its own size
+# Kinds; the third is a label at its own size.
+IMAGE, LABEL, OWN_LABEL, DISPARITY = "image", "label", "own_label", "disparity"
 Size = tuple[int, int]
 
 # Which forms are looked for, by `data.store`.
@@ -39,16 +36,27 @@ FORMS: dict[str, tuple[str, ...]] = {
 
 
 class Store:
-    """What is kept of one data set at one working size (height, width)."""
+    """What is kept of one data set at one working size (height, width).
 
-    def __init__(self, reader: Reader, size: Size, cache_dir: Path, forms: Sequence[str]) -> None:
-        self.root, self.size = os.path.join(reader.root, ""), size
+    Args:
+        depth: where disparities come from, `data.depth`.
+        forms: those that are looked for.
+    """
+
+    def __init__(
+        self, reader: Reader, size: Size, depth: str, cache_dir: Path, forms: Sequence[str]
+    ) -> None:
+        self.root, self.size, self.forms = os.path.join(reader.root, ""), size, tuple(forms)
         place = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
         self.folder = cache_dir / "store" / f"{reader.name}-{place}"
         at_size = f"{size[0]}x{size[1]}"
+        source = hashlib.blake2b(depth.encode(), digest_size=4).hexdigest()
         names = {
-            IMAGE: f"images-{at_size}", LABEL: f"labels-{at_size}", OWN_LABEL: "labels-own-size"
-        }  # fmt: skip
+            IMAGE: f"images-{at_size}",
+            LABEL: f"labels-{at_size}",
+            OWN_LABEL: "labels-own-size",
+            DISPARITY: f"disparities-{at_size}-{source}",
+        }
         self.files = {
             (kind, form): Arrays(self.folder / name, form)
             for form in forms
@@ -70,16 +78,18 @@ class Store:
         """What a file below the data set's folder is called here."""
         return os.fspath(path).removeprefix(self.root)
 
-    def current(self, kind: str, path: Path, status: os.stat_result) -> Entry | None:
-        """The entry of a file that has this status, in any form."""
-        entries = (f.entry(self.name_of(path), status) for f in self._files_of(kind))
-        return next(filter(None, entries), None)
+    def holds(self, kind: str, path: Path, status: os.stat_result) -> bool:
+        """Whether there is an array of a file that has this status, in any form."""
+        filled = [arrays for arrays in self._files_of(kind) if arrays.entries]
+        return any(arrays.entry(self.name_of(path), status) for arrays in filled)
 
-    def reload(self) -> None:
-        """Reads the indices again, after another process may have written."""
+    def reload(self) -> bool:
+        """Reads the indices again, after another process may have written; whether it has."""
+        before = [arrays.end for arrays in self.files.values()]
         self._found.clear()
         for arrays in self.files.values():
             arrays.reload()
+        return before != [arrays.end for arrays in self.files.values()]
 
     def _find(self, kind: str, path: Path) -> tuple[Arrays, Entry] | None:
         # Asked once: on a network's file system, a status at every look would cost a millisecond.
@@ -100,17 +110,25 @@ class Store:
                     return arrays, entry
         return None
 
-    def _files_of(self, kind: str) -> Iterator[Arrays]:
-        return (arrays for (of, _), arrays in self.files.items() if of == kind)
+    def _files_of(self, kind: str) -> list[Arrays]:
+        return [self.files[kind, form] for form in self.forms]
 
 
 def array_of(kind: str, decoded: np.ndarray, size: Size) -> np.ndarray:
-    """What is kept of a decoded image (H, W, 3), or of a label's ids (H, W).
+    """What is kept of a decoded image (H, W, 3), of a label's ids (H, W) or of a disparity (H, W) float32.
 
     Args:
         size: the working size (height, width).
     """
     if kind == IMAGE:
         return resize_image(decoded, size)
+    if kind == DISPARITY:  # the four bytes of each value
+        values = np.ascontiguousarray(resize_nearest(decoded, size), np.float32)
+        return values.view(np.uint8).reshape(*size, 4)
     ids = decoded.astype(np.uint8, copy=False)  # known ones are below 256
     return ids if kind == OWN_LABEL else resize_nearest(ids, size)
+
+
+def disparity_of(stored: np.ndarray) -> np.ndarray:
+    """Disparities (h, w) float32 of what is kept of them (h, w, 4)."""
+    return np.ascontiguousarray(stored).view(np.float32)[..., 0]

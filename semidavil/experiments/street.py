@@ -57,7 +57,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
 def prepare_street(config: Config, progress: bool) -> str:
-    """Toy data, data checks, decoded images, depth and captions; returns what is to be said of them."""
+    """Toy data, checks, decoded images, depth and captions; returns what is to be said of the captions."""
     target = BENCHMARKS[config.data.benchmark].target
     with Filling(config, progress) as filling:
         check_data(config, progress, filling)
@@ -66,8 +66,11 @@ def prepare_street(config: Config, progress: bool) -> str:
         samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
         if config.data.selection == "depth":
             selection_features(config, samples, progress)
-        else:
-            disparities(config, samples, progress)
+        maps = disparities(config, samples, progress)
+        if names.METHODS[config.training.method].disparity:
+            with Filling(config, progress) as filling:
+                filling.begin_disparities(samples, maps)
+                filling.finish()
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
         vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
@@ -75,7 +78,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         load_tokens(config, captions, vlm, progress)
         said = describe_captions(config, captions, vlm)
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
-    return "\n".join(filter(None, (filling.said, said)))
+    return said
 
 
 class StreetExperiment:

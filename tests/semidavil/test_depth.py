@@ -165,7 +165,8 @@ def test_depth_selection_changes_which_images_are_labelled(tiny_toy: dict[str, s
 
 
 def test_disparity_is_cut_like_the_image(tiny_toy: dict[str, str]) -> None:
-    config = preset("toy", {"data.budget": 4, "training.batch_size": 3, **tiny_toy})
+    changes = {"data.budget": 4, "training.batch_size": 3, "data.store": "off"}
+    config = preset("toy", {**changes, **tiny_toy})
     captions = dict.fromkeys(image_paths(config), Caption(("",)))
     plain = TrainBatches(config, captions, list, {"unlabelled"})[2]["unlabelled"]
     batches = TrainBatches(config, captions, list, {"unlabelled"}, disparity=True)

@@ -24,13 +24,15 @@ from semidavil.data import decoded, filling
 from semidavil.data.arrays import Arrays
 from semidavil.data.checks import check_data
 from semidavil.data.decoded import Images, open_images
+from semidavil.data.depth import disparity_path
 from semidavil.data.filling import Filling
 from semidavil.data.layout import open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.readers import Sample
-from semidavil.data.store import IMAGE, LABEL, OWN_LABEL
+from semidavil.data.store import DISPARITY, IMAGE, LABEL, OWN_LABEL
 from semidavil.data.streams import all_samples
 from semidavil.data.windows import Box
+from semidavil.experiments.street import prepare_street
 from semidavil.language.captions import Caption
 
 BOX = Box(3, 5, 7, 11)
@@ -95,12 +97,13 @@ def kept(config: Config) -> dict[tuple[str, str], int]:
     counts: dict[tuple[str, str], int] = {}
     for dataset in ("synthia", "cityscapes"):
         for (kind, _), arrays in open_images(config, dataset).store.files.items():
-            counts[dataset, kind] = counts.get((dataset, kind), 0) + len(arrays.entries)
+            if arrays.entries:
+                counts[dataset, kind] = counts.get((dataset, kind), 0) + len(arrays.entries)
     return counts
 
 
 EVERYTHING = {
-    ("synthia", IMAGE): 4, ("synthia", LABEL): 4, ("synthia", OWN_LABEL): 0,
+    ("synthia", IMAGE): 4, ("synthia", LABEL): 4,
     ("cityscapes", IMAGE): 8, ("cityscapes", LABEL): 4, ("cityscapes", OWN_LABEL): 4,
 }  # fmt: skip
 
@@ -388,6 +391,72 @@ def test_a_folder_that_cannot_be_written_ends_the_filling_alone(config: Config) 
     (Path(config.runtime.cache_dir) / "store").write_text("no folder")
     assert "takes no more" in fill(config).said
     assert same(pixels(config), afresh(config))
+
+
+@pytest.mark.parametrize("form", ["raw", "packed"])
+@pytest.mark.parametrize("depth", ["disparity", "hf:some/model"])
+def test_disparities_are_kept_beside_the_images(config: Config, form: str, depth: str) -> None:
+    """Of each source, as floats to the last bit; an estimator's are those of the images themselves."""
+    rng = np.random.default_rng(3)
+    maps = {}
+    for dataset, split, sample in samples_of(config):
+        if (dataset, split) == ("cityscapes", "train"):
+            maps[sample] = rng.random((32, 66)).astype(np.float32)
+            write_png(disparity_path(sample), np.zeros((32, 66), np.uint8))
+    config = config.replace({"data.store": form, "data.depth": depth})
+    fill(config)
+    for sample in maps:  # the images' own store must not be taken for that of changed files
+        os.utime(disparity_path(sample), ns=(5, 5))
+    read: list[Sample] = []
+
+    def disparities(sample: Sample) -> np.ndarray:
+        read.append(sample)
+        return maps[sample]
+
+    for _ in range(2):
+        with Filling(config) as found:
+            found.begin_disparities(list(maps), disparities)
+            found.finish()
+    assert len(set(read)) == len(maps)
+    assert kept(config) == EVERYTHING | {("cityscapes", DISPARITY): len(maps)}
+    images = open_images(config, "cityscapes")
+    images.disparities = lambda sample: pytest.fail("decoded")
+    fresh = open_images(config.replace({"data.store": "off"}), "cityscapes")
+    fresh.disparities = disparities
+    for sample in maps:
+        ours, theirs = (each.disparity_window(sample, BOX) for each in (images, fresh))
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)
+    other = config.replace({"data.depth": "hf:another"})
+    assert ("cityscapes", DISPARITY) not in kept(other)
+
+
+def test_a_run_that_needs_disparities_finds_them_there(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = preset("toy", {
+        "data.toy": "false", "runtime.data_root": str(tiny_root), "data.budget": 4,
+        "runtime.cache_dir": str(tmp_path), "training.method": "sdepth", "model.fusion": "none",
+        "training.batch_size": 3,
+    })  # fmt: skip
+    captions = {s.image: Caption(("",)) for group in all_samples(config).values() for s in group}
+
+    def batch() -> torch.Tensor:
+        batches = TrainBatches(config, captions, list, {"unlabelled"}, disparity=True)
+        return batches[2]["unlabelled"]["disparity"]
+
+    expected = batch()
+    prepare_street(config, False)
+    monkeypatch.setattr("semidavil.data.depth.read_unchanged", None)
+    assert torch.equal(batch(), expected)
+
+
+def test_what_is_kept_is_said_once(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    for expected in (1, 0):
+        with Filling(config, progress=True) as found:
+            check_data(config, filling=found)
+            found.finish()
+        assert capsys.readouterr().out.count("kept raw; synthia: 0.00 GB raw, kept raw") == expected
 
 
 def test_off_writes_nothing(config: Config) -> None:

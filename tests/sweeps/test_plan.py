@@ -168,7 +168,7 @@ def test_a_spec_brings_back_its_cells() -> None:
 
 
 def test_only_what_changes_a_result_tells_specs_apart() -> None:
-    same = [spec((), Selection(seeds=(3,))), spec(("training.lr=3e-3",))]  # the preset's own
+    same = [spec((), Selection(seeds=(3,))), spec(("training.lr=6e-3",))]  # the preset's own
     assert {one.key() for one in same} == {spec().key()}
     others = [spec(("training.steps=20",)), Spec("losses", "toy"), Spec("attention", "toy-long")]
     assert len({one.key() for one in [spec(), *others]}) == 4

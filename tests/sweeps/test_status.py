@@ -123,7 +123,7 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "gta5-cityscapes/dlg/[0]/s0 mIoU 30.00" in shown
     assert "toy training.steps=20 " in shown
-    assert "75/150" in shown
+    assert "80/160" in shown
     assert "10 s ago" in shown
 
 
