@@ -9,12 +9,11 @@ measured in turn.
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from losses import in_turn
 from rows import Row, table
+from timing import Step, in_turn
 from torch import Tensor, nn
 
 from semidavil.models.fusion import FUSIONS
@@ -23,13 +22,12 @@ from semidavil.models.text import Language
 
 GOAL = 1.2
 VISION, LANGUAGE, JOINT, DIM = 768, 512, 512, 256
-Product = Callable[[], object]
 
 
 def measure(quick: bool) -> list[Row]:
     """A row for each attention at 1,024 patches x 77 tokens; at 64 x 16 if `quick`."""
     torch.set_num_threads(1)
-    images, side, words, repeats = (1, 8, 16, 2) if quick else (1, 32, 77, 7)
+    images, side, words, repeats = (2, 8, 16, 2) if quick else (2, 32, 77, 5)
     rows = []
     for name, products in PRODUCTS.items():
         towers = Towers(
@@ -47,12 +45,12 @@ def measure(quick: bool) -> list[Row]:
 
         bare = products(images, side, words)
         found = in_turn(attention, lambda bare=bare: [product() for product in bare], repeats)
-        what = f"{name}, {side**2} patches x {words} tokens"
+        what = f"{name}, {images} x {side**2} patches x {words} tokens"
         rows.append(Row(what, *found, "its bare matrix products", goal=GOAL))
     return rows
 
 
-def product(left: tuple[int, ...], right: tuple[int, ...], frozen: bool = False) -> Product:
+def product(left: tuple[int, ...], right: tuple[int, ...], frozen: bool = False) -> Step:
     """One product and its gradients at both factors, at the right one alone if the left is `frozen`."""
     a, b = torch.randn(left, requires_grad=not frozen), torch.randn(right, requires_grad=True)
     leaves = [b] if frozen else [a, b]
@@ -60,7 +58,7 @@ def product(left: tuple[int, ...], right: tuple[int, ...], frozen: bool = False)
     return lambda: torch.autograd.grad(a @ b, leaves, upstream)
 
 
-def convolution(maps: tuple[int, ...], kernel: tuple[int, ...], dilation: int = 1) -> Product:
+def convolution(maps: tuple[int, ...], kernel: tuple[int, ...], dilation: int = 1) -> Step:
     # The channels of a place beside each other, which is the fastest.
     x = torch.randn(maps).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(kernel, requires_grad=True)
@@ -73,14 +71,14 @@ def convolution(maps: tuple[int, ...], kernel: tuple[int, ...], dilation: int = 
     return lambda: torch.autograd.grad(run(), [x, weight], upstream)
 
 
-def readout(pixels: int, map_dim: int) -> list[Product]:
+def readout(pixels: int, map_dim: int) -> list[Step]:
     return [
         product((pixels, map_dim), (map_dim, DIM)),
         product((pixels, VISION + DIM), (VISION + DIM, VISION)),
     ]
 
 
-def similarity(images: int, side: int, words: int) -> list[Product]:
+def similarity(images: int, side: int, words: int) -> list[Step]:
     return [
         product((images * side**2, VISION), (VISION, JOINT)),
         product((images * words, LANGUAGE), (LANGUAGE, JOINT), frozen=True),
@@ -88,7 +86,7 @@ def similarity(images: int, side: int, words: int) -> list[Product]:
     ]
 
 
-def dlg(images: int, side: int, words: int) -> list[Product]:
+def dlg(images: int, side: int, words: int) -> list[Step]:
     pixels, patches = images * side**2, side**2
     return [
         *(product((pixels, VISION), (VISION, DIM)) for _ in range(2)),
@@ -101,12 +99,12 @@ def dlg(images: int, side: int, words: int) -> list[Product]:
     ]
 
 
-def wpct(images: int, side: int, words: int) -> list[Product]:
+def wpct(images: int, side: int, words: int) -> list[Step]:
     smoothing = [convolution((images * words, 1, side, side), (1, 1, 3, 3)) for _ in range(2)]
     return [*similarity(images, side, words), *smoothing, *readout(images * side**2, words)]
 
 
-def cross_attention(images: int, side: int, words: int) -> list[Product]:
+def cross_attention(images: int, side: int, words: int) -> list[Step]:
     pixels, heads = images * side**2, 8
     return [
         product((pixels, VISION), (VISION, DIM)),
@@ -117,13 +115,12 @@ def cross_attention(images: int, side: int, words: int) -> list[Product]:
     ]
 
 
-def vlga(images: int, side: int, words: int) -> list[Product]:
+def vlga(images: int, side: int, words: int) -> list[Step]:
     d, maps, pooled = DIM // 2, images * words, (-(-side // 4)) ** 2
     size = maps, d, side, side
     tokens, heads = images * pooled * words, images * pooled * 4
     layer = [
-        *(product((tokens, 2 * d), (2 * d, d)) for _ in range(2)),
-        *(product((tokens, d), (d, d)) for _ in range(2)),
+        *(product((tokens, d), (d, d)) for _ in range(4)),
         product((heads, words, d // 4), (heads, d // 4, words)),
         product((heads, words, words), (heads, words, d // 4)),
         product((tokens, d), (d, 4 * d)),

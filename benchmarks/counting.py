@@ -9,8 +9,8 @@ the others count all in one. CPU time, one thread, batch by batch in turn.
 import argparse
 
 import torch
-from losses import in_turn
 from rows import Row, table
+from timing import in_turn
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 

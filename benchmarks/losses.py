@@ -6,14 +6,13 @@ CPU time, one thread, both measured in turn. Memory is what PyTorch's allocator 
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from rows import Row, table
+from timing import Step, in_turn
 from torch import Tensor
 
 from semidavil.benchmarks import IGNORE_INDEX
@@ -23,7 +22,6 @@ CLASSES = 19
 AGAINST = "torch's fused cross-entropy"
 GOALS = {name: 1.3 if name == "dyce" else 1.5 for name in LOSSES}
 MEMORY_GOAL = 1.1
-Step = Callable[[], object]
 
 
 def measure(quick: bool) -> list[Row]:
@@ -58,18 +56,6 @@ def measure(quick: bool) -> list[Row]:
     found = in_turn(lambda: pseudo_label(taught), lambda: (taught.softmax(1).max(1), None), repeats)
     times.append(Row("pseudo-labels with their confidence", *found, "softmax and max"))
     return times + memory
-
-
-def in_turn(ours: Step, reference: Step, repeats: int) -> tuple[float, float]:
-    """Medians of the CPU time of both, ms, after one call of each to warm up."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for warm in range(repeats + 1):
-        for step, taken in zip((ours, reference), times, strict=True):
-            start = time.process_time()
-            step()
-            if warm:
-                taken.append(1000 * (time.process_time() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def extra_memory(step: Step) -> float:

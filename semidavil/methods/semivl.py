@@ -9,7 +9,7 @@ from torch import Tensor
 
 from semidavil.flops import TRAINED
 from semidavil.language.concepts import concepts_of
-from semidavil.losses import consistency_loss
+from semidavil.losses import consistency_loss, pseudo_label
 from semidavil.methods.base import Batch, Losses, Rates, paste
 from semidavil.methods.unimatch import UniMatch
 from semidavil.models.layers import upsample
@@ -119,5 +119,4 @@ class Guide:
         parts = scores.split(self.concepts, dim=1)
         scores = torch.stack([part.amax(1) for part in parts], 1)  # (B, C, h, w)
         scores = upsample(scores, padded.shape[-2:])
-        confidence, labels = scores[..., :height, :width].softmax(1).max(1)
-        return confidence, labels
+        return pseudo_label(scores[..., :height, :width])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALL = 64
+SMALL = 32  # pixels of a side
 
 
 class GroupNorm(nn.GroupNorm):
@@ -34,7 +34,7 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     Bilinear for images, trilinear for volumes. On a GPU as products with matrices: PyTorch's own has no
     deterministic backward pass there but a slow one of gathers and sorted sums. Small maps also on a
     CPU, where it takes 8.6 ms from (12, 19, 32, 32) to 64 x 64, forward and backward, and products 3.4;
-    they take longer as the sides grow.
+    from sides of 64 on they are slower.
     """
     if x.device.type == "cuda" or max(x.shape[2:]) <= SMALL:
         return by_products(x, size)
@@ -62,7 +62,7 @@ def by_products(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.permute(0, 3, 1, 2) if channels_last else x
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.disable  # a compiled network would ignore the cache and make it anew at every call
 def resize_matrix(
     old: int, new: int, mode: str, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
@@ -71,6 +71,13 @@ def resize_matrix(
     Args:
         mode: "linear", or "bicubic", with antialiasing.
     """
+    return _resize_matrix(old, new, mode, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _resize_matrix(
+    old: int, new: int, mode: str, device: torch.device, dtype: torch.dtype
+) -> Tensor:
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         identity = torch.eye(old, dtype=torch.float64)
         if mode == "bicubic":

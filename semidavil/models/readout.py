@@ -34,7 +34,10 @@ def masked_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
     A slice without any True entry becomes anything finite: multiply what it weighs by the mask, which is
     smaller than the weights.
     """
-    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim)
+    # A sum has nothing to do on the way back; filling in would copy the scores' gradient.
+    lowest = torch.finfo(scores.dtype).min
+    penalty = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, lowest)
+    return (scores + penalty).softmax(dim)
 
 
 def to_pixels(vision: Tensor) -> Tensor:
@@ -49,14 +52,13 @@ def to_grid(pixels: Tensor, height: int, width: int) -> Tensor:
 def linear_of_parts(weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> Tensor:
     """`F.linear(torch.cat(parts, -1), weight, bias)` without the copies.
 
-    A part may have axes of length 1, which are broadcast after its product instead of before. What is
-    beyond the last part counts as 0.
+    Parts after the first may have axes of length 1, which are broadcast after their product instead of
+    before.
     """
-    widths = [part.shape[-1] for part in parts]
-    columns = weight[:, : sum(widths)].split(widths, dim=1)
+    columns = weight.split([part.shape[-1] for part in parts], dim=1)
     total = F.linear(parts[0], columns[0], bias)
     for part, own in zip(parts[1:], columns[1:], strict=True):
-        total = total + F.linear(part, own)
+        total.add_(F.linear(part, own))
     return total
 
 
@@ -86,7 +88,8 @@ class Readout(nn.Module):
                 f"{tokens} tokens do not fit into the {room} channels of the fusion, which are the text "
                 "encoder's context length: choose fewer classes, or model.fusion=cross_attention"
             )
-        read = linear_of_parts(self.maps.weight, self.maps.bias, maps)
+        columns = self.maps.weight[:, : self.maps.in_features - room + tokens]
+        read = linear_of_parts(columns, self.maps.bias, maps)
         mixed = linear_of_parts(self.mix.weight, self.mix.bias, [vision, read])
         return vision + self.norm(mixed)
 
@@ -104,6 +107,7 @@ class Similarity(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """Pixels (B, hw, c_v) and tokens (B, N, c_l) -> (B, hw, N), times `scale`."""
-        image = F.normalize(self.vision(pixels), dim=-1)
-        words = F.normalize(self.language(tokens), dim=-1)
-        return image @ (words * scale).mT
+        image, words = self.vision(pixels), F.normalize(self.language(tokens), dim=-1)
+        # There are more channels to divide than similarities.
+        lengths = image.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return image @ (words * scale).mT / lengths

@@ -49,11 +49,11 @@ class PyramidUNet(nn.Module):
             generator: what the channels that dropout leaves out are drawn from; None: no dropout.
         """
         *coarser, finest = self._decode(images, generator)
-        logits = [self.net.output_block(finest)]
+        logits = [self.net.output_block(finest).float()]
         heads = self.net.deep_supervision_heads
         for head, features in zip(heads, reversed(coarser), strict=True):
             # Trilinear, as in URPC's code: MONAI's own stack of the heads takes the nearest voxel.
-            logits.append(upsample(head(features), images.shape[2:]))
+            logits.append(upsample(head(features).float(), images.shape[2:]))
         return torch.stack(logits, 1)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
