@@ -19,7 +19,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| what | ours | reference | against | ratio | goal |", "|---|---|---|---|---|---|"]
     for row in rows:
         ratio = row.ours / row.reference if row.reference else float("nan")
-        goal = "" if row.goal is None else f"{row.goal:g}"
+        goal = "" if row.goal is None else f"{row.goal:.3g}"
         if row.goal is not None and not ratio <= row.goal:
             goal += " (missed)"
         amounts = f"{row.ours:.4g} {row.unit} | {row.reference:.4g} {row.unit}"
