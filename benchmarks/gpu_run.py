@@ -44,6 +44,8 @@ class Bench:
         self.device = torch.device(options.device)
         self.cuda = self.device.type == "cuda"
         self.root = Path(options.root or tempfile.mkdtemp())
+        if options.out:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
         self.started = time.perf_counter()
         self.rows: list[dict[str, Any]] = []
         self.card = torch.cuda.get_device_name(self.device) if self.cuda else "CPU"

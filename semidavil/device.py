@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,8 +49,10 @@ def make_deterministic(seed: int, threads: int, device: torch.device) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("high")
+    # Nothing of a step is float32 for speed: what is, is so because it must not be rounded.
+    torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads or available_cpus())
+    cv2.setNumThreads(1)  # a window is too small to be shared
 
 
 def use_bfloat16(wanted: bool, device: torch.device) -> bool:

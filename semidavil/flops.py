@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-TRAINED = (
-    3  # forward, gradients of activations, gradients of weights: each as many FLOPs as the first
-)
+# Forward, gradients of activations, gradients of weights: each as many FLOPs as the first.
+TRAINED = 3
 
 # Dense bfloat16 TFLOP/s of tensor cores, from NVIDIA's data sheets, by words of the name that PyTorch gives a
 # card; the first that fits counts.

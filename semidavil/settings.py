@@ -193,12 +193,10 @@ class Runtime(Section):
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
-    compile: bool = (
-        False  # encoder blocks and decoder by torch.compile: minutes at the start, then faster
-    )
-    checkpoint_activations: bool = (
-        False  # the encoder's are computed twice instead of kept: small GPUs
-    )
+    # Of street networks: encoder blocks and decoder by torch.compile, minutes at the start, then faster.
+    compile: bool = False
+    # Of street networks: the encoder's are computed twice instead of kept, for small GPUs.
+    checkpoint_activations: bool = False
     eval_batch_size: Count = 8
     eval_all: bool = True  # the student beside its teacher, or the reported network alone
     eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only

@@ -7,6 +7,8 @@
 
 An array counts from `commit` on, which writes its line of the index after its bytes: what a killed process
 has left without one is written over. One process writes at a time (its caller's matter); any number read.
+A file that is begun anew has a new name, which the index says: who has read the index before reads on in
+the file of that time, and offsets are never those of another file.
 """
 
 import os
@@ -46,17 +48,20 @@ class Arrays:
     """
 
     def __init__(self, stem: Path, form: str) -> None:
-        self.form = form
-        self.file = stem.with_name(f"{stem.name}.{form}")
+        self.stem, self.form = stem, form
         self.index = stem.with_name(f"{stem.name}.{form}.jsonl")
         self.reload()
 
     def reload(self) -> None:
         """Reads the index; another process may have written meanwhile."""
+        rows = list(read_rows(self.index))
+        self.generation: int = rows[-1]["generation"] if rows else 0
+        self.file = self._file_of(self.generation)
         there = self.bytes()  # less than the index says if the file was cut short or removed
         found = (
             (name, Entry(size, time, offset, length, tuple(shape)))
-            for row in read_rows(self.index)
+            for row in rows
+            if row["generation"] == self.generation
             for name, size, time, offset, length, shape in row["entries"]
         )
         self.entries = {n: entry for n, entry in found if entry.offset + entry.length <= there}
@@ -75,6 +80,9 @@ class Arrays:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
+    def _file_of(self, generation: int) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{generation}.{self.form}")
+
     def bytes(self) -> int:
         return self.file.stat().st_size if self.file.exists() else 0
 
@@ -84,11 +92,15 @@ class Arrays:
         current = (status.st_size, status.st_mtime_ns)
         return entry if entry and (entry.size, entry.time) == current else None
 
-    def read(self, entry: Entry) -> np.ndarray:
-        """The array, not to be written to: a view of the file, or decoded."""
+    def map(self) -> np.ndarray:
+        """The file's bytes; once mapped, they stay, even if the file is removed."""
         if self._map is None:
             self._map = np.asarray(np.memmap(self.file, np.uint8, "r"))
-        stored = self._map[entry.offset : entry.offset + entry.length]
+        return self._map
+
+    def read(self, entry: Entry) -> np.ndarray:
+        """The array, not to be written to: a view of the file, or decoded."""
+        stored = self.map()[entry.offset : entry.offset + entry.length]
         if self.form == "raw":
             return stored.reshape(entry.shape)
         return np.asarray(cv2.imdecode(stored, cv2.IMREAD_UNCHANGED))
@@ -120,7 +132,7 @@ class Arrays:
                 [name, entry.size, entry.time, entry.offset, entry.length, entry.shape]
                 for name, entry in pending.items()
             ]
-            append_rows(self.index, [{"entries": rows}])
+            append_rows(self.index, [{"generation": self.generation, "entries": rows}])
             self.entries |= pending
             self._map = None  # of a file that was shorter
 
@@ -130,12 +142,11 @@ class Arrays:
             self._descriptor = None
 
     def clear(self) -> None:
-        """Removes all; who has the file open reads on."""
+        """Begins a new file. The last one stays until the next time: somebody may be about to read it."""
         self.close()
-        self.index.unlink(
-            missing_ok=True
-        )  # first: an index without its file would promise too much
-        self.file.unlink(missing_ok=True)
+        append_rows(self.index, [{"generation": self.generation + 1, "entries": []}])
+        for generation in range(self.generation):
+            self._file_of(generation).unlink(missing_ok=True)
         self.reload()
 
 

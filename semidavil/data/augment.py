@@ -17,14 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-JITTER, HUE = (
-    0.5,
-    0.25,
-)  # factors are in [1 - JITTER, 1 + JITTER], shifts of the hue in [-HUE, HUE] turns
-BLUR = (
-    0.1,
-    2.0,
-)  # the smallest and the largest standard deviation, in pixels of crops of 320 or more
+# Factors are in [1 - JITTER, 1 + JITTER], shifts of the hue in [-HUE, HUE] turns.
+JITTER, HUE = 0.5, 0.25
+# The smallest and the largest standard deviation, in pixels of crops of 320 or more.
+BLUR = 0.1, 2.0
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,9 @@ class Filling:
             return
         folder = parts[0].store.folder.parent
         free = shutil.disk_usage(folder).free
-        room = free - MARGIN if store != "auto" else min(int(free * SHARE), free - MARGIN)
+        room = free - min(MARGIN, free // 4)  # a small disk holds small data, too
+        if store == "auto":
+            room = min(room, int(free * SHARE))
         lines = []
         for part in parts:
             self._drop_stale(part)

@@ -1,5 +1,6 @@
 """Processes that load batches while the device computes."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from semidavil.machine import available_cpus
 
 # More do not help: a step's host work is some 30 ms, and a validation image's a few.
 MOST, MOST_FOR_EVALUATION = 16, 4
-PREFETCH = 4  # batches that each process has ready
+PREFETCH = 2  # batches that each process has ready
 
 
 def workers_of(config: Config, device: torch.device) -> int:
@@ -27,7 +28,10 @@ def workers_of(config: Config, device: torch.device) -> int:
         return runtime.num_workers
     if device.type == "cpu":
         return 0
-    own = runtime.threads or available_cpus() // runtime.world_size
+    beside = int(
+        os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size)
+    )  # torchrun's, which sets no Config
+    own = runtime.threads or available_cpus() // beside
     return max(0, min(MOST, own - 1))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semidavil.benchmarks import LABEL_IDS
 from semidavil.data.arrays import Arrays, Entry
 from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.readers import Reader
@@ -28,6 +29,7 @@ RAW, PACKED = "raw", "packed"
 # Kinds; the third is a label at its own size.
 IMAGE, LABEL, OWN_LABEL, DISPARITY = "image", "label", "own_label", "disparity"
 Size = tuple[int, int]
+VERSION = 1  # of decoding and resizing: raise it where they come to give other pixels
 
 # Which forms are looked for, by `data.store`.
 FORMS: dict[str, tuple[str, ...]] = {
@@ -47,7 +49,9 @@ class Store:
         self, reader: Reader, size: Size, depth: str, cache_dir: Path, forms: Sequence[str]
     ) -> None:
         self.root, self.size, self.forms = os.path.join(reader.root, ""), size, tuple(forms)
-        place = hashlib.blake2b(self.root.encode(), digest_size=4).hexdigest()
+        # Of what else pixels and ids depend on: they are not those of other code.
+        about = f"{VERSION} {self.root} {sorted(LABEL_IDS[reader.name])}"
+        place = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
         self.folder = cache_dir / "store" / f"{reader.name}-{place}"
         at_size = f"{size[0]}x{size[1]}"
         source = hashlib.blake2b(depth.encode(), digest_size=4).hexdigest()
@@ -85,11 +89,11 @@ class Store:
 
     def reload(self) -> bool:
         """Reads the indices again, after another process may have written; whether it has."""
-        before = [arrays.end for arrays in self.files.values()]
+        before = [arrays.entries for arrays in self.files.values()]
         self._found.clear()
         for arrays in self.files.values():
             arrays.reload()
-        return before != [arrays.end for arrays in self.files.values()]
+        return before != [arrays.entries for arrays in self.files.values()]
 
     def _find(self, kind: str, path: Path) -> tuple[Arrays, Entry] | None:
         # Asked once: on a network's file system, a status at every look would cost a millisecond.
@@ -104,8 +108,11 @@ class Store:
             if name in arrays.entries:
                 try:
                     status = path.stat()
-                except OSError:  # the reader will say which file is missing
-                    return None
+                    arrays.map()  # from here on, nobody can take the bytes away
+                except (
+                    OSError
+                ):  # of the image, which the reader will name; or somebody emptied the store
+                    continue
                 if entry := arrays.entry(name, status):
                     return arrays, entry
         return None

@@ -50,14 +50,14 @@ class CaptionTokens:
         self.places = self._known()
         if any(text not in self.places for text in wanted):
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                folder / f"{name}.lock"
-            ):  # of two processes, one computes and the other reads
+            # Of two processes, one computes and the other reads.
+            with FileLock(folder / f"{name}.lock"):
                 self.places = self._known()
                 missing = [text for text in wanted if text not in self.places]
                 with on_disk(folder):
                     self._add(encoder, missing, progress)
         self.places = {text: self.places[text] for text in wanted}
+        self.end = self._end()
 
     def __call__(self, captions: Sequence[str]) -> Language:
         """Token features of captions, on the CPU.
@@ -65,7 +65,8 @@ class CaptionTokens:
         Raises:
             KeyError: a caption that was not among `texts`.
         """
-        values = np.memmap(self.features, np.float32, "r").reshape(-1, self.dim)
+        # As far as is known: another process may be in the middle of what comes after.
+        values = np.memmap(self.features, np.float32, "r", shape=(self.end, self.dim))
         places = [self.places[text] for text in captions]
         # Copied: what is returned may be pinned, and outlives the file.
         return Language.of(
@@ -81,9 +82,13 @@ class CaptionTokens:
             if row["start"] + row["tokens"] <= held
         }
 
+    def _end(self) -> int:
+        """Behind the last of them."""
+        return max((start + n for start, n in self.places.values()), default=0)
+
     def _add(self, encoder: TextEncoder, texts: Sequence[str], progress: bool) -> None:
         """Encodes and appends; a caption is known once its features are in the file."""
-        end = max((start + n for start, n in self.places.values()), default=0)
+        end = self._end()
         step = CHUNK * encoder.BATCH
         starts = range(0, len(texts), step)
         with one_thread(encoder.device):
@@ -94,6 +99,8 @@ class CaptionTokens:
                     file.truncate(4 * end * self.dim)  # what an interruption has left behind
                     file.seek(0, os.SEEK_END)
                     file.write(b"".join(row.cpu().numpy().tobytes() for row in features))
+                    file.flush()
+                    os.fsync(file.fileno())
                 lengths = [len(row) for row in features]
                 places = zip(np.cumsum([end, *lengths[:-1]]).tolist(), lengths, strict=True)
                 added = dict(zip(part, places, strict=True))

@@ -18,6 +18,10 @@ def execute_as(settings: Runtime, networks: Iterable[Segmenter]) -> None:
     Raises:
         ValueError: activations of an encoder that is no vision transformer are to be computed twice.
     """
+    if settings.compile:
+        # Else a process that has trained other runs has used up the shapes that are compiled, and this one
+        # would be rounded as they happen to be run.
+        torch.compiler.reset()
     for network in networks:
         transformer = getattr(network.vision.tower, "transformer", None)
         if settings.checkpoint_activations:

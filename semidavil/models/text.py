@@ -61,7 +61,13 @@ class Language:
         rows = range(len(self))
         chosen = rows[captions] if isinstance(captions, slice) else captions
         lengths = tuple(self.lengths[row] for row in chosen)
-        return Language(self.tokens[captions], self.mask[captions], lengths)
+        if isinstance(captions, slice):
+            return Language(self.tokens[captions], self.mask[captions], lengths)
+        # Indexing by a list would wait for the device.
+        index = torch.tensor(captions).to(self.tokens.device, non_blocking=True)
+        return Language(
+            self.tokens.index_select(0, index), self.mask.index_select(0, index), lengths
+        )
 
     def repeat(self, count: int) -> "Language":
         """One caption's tokens (1, N, c_l) for each of `count` images."""

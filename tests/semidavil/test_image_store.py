@@ -1,7 +1,5 @@
 """The store of decoded images and labels: its pixels are those of decoding afresh, whatever happens to it."""
 
-import errno
-import itertools
 import json
 import os
 import pickle
@@ -10,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from png_files import write_png
+from small_store import BOX, EVERYTHING, afresh, fill, kept, make_config, pixels, same, samples_of
 
 from semidavil.config import Config, preset
-from semidavil.data import decoded, filling
-from semidavil.data.arrays import Arrays
+from semidavil.data import decoded
 from semidavil.data.checks import check_data
 from semidavil.data.decoded import Images, open_images
 from semidavil.data.depth import disparity_path
@@ -29,83 +26,15 @@ from semidavil.data.filling import Filling
 from semidavil.data.layout import open_reader
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.readers import Sample
-from semidavil.data.store import DISPARITY, IMAGE, LABEL, OWN_LABEL
+from semidavil.data.store import DISPARITY, IMAGE, LABEL
 from semidavil.data.streams import all_samples
-from semidavil.data.windows import Box
 from semidavil.experiments.street import prepare_street
 from semidavil.language.captions import Caption
-
-BOX = Box(3, 5, 7, 11)
 
 
 @pytest.fixture
 def config(write_dataset: Callable[..., Path], tmp_path: Path) -> Config:
-    """Full-size files larger than the working size, labels of all ids: 4 images a split."""
-    rng = np.random.default_rng(1)
-
-    def label(size: tuple[int, int], ids: int) -> Callable[[int], np.ndarray]:
-        return lambda _: rng.integers(0, ids, size, np.uint8)
-
-    root = write_dataset("synthia", label((38, 64), 23), 4, (38, 64))
-    write_dataset("cityscapes", label((32, 66), 34), 4, (32, 66))
-    return preset("small", {
-        "data.benchmark": "synthia-cityscapes",
-        "data.budget": 2,
-        "data.source_size": "20x32",
-        "data.target_size": "16x33",
-        "data.crop": "16x16",
-        "training.batch_size": 2,
-        "runtime.data_root": str(root),
-        "runtime.cache_dir": str(tmp_path / "cache"),
-    })  # fmt: skip
-
-
-def fill(config: Config) -> Filling:
-    with Filling(config) as found:
-        check_data(config, filling=found)
-        found.finish()
-    return found
-
-
-def samples_of(config: Config) -> list[tuple[str, str, Sample]]:
-    return [(d, split, s) for (d, split), group in all_samples(config).items() for s in group]
-
-
-def pixels(config: Config) -> list[torch.Tensor]:
-    """All that runs look at, whole and in windows."""
-    opened = {name: open_images(config, name) for name in ("synthia", "cityscapes")}
-    found = []
-    for dataset, split, sample in samples_of(config):
-        images = opened[dataset]
-        found += [images.image(sample), images.window(sample, BOX)]
-        found += [images.label(sample), images.label_window(sample, BOX)]
-        if split == "val":
-            found.append(images.own_label(sample))
-    return found
-
-
-def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def afresh(config: Config) -> list[torch.Tensor]:
-    return pixels(config.replace({"data.store": "off"}))
-
-
-def kept(config: Config) -> dict[tuple[str, str], int]:
-    """How many arrays there are, by data set and kind."""
-    counts: dict[tuple[str, str], int] = {}
-    for dataset in ("synthia", "cityscapes"):
-        for (kind, _), arrays in open_images(config, dataset).store.files.items():
-            if arrays.entries:
-                counts[dataset, kind] = counts.get((dataset, kind), 0) + len(arrays.entries)
-    return counts
-
-
-EVERYTHING = {
-    ("synthia", IMAGE): 4, ("synthia", LABEL): 4,
-    ("cityscapes", IMAGE): 8, ("cityscapes", LABEL): 4, ("cityscapes", OWN_LABEL): 4,
-}  # fmt: skip
+    return make_config(write_dataset, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["raw", "packed"])
@@ -245,37 +174,6 @@ def test_a_killed_process_leaves_whole_images_alone(config: Config, tmp_path: Pa
     assert same(pixels(config), afresh(config))
 
 
-def test_a_file_of_arrays_that_was_cut_short_holds_what_is_left(tmp_path: Path) -> None:
-    arrays, status = Arrays(tmp_path / "images", "raw"), tmp_path.stat()
-    for number in range(3):
-        arrays.append(str(number), status, np.full((2, 2), number, np.uint8))
-    arrays.commit()
-    os.truncate(arrays.file, 9)
-    again = Arrays(tmp_path / "images", "raw")
-    assert set(again.entries) == {"0", "1"}
-    entry = again.entry("1", status)
-    assert entry is not None
-    assert (again.read(entry) == 1).all()
-    again.file.unlink()
-    assert not Arrays(tmp_path / "images", "raw").entries
-
-
-def test_a_line_of_the_index_cut_short_loses_its_arrays_alone(tmp_path: Path) -> None:
-    status = tmp_path.stat()
-    for number in range(2):
-        arrays = Arrays(tmp_path / "images", "raw")
-        arrays.append(str(number), status, np.full((2, 2), number, np.uint8))
-        arrays.commit()
-        arrays.close()
-    text = arrays.index.read_text()
-    arrays.index.write_text(text[:-9])
-    again = Arrays(tmp_path / "images", "raw")
-    assert set(again.entries) == {"0"}
-    again.append("2", status, np.full((2, 2), 2, np.uint8))
-    again.commit()
-    assert set(Arrays(tmp_path / "images", "raw").entries) == {"0", "2"}
-
-
 def test_of_two_processes_one_fills_and_the_other_waits(config: Config, tmp_path: Path) -> None:
     with Filling(config) as first:
         check_data(config, filling=first)
@@ -301,96 +199,6 @@ def test_of_two_processes_one_fills_and_the_other_waits(config: Config, tmp_path
     assert other.wait(60) == 0
     assert said.read_text() == "", "there was nothing left to fill"
     assert kept(config) == EVERYTHING
-
-
-Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.mark.parametrize(
-    ("free", "store", "forms"),
-    [
-        # Raw: 8 images of 16x33x3 of the target, 4 labels and 4 of their own size 32x66 (23,232
-        # bytes), then 4 images of 20x32 with their labels (10,240).
-        (70_000, "auto", ("raw", "raw")),
-        (32_000, "auto", ("raw", "")),  # random pixels cannot be packed
-        (16_000, "auto", ("", "raw")),
-        (1_000, "auto", ("", "")),
-        (70_000, "packed", ("packed", "packed")),
-        (34_000, "raw", ("raw", "raw")),
-        (33_000, "raw", ("raw", "")),
-    ],
-)
-def test_a_form_is_chosen_by_the_room_there_is(
-    config: Config, monkeypatch: pytest.MonkeyPatch, free: int, store: str, forms: tuple[str, str]
-) -> None:
-    monkeypatch.setattr(filling, "MARGIN", 500)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, free))
-    config = config.replace({"data.store": store})
-    filled = fill(config)
-    target, source = (
-        {
-            form
-            for (_, form), arrays in open_images(config, name).store.files.items()
-            if arrays.entries
-        }
-        for name in ("cityscapes", "synthia")
-    )
-    assert (target, source) == tuple({form} - {""} for form in forms)
-    assert ("which does not fit" in filled.said) == ("" in forms)
-    assert same(pixels(config), afresh(config))
-
-
-def test_smooth_images_are_packed_where_raw_ones_do_not_fit(
-    write_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = write_dataset("cityscapes", size=(32, 64))
-    for path in (root / "cityscapes" / "leftImg8bit").rglob("*.png"):
-        write_png(path, np.full((32, 64, 3), len(str(path)), np.uint8))
-    config = preset("small", {
-        "data.benchmark": "cityscapes-cityscapes", "data.budget": 1, "data.target_size": "32x64",
-        "data.source_size": "32x64", "data.crop": "16x16", "runtime.data_root": str(root),
-        "runtime.cache_dir": str(tmp_path / "cache"),
-    })  # fmt: skip
-    monkeypatch.setattr(filling, "MARGIN", 0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 30_000))
-    said = fill(config).said  # 6 * 8192 bytes raw
-    assert "GB raw or about" in said
-    assert "kept packed" in said
-    images, fresh = (
-        open_images(config.replace({"data.store": s}), "cityscapes") for s in ("auto", "off")
-    )
-    sample = images.reader.samples("train")[0]
-    assert images.store.array(IMAGE, sample.image) is not None
-    assert torch.equal(images.image(sample), fresh.image(sample))
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_no_more_ends_the_filling_alone(
-    config: Config, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    calls, original = itertools.count(), os.pwrite
-
-    def pwrite(file: int, content: bytes, offset: int) -> int:
-        if next(calls) >= 6:
-            raise OSError(number, os.strerror(number))
-        return original(file, content, offset)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", pwrite)
-        said = fill(config).said
-    assert ("its disk is full" if number == errno.ENOSPC else "Read-only") in said
-    assert "runtime.cache_dir=DIR" in said
-    assert sum(kept(config).values()) == 6, "what was written counts"
-    assert same(pixels(config), afresh(config))
-    assert "kept raw" in fill(config).said  # there is room again
-    assert kept(config) == EVERYTHING
-
-
-def test_a_folder_that_cannot_be_written_ends_the_filling_alone(config: Config) -> None:
-    (Path(config.runtime.cache_dir) / "scans").mkdir(parents=True)
-    (Path(config.runtime.cache_dir) / "store").write_text("no folder")
-    assert "takes no more" in fill(config).said
-    assert same(pixels(config), afresh(config))
 
 
 @pytest.mark.parametrize("form", ["raw", "packed"])

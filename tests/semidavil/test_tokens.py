@@ -84,6 +84,19 @@ def test_an_interruption_between_features_and_rows_costs_what_was_not_listed(
     assert torch.equal(CaptionTokens(toy.text, TEXTS, tmp_path)(TEXTS).tokens, expected.tokens)
 
 
+def test_what_another_process_is_writing_disturbs_no_look_up(toy: VLM, tmp_path: Path) -> None:
+    table = CaptionTokens(toy.text, TEXTS, tmp_path)
+    expected = table(TEXTS)
+    with table.features.open("ab") as file:
+        file.write(b"12345")  # no whole number yet
+    assert torch.equal(table(TEXTS).tokens, expected.tokens)
+    assert torch.equal(CaptionTokens(toy.text, TEXTS, tmp_path)(TEXTS).tokens, expected.tokens)
+    more = CaptionTokens(toy.text, ["a bus"], tmp_path)
+    torch.testing.assert_close(
+        more(["a bus"]).tokens, toy.text(["a bus"]).tokens, rtol=0, atol=1e-5
+    )
+
+
 def test_a_full_disk_is_named(toy: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -158,6 +158,18 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in a.keys())  # noqa: SIM118
 
 
+@pytest.mark.slow
+def test_processes_that_load_batches_change_nothing(config: Config, tmp_path: Path) -> None:
+    """Also where a run is stopped and goes on, and evaluates in between, with two of them."""
+    expected, _ = collect(config)
+    config = config.replace({"runtime.num_workers": 2})
+    collect(config, tmp_path, stop_at=3)
+    found, reports = collect(config, tmp_path)
+    assert reports[0].step == 2
+    assert found.metrics == expected.metrics
+    assert np.array_equal(found.confusion, expected.confusion)
+
+
 def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) -> None:
     first, _ = collect(config, tmp_path)
     second, reports = collect(config, tmp_path)
