@@ -162,6 +162,7 @@ assert all(grid.cells(preset(name)) for grid in GRIDS.values() for name in ("toy
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_what_only_names_things_needs_no_torch(
     without_torch: dict[str, str], command: list[str], code: int, output: str
 ) -> None:

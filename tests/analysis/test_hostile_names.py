@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import pytest
 from made_up_runs import Writer, settings
 
 from analysis.make_figures import make_all
@@ -12,6 +13,7 @@ from analysis.upload import upload
 HOSTILE = "<img src=x onerror=alert(1)>|`[x](javascript:alert(1))"
 
 
+@pytest.mark.slow
 def test_no_name_becomes_code_in_report_or_table(store: Writer, tmp_path: Path) -> None:
     for seed, name in ((0, "positions"), (1, "positions"), (0, HOSTILE), (1, HOSTILE)):
         params = settings("gta5-cityscapes", 100, seed, model__captions=name)

@@ -62,6 +62,7 @@ def test_an_address_of_nothing_is_told_at_once(address: str, reason: str) -> Non
         find_nodes(address.format(port=free_port()))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_no_ray_cluster_is_given_up(tmp_path: Path) -> None:
     """In a process of its own: Ray tries on in the background until that ends."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

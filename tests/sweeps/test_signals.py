@@ -88,6 +88,7 @@ def test_what_tests_start_hears_a_ctrl_c() -> None:
     assert process.wait(60) == -signal.SIGINT
 
 
+@pytest.mark.slow
 def test_what_tests_start_hears_a_ctrl_c_although_they_run_in_the_background_of_a_shell() -> None:
     """Which ignores it for them, and so for what they start."""
     name = f"{Path(__file__).name}::{test_what_tests_start_hears_a_ctrl_c.__name__}"

@@ -245,6 +245,7 @@ def test_options_in_the_address_are_no_part_of_the_files_name(store: Store) -> N
     assert len(store.runs()) == 1
 
 
+@pytest.mark.slow
 def test_a_database_that_somebody_holds_locked_is_away_and_not_broken(store: Store) -> None:
     assert store.database is not None
     holder = sqlite3.connect(store.database)

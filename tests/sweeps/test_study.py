@@ -41,6 +41,7 @@ def test_the_first_trial_is_the_preset_and_all_stay_in_the_space(store: Store, e
     assert "loss.omega" not in space_of(base.replace({"loss.name": "ce"}), "miou")
 
 
+@pytest.mark.slow
 def test_a_search_that_is_continued_or_killed_takes_the_same_way(store: Store) -> None:
     straight = open_study(elsewhere(store, "straight"))
     configs = [finish_next(straight).config for _ in range(16)]
@@ -172,6 +173,7 @@ def test_the_pareto_front_is_of_trials_that_none_beats_in_both(store: Store) -> 
     assert [grid.variant(config) for config in configs] == ["preset", "found"] * 2
 
 
+@pytest.mark.slow
 def test_importance_goes_to_what_matters(study: Study) -> None:
     for _ in range(20):
         one = ask(study)
