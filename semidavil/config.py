@@ -227,7 +227,7 @@ _TOY: dict[str, Any] = {
     "volumes.uamt_passes": 2,
     "volumes.uamt_dropout": 0.1,  # half of 8 channels are too few to tell 14 classes apart
     "runtime.eval_every": 0,  # an evaluation costs as much as thirty steps
-    "runtime.checkpoint_every": 50,
+    "runtime.checkpoint_every": 80,
     "runtime.eval_batch_size": 50,
     "runtime.eval_all": False,
     "runtime.threads": 1,
