@@ -76,7 +76,7 @@ def print_table(benchmark: str, runs: pd.DataFrame) -> None:
     """Scores by variant and budget, and the differences that can be paired."""
     shown = runs.groupby(["variant", "budget"], sort=False)["score"].agg(_spread)
     print(f"\n{benchmark}", shown.unstack().fillna("-").to_string(), sep="\n")
-    pairs = runs.set_index(["variant", "budget", "seed"])["score"]
+    pairs = runs.set_index(["variant", "budget", "seed"])["score"].sort_index()
     first = runs["variant"].iloc[0]
     budgets = runs.groupby("budget")["variant"].nunique()
     at = int(budgets.idxmax())
