@@ -23,6 +23,7 @@ from semidavil.benchmarks import BENCHMARKS  # noqa: E402
 from semidavil.config import PRESETS, preset  # noqa: E402
 from sweeps.plan.grids import GRIDS  # noqa: E402
 
+USUAL = 100  # labels, at which variants are compared if they can be
 # What `baselines` is asked, beyond differences at one budget: (variant, budget) minus (variant, budget).
 QUESTIONS = [
     (("semidavil", 100), ("source_only", 0)),
@@ -78,8 +79,9 @@ def print_table(benchmark: str, runs: pd.DataFrame) -> None:
     print(f"\n{benchmark}", shown.unstack().fillna("-").to_string(), sep="\n")
     pairs = runs.set_index(["variant", "budget", "seed"])["score"].sort_index()
     first = runs["variant"].iloc[0]
-    budgets = runs.groupby("budget")["variant"].nunique()
-    at = int(budgets.idxmax())
+    variants = runs.groupby("budget")["variant"].nunique()
+    common = variants.index[variants == variants.max()]  # budgets of as many variants as possible
+    at = USUAL if USUAL in common else common[0]
     questions = [((v, at), (first, at)) for v in runs["variant"].unique() if v != first]
     if {"source_only", "target_only"} <= set(runs["variant"]):
         questions = [q for q in QUESTIONS if all(side in pairs.index for side in q)]
