@@ -54,7 +54,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Seen:
+class StudentOutput:
     """What the student makes of one step's images.
 
     Where several processes share the batch, logits are those of all; what is only encoded is this one's share
@@ -138,7 +138,9 @@ class Method(nn.Module):
         """What is said of a stream's images: their captions."""
         return stream["language"]
 
-    def see(self, batch: Batch, views: Sequence[View] = (), encoded: Sequence[View] = ()) -> Seen:
+    def see(
+        self, batch: Batch, views: Sequence[View] = (), encoded: Sequence[View] = ()
+    ) -> StudentOutput:
         """What the student makes of the labelled streams, of `views`, and of images that are only `encoded`.
 
         One pass over all of them is one large batch instead of several small ones.
@@ -152,7 +154,7 @@ class Method(nn.Module):
             Labelled(part, stream["label"], weight)
             for part, stream, weight in zip(logits[: len(streams)], streams, shares, strict=True)
         ]
-        return Seen(labelled, logits[len(streams) :], features)
+        return StudentOutput(labelled, logits[len(streams) :], features)
 
     def supervised(self, labelled: Sequence[Labelled], loss: nn.Module | None = None) -> Tensor:
         """L_sup of the labelled streams, by the configured loss or another one.
