@@ -1,6 +1,6 @@
 """Many arrays of bytes in one growing file: written once, read through the page cache of the machine.
 
-    arrays = Arrays(folder / "images-512x1024", "raw")
+    arrays = Arrays(folder / "images-512x1024", RAW)
     arrays.append("train/a.png", status, image)        # by several threads, if you like
     arrays.commit()
     arrays.read(arrays.entry("train/a.png", status))   # a view of the memory map
@@ -23,6 +23,7 @@ import numpy as np
 
 from semidavil.data.files import append_rows, read_rows
 
+RAW, PACKED = "raw", "packed"  # forms: as they are, compressed
 # Of images of rendered and photographed streets, one core: WebP 24 and 52% of the bytes, read in 11 and
 # 9 ms; PNG 42 and 60%, in 18 and 10 ms, but written in a tenth of the time. Labels shrink to 2% either way.
 # WebP takes colours alone: it may change those of transparent pixels.
@@ -31,7 +32,7 @@ LOSSLESS = {".webp": [cv2.IMWRITE_WEBP_QUALITY, 101], ".png": [cv2.IMWRITE_PNG_C
 
 @dataclass(frozen=True)
 class Entry:
-    """Where an array is, and the file that it was made of."""
+    """Where an array is, and the file that it was made of; one that was made of no file has zeros."""
 
     size: int  # of that file, in bytes
     time: int  # of its last change, in ns
@@ -41,7 +42,7 @@ class Entry:
 
 
 class Arrays:
-    """uint8 arrays (H, W), (H, W, 3) or (H, W, 4) by name, as they are ("raw") or compressed ("packed").
+    """uint8 arrays (H, W), (H, W, 3) or (H, W, 4) by name, in one form; of others, their bytes.
 
     Raises (from its methods):
         OSError: the disk is full, or takes nothing.
@@ -101,13 +102,13 @@ class Arrays:
     def read(self, entry: Entry) -> np.ndarray:
         """The array, not to be written to: a view of the file, or decoded."""
         stored = self.map()[entry.offset : entry.offset + entry.length]
-        if self.form == "raw":
+        if self.form == RAW:
             return stored.reshape(entry.shape)
         return np.asarray(cv2.imdecode(stored, cv2.IMREAD_UNCHANGED))
 
-    def append(self, name: str, status: os.stat_result, array: np.ndarray) -> None:
+    def append(self, name: str, status: os.stat_result | None, array: np.ndarray) -> None:
         """Writes an array; `status` is that of the file that it is made of, from before it was read."""
-        content = memoryview(packed(array) if self.form == "packed" else array.tobytes())
+        content = memoryview(packed(array) if self.form == PACKED else array.tobytes())
         with self._lock:
             if self._descriptor is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +117,9 @@ class Arrays:
         written = 0
         while written < len(content):
             written += os.pwrite(descriptor, content[written:], offset + written)
+        size, time = (status.st_size, status.st_mtime_ns) if status else (0, 0)
         with self._lock:
-            self._pending[name] = Entry(
-                status.st_size, status.st_mtime_ns, offset, len(content), array.shape
-            )
+            self._pending[name] = Entry(size, time, offset, len(content), array.shape)
 
     def commit(self) -> None:
         """Makes what was appended count, also after a power failure."""

@@ -13,9 +13,17 @@ from semidavil.config import Config
 from semidavil.data.depth import Disparities, disparity_file
 from semidavil.data.files import DataError
 from semidavil.data.images import resize_image, resize_nearest
-from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.layout import open_reader
 from semidavil.data.readers import Reader, Sample
-from semidavil.data.store import DISPARITY, FORMS, IMAGE, LABEL, OWN_LABEL, Store, disparity_of
+from semidavil.data.store import (
+    DISPARITY,
+    IMAGE,
+    LABEL,
+    OWN_LABEL,
+    Store,
+    disparity_of,
+    open_store,
+)
 from semidavil.data.windows import Box
 
 # Decoded images and labels of each data set that the processes of a run keep in memory, where the store has
@@ -69,7 +77,7 @@ class Images:
 
     Args:
         lookup: class index by raw id (65536,) uint8.
-        size: the working size (height, width).
+        store: of the working size (height, width).
         depth: where disparities come from, `data.depth`; `disparities` reads those that the store lacks.
     """
 
@@ -77,28 +85,23 @@ class Images:
         self,
         reader: Reader,
         lookup: np.ndarray,
-        size: tuple[int, int],
         store: Store,
         memory: Memory,
         depth: str,
     ) -> None:
-        self.reader, self.lookup, self.size = reader, lookup, size
+        self.reader, self.lookup, self.size = reader, lookup, store.size
         self.store, self.memory, self.depth = store, memory, depth
         self.disparities: Disparities | None = None
 
     def window(self, sample: Sample, box: Box) -> Tensor:
         """What a box shows of the image: (3, h, w) uint8, channels last in memory."""
-        if self.store.is_raw(IMAGE, sample.image):
-            stored = self.store.array(IMAGE, sample.image)
-            assert stored is not None
+        if (stored := self.store.raw(IMAGE, sample.image)) is not None:
             return _channels_first(stored[box.slices].copy())
         return self.image(sample)[..., *box.slices]
 
     def label_window(self, sample: Sample, box: Box) -> Tensor:
         """Class indices (h, w) uint8 of a box; 255 is ignored."""
-        if self.store.is_raw(LABEL, sample.label):
-            stored = self.store.array(LABEL, sample.label)
-            assert stored is not None
+        if (stored := self.store.raw(LABEL, sample.label)) is not None:
             return torch.from_numpy(self._known_classes(stored[box.slices]))
         return self.label(sample)[box.slices]
 
@@ -123,7 +126,7 @@ class Images:
 
     def _whole(self, kind: str, path: Path, make: Callable[[], Tensor]) -> Tensor:
         # The system keeps what is read of the raw store in memory, once for all processes.
-        if self.store.is_raw(kind, path):
+        if self.store.raw(kind, path) is not None:
             return make()
         return self.memory.recall(kind, path, make)
 
@@ -162,13 +165,11 @@ def open_images(config: Config, dataset: str, scored: bool = False, workers: int
         scored: those of the validation set, which are remembered apart from those that are trained on.
         workers: how many processes share what may be kept in memory.
     """
-    benchmark, data = BENCHMARKS[config.data.benchmark], config.data
-    reader, lookup = open_reader(config, dataset), benchmark.lookup(dataset)
-    size = data.target_size if dataset == benchmark.target else data.source_size
+    lookup = BENCHMARKS[config.data.benchmark].lookup(dataset)
+    reader, store = open_reader(config, dataset), open_store(config, dataset)
     limit = (EVAL_BYTES if scored else TRAIN_BYTES) // max(1, workers)
-    memory = shared_memory(limit, reader.name, reader.root, lookup.tobytes(), size, scored)
-    store = Store(reader, size, data.depth, cache_dir(config), FORMS[data.store])
-    return Images(reader, lookup, size, store, memory, data.depth)
+    memory = shared_memory(limit, reader.name, reader.root, lookup.tobytes(), store.size, scored)
+    return Images(reader, lookup, store, memory, config.data.depth)
 
 
 def _channels_first(image: np.ndarray) -> Tensor:

@@ -28,21 +28,19 @@ from rich.progress import Progress
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config
-from semidavil.data.arrays import Arrays, packed
+from semidavil.data.arrays import PACKED, RAW, Arrays, packed
 from semidavil.data.depth import Disparities, disparity_file
 from semidavil.data.files import DataError
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.store import (
     DISPARITY,
-    FORMS,
     IMAGE,
     LABEL,
     OWN_LABEL,
-    PACKED,
-    RAW,
     Store,
     array_of,
+    open_store,
 )
 from semidavil.full_disk import is_full
 from semidavil.machine import available_cpus
@@ -120,16 +118,13 @@ class Filling:
 
     def begin(self, listings: Listings) -> None:
         """Chooses a form for what is missing; waits while another process fills the same store."""
-        config, data = self.config, self.config.data
-        if data.store == "off":
+        config = self.config
+        if config.data.store == "off":
             return
-        target = BENCHMARKS[data.benchmark].target
         for (dataset, split), samples in listings.items():
             if dataset not in self._parts:
-                reader = open_reader(config, dataset)
-                size = data.target_size if dataset == target else data.source_size
-                store = Store(reader, size, data.depth, cache_dir(config), FORMS[data.store])
-                self._parts[dataset] = _Part(reader, store)
+                store = open_store(config, dataset)
+                self._parts[dataset] = _Part(open_reader(config, dataset), store)
             part = self._parts[dataset]
             part.samples += samples
             if split == "val":
@@ -138,14 +133,11 @@ class Filling:
 
     def begin_disparities(self, samples: Sequence[Sample], disparities: Disparities) -> None:
         """The same for the disparities of target images."""
-        config, data = self.config, self.config.data
-        if data.store == "off":
+        config, target = self.config, BENCHMARKS[self.config.data.benchmark].target
+        if config.data.store == "off":
             return
-        reader = open_reader(config, BENCHMARKS[data.benchmark].target)
-        forms = FORMS[data.store]
-        store = Store(reader, data.target_size, data.depth, cache_dir(config), forms)
-        part = _Part(reader, store, data.depth, disparities, list(samples))
-        self._parts[reader.name] = part
+        reader, store = open_reader(config, target), open_store(config, target)
+        self._parts[target] = _Part(reader, store, config.data.depth, disparities, list(samples))
         self._start()
 
     def _start(self) -> None:

@@ -46,6 +46,12 @@ def existing_root(benchmark: str, data_root: str) -> Path:
     return root
 
 
+def working_size(config: Config, dataset: str) -> tuple[int, int]:
+    """(height, width) in pixels that a data set's images are looked at."""
+    is_target = dataset == BENCHMARKS[config.data.benchmark].target
+    return config.data.target_size if is_target else config.data.source_size
+
+
 def open_reader(config: Config, dataset: str) -> Reader:
     if dataset not in READERS:
         raise DataError(f"unknown data set {dataset!r}: choose from {', '.join(READERS)}")

@@ -1,12 +1,12 @@
 """The images, labels and disparities of a data set as runs look at them, each decoded and resized once.
 
-    store = Store(reader, (512, 1024), "disparity", cache_dir, ("raw", "packed"))
+    store = open_store(config, "cityscapes")
     store.array("image", sample.image)       # (512, 1024, 3) uint8, or None: decode it
 
 `prepare` fills it (see `filling`). A store is a folder of the cache folder, one for each place of a data set;
 its files hold the arrays of one kind and working size, from all splits:
 
-    images-512x1024.raw    images-512x1024.raw.jsonl    labels-512x1024.raw    labels-own-size.raw   ...
+    images-512x1024.0.raw  images-512x1024.raw.jsonl  labels-512x1024.0.raw  labels-own-size.0.raw  ...
 
 Labels are kept as ids of the data set, so that all benchmarks share them. An array is taken for that of its
 file as long as the file has the size and the time of change that it had. What changed files leave behind is
@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.benchmarks import LABEL_IDS
-from semidavil.data.arrays import Arrays, Entry
+from semidavil.config import Config
+from semidavil.data.arrays import PACKED, RAW, Arrays, Entry
 from semidavil.data.images import resize_image, resize_nearest
+from semidavil.data.layout import cache_dir, open_reader, working_size
 from semidavil.data.readers import Reader
 
-RAW, PACKED = "raw", "packed"
 # Kinds; the third is a label at its own size.
 IMAGE, LABEL, OWN_LABEL, DISPARITY = "image", "label", "own_label", "disparity"
 Size = tuple[int, int]
@@ -73,10 +74,10 @@ class Store:
         found = self._find(kind, path)
         return found and found[0].read(found[1])
 
-    def is_raw(self, kind: str, path: Path) -> bool:
-        """Whether `array` costs no more than what is read of it."""
+    def raw(self, kind: str, path: Path) -> np.ndarray | None:
+        """`array`, where it costs no more than what is read of it."""
         found = self._find(kind, path)
-        return found is not None and found[0].form == RAW
+        return found[0].read(found[1]) if found and found[0].form == RAW else None
 
     def name_of(self, path: Path) -> str:
         """What a file below the data set's folder is called here."""
@@ -119,6 +120,12 @@ class Store:
 
     def _files_of(self, kind: str) -> list[Arrays]:
         return [self.files[kind, form] for form in self.forms]
+
+
+def open_store(config: Config, dataset: str) -> Store:
+    """The store of one of a benchmark's data sets, as `data.store` and `data.depth` say."""
+    reader, size = open_reader(config, dataset), working_size(config, dataset)
+    return Store(reader, size, config.data.depth, cache_dir(config), FORMS[config.data.store])
 
 
 def array_of(kind: str, decoded: np.ndarray, size: Size) -> np.ndarray:

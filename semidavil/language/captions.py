@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.files import DataError, append_rows, hash_files, read_rows
 from semidavil.data.images import read_rgb
+from semidavil.data.layout import working_size
 from semidavil.data.windows import Box, Windows, sliding_windows
 from semidavil.language.base import Captioner, CaptionError, Size
 from semidavil.language.captioners import Constant
@@ -49,9 +49,7 @@ def windows_of(config: Config, dataset: str) -> Windows | None:
     """What captions of a data set speak of: windows of the training crops' size, or None, whole images."""
     if config.model.caption_region == "image":
         return None
-    data = config.data
-    is_target = dataset == BENCHMARKS[data.benchmark].target
-    return sliding_windows(data.target_size if is_target else data.source_size, data.crop)
+    return sliding_windows(working_size(config, dataset), config.data.crop)
 
 
 def caption_images(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from semidavil.data import arrays
 from semidavil.full_disk import DiskFull
-from semidavil.language import tokens
 from semidavil.language.tokens import CaptionTokens
 from semidavil.models.vlm import VLM, load_vlm
 
@@ -64,7 +64,7 @@ def test_bits_depend_on_neither_threads_nor_what_came_before(toy: VLM, tmp_path:
 def test_other_weights_have_a_file_of_their_own(toy: VLM, tmp_path: Path) -> None:
     bundled = CaptionTokens(toy.text, TEXTS, tmp_path)
     random = CaptionTokens(load_vlm("toy", "none").text, TEXTS, tmp_path)
-    assert random.features != bundled.features
+    assert random.arrays.file != bundled.arrays.file
     assert not torch.equal(random(TEXTS).tokens, bundled(TEXTS).tokens)
 
 
@@ -74,20 +74,20 @@ def test_an_interruption_between_features_and_rows_costs_what_was_not_listed(
     expected = CaptionTokens(toy.text, TEXTS, tmp_path / "whole")(TEXTS)
     first = CaptionTokens(toy.text, TEXTS[:2], tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "append_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(arrays, "append_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             CaptionTokens(toy.text, TEXTS[2:], tmp_path)
     again = CaptionTokens(toy.text, TEXTS, tmp_path)
     assert torch.equal(again(TEXTS).tokens, expected.tokens)
     # Rows without their features, as when one of both files was not copied.
-    os.truncate(first.features, 0)
+    os.truncate(first.arrays.file, 0)
     assert torch.equal(CaptionTokens(toy.text, TEXTS, tmp_path)(TEXTS).tokens, expected.tokens)
 
 
 def test_what_another_process_is_writing_disturbs_no_look_up(toy: VLM, tmp_path: Path) -> None:
     table = CaptionTokens(toy.text, TEXTS, tmp_path)
     expected = table(TEXTS)
-    with table.features.open("ab") as file:
+    with table.arrays.file.open("ab") as file:
         file.write(b"12345")  # no whole number yet
     assert torch.equal(table(TEXTS).tokens, expected.tokens)
     assert torch.equal(CaptionTokens(toy.text, TEXTS, tmp_path)(TEXTS).tokens, expected.tokens)
@@ -101,6 +101,6 @@ def test_a_full_disk_is_named(toy: VLM, tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tokens, "append_rows", full)
+    monkeypatch.setattr(arrays, "append_rows", full)
     with pytest.raises(DiskFull, match=str(tmp_path)):
         CaptionTokens(toy.text, TEXTS, tmp_path)
