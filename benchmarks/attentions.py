@@ -8,11 +8,9 @@ training asks for; what is beyond them is what softmaxes, norms and copies cost.
 measured in turn.
 """
 
-import argparse
-
 import torch
 import torch.nn.functional as F
-from rows import Row, table
+from rows import Row, print_rows
 from timing import Step, in_turn
 from torch import Tensor, nn
 
@@ -142,6 +140,4 @@ PRODUCTS = {"dlg": dlg, "wpct": wpct, "cross_attention": cross_attention, "vlga"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="small tensors, few repetitions")
-    print(table(measure(parser.parse_args().quick)))
+    print_rows(measure, __doc__)

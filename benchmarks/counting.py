@@ -6,10 +6,8 @@ Cityscapes' 500 images at 512x1024. Ours counts each image by itself and the con
 the others count all in one. CPU time, one thread, batch by batch in turn.
 """
 
-import argparse
-
 import torch
-from rows import Row, table
+from rows import Row, print_rows
 from timing import in_turn
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -52,6 +50,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="small images, few repetitions")
-    print(table(measure(parser.parse_args().quick)))
+    print_rows(measure, __doc__)

@@ -258,10 +258,17 @@ def main() -> int:
     parser.add_argument("--out", default="", help="folder for gpu.jsonl and gpu.md")
     parser.add_argument("--root", default="", help=argparse.SUPPRESS)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    bench = Bench(parser.parse_args())
-    if bench.options.child:
-        child(bench)
+    options = parser.parse_args()
+    if options.child:
+        child(Bench(options))
         return 0
+    with tempfile.TemporaryDirectory() as scratch:
+        options.root = options.root or scratch
+        return run_parts(Bench(options))
+
+
+def run_parts(bench: Bench) -> int:
+    """Runs the parts and prints their tables; the command's exit code."""
     with bench_errors(bench, part="files"):
         write_full_size(bench.root, IMAGES, VALIDATION, IMAGES, scale=8 if bench.small else 1)
         write_disparities(bench.root)

@@ -4,7 +4,6 @@ import argparse
 import itertools
 import json
 import statistics
-import tempfile
 import time
 import traceback
 import warnings
@@ -43,7 +42,7 @@ class Bench:
         self.options, self.small = options, options.small
         self.device = torch.device(options.device)
         self.cuda = self.device.type == "cuda"
-        self.root = Path(options.root or tempfile.mkdtemp())
+        self.root = Path(options.root)
         if options.out:
             Path(options.out).mkdir(parents=True, exist_ok=True)
         self.started = time.perf_counter()

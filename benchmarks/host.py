@@ -7,7 +7,6 @@ code with `data.store=off`, which decodes PNGs as it meets them; the pixels are 
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 import cv2
 import torch
 from full_size import write_full_size
-from rows import Row, table
+from rows import Row, print_rows
 from torch import Tensor
 
 from semidavil.config import Config, preset
@@ -136,14 +135,8 @@ def second_start(few: Config, many: Config, vlm: VLM) -> Row:
         looks = [seconds(lambda c=config: data_of_a_start(c, vlm)) for _ in range(3)]
         again.append(statistics.median(looks))
         folder = Path(config.runtime.data_root)
-        counts.append(
-            sum(
-                1
-                for kind in ("leftImg8bit", "images")
-                for p in folder.rglob("*.png")
-                if kind in p.parts
-            )
-        )
+        images = [p for p in folder.rglob("*.png") if {"leftImg8bit", "images"} & set(p.parts)]
+        counts.append(len(images))
     device = torch.device("cpu")
     whole = seconds(lambda: StreetExperiment(many, device).batches[0])
     more = (IMAGES - counts[1]) / (counts[1] - counts[0])
@@ -171,4 +164,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    print(table(measure("--quick" in sys.argv[1:])))
+    print_rows(measure, __doc__)

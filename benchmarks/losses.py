@@ -5,13 +5,12 @@
 CPU time, one thread, both measured in turn. Memory is what PyTorch's allocator has given out at the peak.
 """
 
-import argparse
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from rows import Row, table
+from rows import Row, print_rows
 from timing import Step, in_turn
 from torch import Tensor
 
@@ -68,6 +67,4 @@ def extra_memory(step: Step) -> float:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="small tensors, few repetitions")
-    print(table(measure(parser.parse_args().quick)))
+    print_rows(measure, __doc__)

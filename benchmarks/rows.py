@@ -1,6 +1,7 @@
 """What every benchmark of speed returns: ours, what it is compared with, and the goal of their ratio."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -25,3 +26,10 @@ def table(rows: Sequence[Row]) -> str:
         amounts = f"{row.ours:.4g} {row.unit} | {row.reference:.4g} {row.unit}"
         lines.append(f"| {row.what} | {amounts} | {row.against} | {ratio:.3g} | {goal} |")
     return "\n".join(lines)
+
+
+def print_rows(measure: Callable[[bool], list[Row]], about: str | None) -> None:
+    """What a benchmark does as a command of its own: prints what it measures; `about` is its docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    print(table(measure(parser.parse_args().quick)))

@@ -9,15 +9,13 @@ of the teacher (UniMatch and SemiVL: of the student, S-Depth: of the depth head)
 Milliseconds of one core, medians, measured in turn.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from rows import Row, table
+from rows import Row, print_rows
+from timing import in_turn
 
 from semidavil.config import Config, preset
 from semidavil.data.augment import finish
@@ -65,15 +63,7 @@ def times(config: Config, repeats: int) -> tuple[float, float]:
     def ours() -> None:
         meter.add(take_step(finish(raw), 0), 1)
 
-    works = [ours, passes_alone(experiment.method, batch)]
-    found: list[list[float]] = [[], []]
-    for _ in range(repeats):
-        for work, into in zip(works, found, strict=True):
-            start = time.process_time()
-            work()
-            into.append(1000 * (time.process_time() - start))
-    ours_ms, bare_ms = (statistics.median(one) for one in found)
-    return ours_ms, bare_ms
+    return in_turn(ours, passes_alone(experiment.method, batch), repeats)
 
 
 def passes_alone(method: torch.nn.Module, batch: Batch) -> Callable[[], None]:
@@ -114,11 +104,5 @@ def passes_alone(method: torch.nn.Module, batch: Batch) -> Callable[[], None]:
     return work
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="few repeats")
-    print(table(measure(parser.parse_args().quick)))
-
-
 if __name__ == "__main__":
-    main()
+    print_rows(measure, __doc__)

@@ -45,9 +45,8 @@ def device_peak(device: torch.device) -> float | None:
 def forward_flops(forward: Callable[[], object]) -> int:
     """FLOPs of a forward pass, by running it once; a multiplication and an addition are two."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(
-        False
-    )  # one operator for all of attention is not counted
+    # One operator for all of attention would not be counted.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             forward()

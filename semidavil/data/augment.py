@@ -100,13 +100,18 @@ def finish(batch: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _finished(part: dict[str, Any]) -> dict[str, Any]:
     done, image = dict(part), part["image"]
     if image.dtype == torch.uint8:
-        done["image"] = image.float() / 255
+        done["image"] = as_floats(image)
     if "label" in part:
         done["label"] = part["label"].long()
     if "strong" in part:
         done["strong"] = strong_views(done["image"], part["strong"])
         done["cutmix"] = boxes_to_masks(part["cutmix"], image.shape[-2:])
     return done
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Pixels of uint8 as networks take them, in [0, 1]."""
+    return pixels.float() / 255
 
 
 def boxes_to_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from semidavil.benchmarks import WITH_DISPARITY
 from semidavil.config import Config
-from semidavil.data.files import DataError, hash_files
+from semidavil.data.files import DataError, hash_files, state_of
 from semidavil.data.hub import find_model
 from semidavil.data.images import read_rgb, read_unchanged
 from semidavil.data.readers import Sample
@@ -148,13 +148,8 @@ def depth_features(
     Args:
         name: where the disparities come from, `data.depth`.
     """
-    digest = hashlib.blake2b(f"1 {name}".encode(), digest_size=8)
-    for sample in samples:
-        for path in (sample.image, disparity_path(sample)):
-            if path.is_file():
-                status = path.stat()
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    file = cache_dir / "depth" / f"features-{digest.hexdigest()}.npy"
+    files = (path for s in samples for path in (s.image, disparity_path(s)) if path.is_file())
+    file = cache_dir / "depth" / f"features-{state_of(files, f'1 {name}')}.npy"
     if file.exists():
         return np.load(file, allow_pickle=False)
     with ThreadPoolExecutor(available_cpus()) as pool:

@@ -28,9 +28,8 @@ def workers_of(config: Config, device: torch.device) -> int:
         return runtime.num_workers
     if device.type == "cpu":
         return 0
-    beside = int(
-        os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size)
-    )  # torchrun's, which sets no Config
+    # torchrun's own variable: it starts processes without a Config that would say so.
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", runtime.world_size))
     own = runtime.threads or available_cpus() // beside
     return max(0, min(MOST, own - 1))
 

@@ -4,7 +4,6 @@ A scan's outcome is kept under the listing of the files (paths, sizes, times), s
 lists them.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -18,7 +17,7 @@ import numpy as np
 from rich.progress import Progress
 
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
-from semidavil.data.files import DataError
+from semidavil.data.files import DataError, state_of
 from semidavil.data.readers import READERS, Reader, Sample
 from semidavil.machine import available_cpus
 
@@ -115,12 +114,7 @@ def scan_or_recall(
 
 def _listing(reader: Reader, samples: Sequence[Sample]) -> str:
     about = f"{_VERSION} {reader.root} {sorted(LABEL_IDS[reader.name])}"
-    digest = hashlib.blake2b(about.encode(), digest_size=8)
-    for sample in samples:
-        for path in (sample.image, sample.label):
-            status = path.stat()
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
+    return state_of((path for s in samples for path in (s.image, s.label)), about)
 
 
 def _scan(

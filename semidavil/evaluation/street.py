@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semidavil.data.augment import as_floats
 from semidavil.data.windows import sliding_windows
 from semidavil.losses import pseudo_label
 from semidavil.metrics import Evaluation
@@ -86,7 +87,7 @@ def evaluate(
     found = {name: Evaluator(num_classes, threshold, kept, temperature) for name in networks}
     for batch in batches:
         # From pinned memory, copies do not wait for what the device computes; floats are made there.
-        images = batch["image"].to(device, non_blocking=True).float() / 255
+        images = as_floats(batch["image"].to(device, non_blocking=True))
         labels = [label.to(device, non_blocking=True).long() for label in batch["label"]]
         languages = [encode(list(texts)) for texts in zip(*batch["captions"], strict=True)]
         names = batch["name"]
@@ -94,10 +95,10 @@ def evaluate(
         for name, network in networks.items():
             logits = sliding_window(network.eval(), images, languages, window, batch_size)
             if same_size:
-                found[name].add(_at_size(logits, labels[0].shape), torch.stack(labels), names)
+                found[name].add(upsample(logits, labels[0].shape), torch.stack(labels), names)
             else:
                 for one, label, image in zip(logits, labels, names, strict=True):
-                    found[name].add(_at_size(one[None], label.shape), label[None], [image])
+                    found[name].add(upsample(one[None], label.shape), label[None], [image])
     return {name: evaluator.result() for name, evaluator in found.items()}
 
 
@@ -132,10 +133,3 @@ def sliding_window(
         total[(..., *box.slices)] += part
         counts[box.slices] += 1
     return total / counts
-
-
-def _at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Logits (B, C, h, w) at another (height, width)."""
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return upsample(logits.float(), size)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from semidavil import names
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
+from semidavil.data.augment import as_floats
 from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.depth import needs_depth
 from semidavil.data.files import hash_files
@@ -122,7 +123,7 @@ class StreetExperiment:
 
     def latency(self, name: str) -> float:
         item = self.validation[0]
-        image = item["image"][None].to(self.device).float() / 255
+        image = as_floats(item["image"][None].to(self.device))
         # Once for an image, not part of it.
         languages = [self.language([text]) for text in item["captions"]]
         network, window = self.method.networks()[name].eval(), self.config.data.crop
