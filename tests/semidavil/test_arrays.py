@@ -42,6 +42,17 @@ def test_who_has_read_the_index_reads_that_file_although_another_is_begun(tmp_pa
     assert not again.entries
 
 
+def test_what_is_added_to_a_file_that_is_mapped_is_read_too(tmp_path: Path) -> None:
+    status = tmp_path.stat()
+    arrays = written(tmp_path, {"a": 1}, status)
+    assert value_of(arrays, "a", status) == 1
+    arrays.append("b", None, np.full((2, 2), 2, np.uint8))
+    assert "b" not in arrays.entries, "it does not count yet"
+    arrays.commit()
+    arrays.close()
+    assert [int(arrays.read(arrays.entries[name])[0, 0]) for name in "ab"] == [1, 2]
+
+
 def test_a_file_that_was_removed_is_read_on_once_it_is_mapped(tmp_path: Path) -> None:
     status = tmp_path.stat()
     arrays = written(tmp_path, {"a": 1}, status)

@@ -1,5 +1,6 @@
 """What a run saw is told apart by what its files hold, part by part, and without torch."""
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from small_clip import save_clip
 
 from semidavil.config import Config, preset
 from semidavil.data import files
-from semidavil.data.files import DataError, NotReadYet, hash_files, recall_hashes
+from semidavil.data.files import DataError, NotReadYet, hash_files, recall_hashes, state_of
 from semidavil.data.fingerprint import differences, fingerprint, memo_of
 from semidavil.data.layout import cache_dir
 from semidavil.data.readers import READERS
@@ -191,3 +192,23 @@ def test_what_is_known_is_not_read_and_what_is_much_is_not_read_at_once(
     fingerprint(config, hash_files, known)
     monkeypatch.setattr(files, "_keys", lambda paths: pytest.fail("files were looked at again"))
     fingerprint(config.replace({"training.lr": 0.5}), hash_files, known)
+
+
+def test_the_state_of_files_is_their_names_sizes_times_and_what_it_is_about(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for file in (one, other):
+        file.write_bytes(b"abc")
+        os.utime(file, ns=(0, 1))
+    before = state_of([one, other], "about")
+    assert state_of([one, other], "about") == before
+    found = [
+        state_of([one, other], "else"),
+        state_of([other, one], "about"),
+        state_of([one], "about"),
+    ]
+    os.utime(one, ns=(0, 2))  # repaired, and as long as before
+    found.append(state_of([one, other], "about"))
+    one.write_bytes(b"abcd")
+    os.utime(one, ns=(0, 1))
+    found.append(state_of([one, other], "about"))
+    assert len({before, *found}) == 6

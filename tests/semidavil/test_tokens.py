@@ -3,12 +3,15 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from semidavil.data import arrays
 from semidavil.full_disk import DiskFull
+from semidavil.language import tokens
 from semidavil.language.tokens import CaptionTokens
 from semidavil.models.vlm import VLM, load_vlm
 
@@ -45,6 +48,30 @@ def test_nothing_is_computed_twice_and_more_is_added(
     carried = pickle.loads(pickle.dumps(more))  # to a process that loads batches
     assert torch.equal(carried(TEXTS).tokens, more(TEXTS).tokens)
     assert len(pickle.dumps(more)) < 2000, "the features themselves are not sent"
+
+
+def test_what_another_process_computed_meanwhile_is_not_computed_again(
+    toy: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between the first look and the lock, and has begun with other captions."""
+    encoded: list[str] = []
+    encode = toy.text._encode
+
+    class LateLock(FileLock):
+        def acquire(self, *args: Any, **options: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(tokens, "FileLock", FileLock)
+                CaptionTokens(toy.text, TEXTS[2:], tmp_path)
+            patch_encode()
+            return super().acquire(*args, **options)
+
+    def patch_encode() -> None:
+        monkeypatch.setattr(toy.text, "_encode", lambda part: encoded.extend(part) or encode(part))
+
+    monkeypatch.setattr(tokens, "FileLock", LateLock)
+    table = CaptionTokens(toy.text, TEXTS, tmp_path)
+    assert encoded == TEXTS[:2]
+    torch.testing.assert_close(table(TEXTS).tokens, toy.text(TEXTS).tokens, rtol=0, atol=1e-5)
 
 
 def test_bits_depend_on_neither_threads_nor_what_came_before(toy: VLM, tmp_path: Path) -> None:
