@@ -1,7 +1,7 @@
 """What the `paper` preset does on this machine's GPU, in at most eight minutes.
 
     python benchmarks/gpu.py --out FOLDER               # FOLDER/gpu.jsonl and gpu.md; both are printed, too
-    python benchmarks/gpu.py --only steps compiled --seconds 240
+    python benchmarks/gpu.py --only steps ways --seconds 240
     python benchmarks/gpu.py --small                    # tiny networks and images: to try it on a CPU
 
 Needs no data set and no weights: it writes full-size files in the formats of Cityscapes and GTA5 and trains a
@@ -51,16 +51,62 @@ def steps(bench: Bench) -> None:
     }
     cases |= {name: {"training.method": name, **more} for name, more in RIVALS.items()}
     for name, changes in cases.items():
-        if bench.left() < 30:
+        if bench.left() < 15:
             bench.say(part="steps", name=name, left_out=True)
             continue
         with bench_errors(bench, part="steps", name=name):
             run = Run(bench, changes)
             warned = run.not_deterministic()
+            if warned:  # it could not be measured else
+                torch.use_deterministic_algorithms(True, warn_only=True)
             found = run.speed(bench.steps(20))
             found |= {"waits": run.waits(), "not_deterministic": warned}
             bench.say(part="steps", name=name, **found)
             del run
+
+
+# Words in the names of kernels that say what they are for; the first that fits counts.
+KERNELS = {
+    "attention": "flash fmha sdpa attention",
+    "products and convolutions": "gemm nvjet cutlass xmma conv cudnn splitk wgrad dgrad mm_ addmm",
+    "norms": "norm rowwise moments",
+    "optimiser": "multi_tensor adam lerp",
+    "sorts and indices": "sort radix index scatter gather topk",
+    "copies and casts": "copy memcpy memset cat to_",
+    "activations, losses and sums": "",
+}
+
+
+def profiled(bench: Bench) -> None:
+    """Where the time of a SemiDAViL step goes: by kind of kernel, and the twenty longest kernels."""
+    run = Run(
+        bench, {"runtime.cuda_graphs": False}
+    )  # a recording's kernels do not tell who asked for them
+    run.milliseconds(3)
+    trace = Path(bench.options.out) / "trace.json.gz" if bench.options.out else None
+    step_ms, kernels = run.profile(3, trace)
+    kinds = dict.fromkeys(KERNELS, 0.0)
+    for name, milliseconds in kernels.items():
+        words = (
+            kind
+            for kind, w in KERNELS.items()
+            if not w or any(x in name.lower() for x in w.split())
+        )
+        kinds[next(words)] += milliseconds
+    for kind, milliseconds in kinds.items():
+        bench.say(
+            part="profile",
+            what=kind,
+            ms=round(milliseconds, 2),
+            share=round(milliseconds / step_ms, 3),
+        )
+    for name, milliseconds in sorted(kernels.items(), key=lambda pair: -pair[1])[:20]:
+        bench.say(
+            part="profile",
+            what=name[:90],
+            ms=round(milliseconds, 2),
+            share=round(milliseconds / step_ms, 3),
+        )
 
 
 def data_wait(bench: Bench) -> None:
@@ -70,21 +116,26 @@ def data_wait(bench: Bench) -> None:
             bench.say(part="data_wait", workers=workers, left_out=True)
             continue
         heard: list[dict[str, float]] = []
-        steps = 6 if bench.small else 90
+        last = 4 if bench.small else 150
 
-        def listen(report: Report, heard: list = heard, steps: int = steps) -> None:
-            if "train/loss" in report.metrics and report.step > steps // 3:
+        def listen(report: Report, heard: list = heard, last: int = last) -> None:
+            if "train/loss" in report.metrics and report.step > last // 3:
                 heard.append(report.metrics)
+            if report.step == last:
+                raise StopTraining
 
+        # Of a run so long that its losses are read every 50 steps, as at the paper's scale.
+        steps = 60 if bench.small else 1500
         config = bench.config({"runtime.num_workers": workers, "training.steps": steps})
-        train(config, listen)
+        with suppress(StopTraining):
+            train(config, listen)
         speed = statistics.median(one["train/images_per_second"] for one in heard)
         wait = statistics.fmean(one["train/data_wait_ms"] for one in heard)
         step_ms = 1000 * 3 * config.training.batch_size / speed
         bench.say(
             part="data_wait", workers=workers, data_wait_ms=round(wait, 2),
             share=round(wait / step_ms, 4), images_per_second=round(speed, 1),
-            mfu=statistics.median(one["train/mfu"] for one in heard) if "train/mfu" in heard[0] else None,
+            mfu=heard[-1].get("train/mfu") and round(heard[-1]["train/mfu"], 3),
         )  # fmt: skip
 
 
@@ -181,7 +232,9 @@ def two_trials(bench: Bench) -> None:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        told = [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+        told = [
+            json.loads(child.communicate(timeout=120)[0].splitlines()[-1]) for child in children
+        ]
         bench.say(
             part="two_trials", trials=count, peak_gib=[one["peak_gib"] for one in told],
             images_per_second=round(sum(one["images_per_second"] for one in told), 1),
@@ -204,34 +257,56 @@ def child(bench: Bench) -> None:
     print(json.dumps({"images_per_second": images, "peak_gib": bench.peak_gib()}), flush=True)
 
 
-def price_of_determinism(bench: Bench) -> None:
-    """The same step where kernels may sum in any order, and cuDNN may choose the fastest."""
-    run = Run(bench, {})
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = True
-    bench.say(part="price_of_determinism", **run.speed(bench.steps(20)))
+def launches(bench: Bench) -> None:
+    """The same networks on images so small that the device waits for the host that queues its kernels."""
+    for name, changes in (("replayed", {}), ("queued", {"runtime.cuda_graphs": False})):
+        run = Run(bench, {"data.crop": [64, 64], "training.batch_size": 2, **changes})
+        bench.say(part="launches", name=name, **run.speed(bench.steps(20)))
 
 
-def compiled(bench: Bench) -> None:
-    """`runtime.compile`: the first step, and the others."""
-    run = Run(bench, {"runtime.compile": True})
-    start = time.perf_counter()
-    run.step()
-    bench.synchronise()
-    seconds = time.perf_counter() - start
-    bench.say(part="compiled", first_step_s=round(seconds, 1), **run.speed(bench.steps(20)))
+def ways(bench: Bench) -> None:
+    """One step computed in several ways: replayed or queued kernel by kernel, in any order, compiled."""
+    queued, free = {"runtime.cuda_graphs": False}, {"runtime.deterministic": False}
+    compiled = {"runtime.compile": True}
+    cases: dict[str, Changes] = {
+        "replayed": {},
+        "queued": queued,
+        "replayed, any order": free,
+        "replayed, compiled": compiled,
+        "replayed, compiled, any order": {**compiled, **free},
+        "queued, compiled": {**compiled, **queued},
+    }
+    weights: dict[str, list[torch.Tensor]] = {}
+    for name, changes in cases.items():
+        if bench.left() < (60 if "runtime.compile" in changes else 15) and not bench.small:
+            bench.say(part="ways", name=name, left_out=True)
+            continue
+        with bench_errors(bench, part="ways", name=name):
+            run = Run(bench, changes)
+            start = time.perf_counter()
+            losses = torch.stack([run.step() for _ in range(bench.steps(20))]).tolist()
+            seconds = time.perf_counter() - start
+            weights[name] = [p.detach().clone() for p in run.method.student.parameters()]
+            first = weights["replayed"]
+            equal = all(torch.equal(a, b) for a, b in zip(first, weights[name], strict=True))
+            bench.say(
+                part="ways", name=name, first_steps_s=round(seconds, 1), equal_to_first=equal,
+                last_loss=losses[-1], **run.speed(bench.steps(20)),
+            )  # fmt: skip
+            del run
 
 
 # In order of value, with the seconds that a part takes on an H100 at most.
 PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
-    "steps": (150, steps),
+    "steps": (100, steps),
+    "profile": (15, profiled),
     "data_wait": (60, data_wait),
     "resume": (50, resume),
     "precision": (40, precision),
     "evaluation": (30, evaluation),
     "two_trials": (60, two_trials),
-    "price_of_determinism": (20, price_of_determinism),
-    "compiled": (70, compiled),
+    "ways": (30, ways),
+    "launches": (10, launches),
 }
 
 

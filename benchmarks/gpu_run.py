@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import open_clip
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 
 from semidavil.config import Config, preset
@@ -105,13 +106,16 @@ class Run:
         if bench.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        make_deterministic(self.config.seed, self.config.runtime.threads, device)
+        setup = self.config.runtime
+        make_deterministic(self.config.seed, setup.threads, device, setup.deterministic)
         self.experiment = open_experiment(self.config, device)
         self.method = self.experiment.method
         self.method.train()
         amp = use_bfloat16(self.config.training.amp, device)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
-        self.take_step = TrainingStep(self.experiment, self.config.training, autocast, device)
+        self.take_step = TrainingStep(
+            self.experiment, self.config.training, autocast, device, setup.cuda_graphs
+        )
         loader = DataLoader(
             self.experiment.batches, batch_size=None, sampler=range(batches), pin_memory=bench.cuda
         )
@@ -123,7 +127,7 @@ class Run:
         raw = self.raw[self.done % len(self.raw)]
         losses = self.take_step(finish(to_device(raw, self.bench.device)), self.done)
         self.done += 1
-        return losses["loss"].detach()
+        return losses["loss"].clone()
 
     def milliseconds(self, steps: int) -> list[float]:
         """Of each of so many steps, one queued behind the other."""
@@ -161,37 +165,60 @@ class Run:
             "slowest_ms": round(max(times), 1),
             "peak_gib": self.bench.peak_gib(),
             "images_per_second": round(1000 * images / middle, 1),
+            "busy_ms": self.busy_ms(),
             "mfu": round(self.method.flops(batch) / (middle / 1000) / peak, 3) if peak else None,
         }
+
+    def busy_ms(self) -> float | None:
+        """The kernels of a step, one after the other: where it takes longer, they waited for the host."""
+        return round(sum(self.profile(2)[1].values()), 1) if self.bench.cuda else None
 
     def waits(self) -> list[str]:
         """Where a step waits for the device, from the copy of its batch on; on a GPU alone."""
         if not self.bench.cuda:
             return []
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
-            self.step()
-        except RuntimeError as error:
-            frames = [
-                f for f in traceback.extract_tb(error.__traceback__) if "semidavil" in f.filename
-            ]
-            return [f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {str(error)[:60]}"]
+            heard = self._warnings_of_a_step("synchroniz")
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        return []
+        return sorted({f"{Path(one.filename).name}:{one.lineno}" for one in heard})
 
     def not_deterministic(self) -> list[str]:
         """Kernels that warn that they are not, where PyTorch may only warn."""
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
-            with warnings.catch_warnings(record=True) as heard:
-                warnings.simplefilter("always")
-                self.step()
-                self.bench.synchronise()
+            heard = self._warnings_of_a_step("determin")
         finally:
             torch.use_deterministic_algorithms(True, warn_only=not self.bench.cuda)
-        said = (str(one.message) for one in heard)
-        return sorted({text.split(" does not")[0][:80] for text in said if "determin" in text})
+        # Where a GPU is not only asked to warn, PyTorch chooses another.
+        heard = [one for one in heard if "Attention defaults" not in str(one.message)]
+        return sorted({str(one.message).split(" does not")[0][:80] for one in heard})
+
+    def _warnings_of_a_step(self, word: str) -> list[warnings.WarningMessage]:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            self.step()
+            self.bench.synchronise()
+        return [one for one in heard if word in str(one.message)]
+
+    def profile(self, steps: int, trace: Path | None = None) -> tuple[float, dict[str, float]]:
+        """Wall time of a step in ms under the profiler, and ms of each kernel in it (on a CPU, operator).
+
+        Args:
+            trace: None, or where one step is written for `chrome://tracing` or Perfetto.
+        """
+        activities = [ProfilerActivity.CUDA] if self.bench.cuda else [ProfilerActivity.CPU]
+        with profile(activities=activities) as found:
+            times = self.milliseconds(steps)
+        time_of = "self_device_time_total" if self.bench.cuda else "self_cpu_time_total"
+        kernels = {e.key: getattr(e, time_of) / 1000 / steps for e in found.key_averages()}
+        if trace:
+            both = {ProfilerActivity.CPU, *activities}
+            with profile(activities=both, with_stack=True) as found:
+                self.milliseconds(1)
+            found.export_chrome_trace(str(trace))
+        return statistics.median(times), kernels
 
 
 def write_disparities(root: Path) -> None:

@@ -150,7 +150,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     would go on without the fused kernel, which counts its steps on the device.
     """
     for mine, theirs in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        theirs.update({name: mine[name] for name in ("fused", "foreach") if name in mine})
+        theirs.update(
+            {name: mine[name] for name in ("fused", "foreach", "capturable") if name in mine}
+        )
     optimizer.load_state_dict(state)
 
 

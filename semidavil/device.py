@@ -31,23 +31,27 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_deterministic(seed: int, threads: int, device: torch.device) -> None:
+def make_deterministic(seed: int, threads: int, device: torch.device, strict: bool = True) -> None:
     """Sets every global that a run's numbers depend on, whatever ran in this process before.
 
     On a CPU the same Config gives the same numbers to the last bit, with one number of threads. On a GPU
     PyTorch then takes no kernel that it knows to be non-deterministic: it raises an error instead. What may
     differ all the same: another kind of card, driver, or version of PyTorch, cuDNN or cuBLAS; and several
     processes, whose sums are in another order. CUBLAS_WORKSPACE_CONFIG is set where the package is imported.
+
+    Args:
+        strict: else a GPU takes the fastest kernels, whatever the order of their sums.
     """
+    free = device.type == "cuda" and not strict
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     # On CUDA, attention that is only asked to warn takes kernels that sum in any order.
-    torch.use_deterministic_algorithms(True, warn_only=device.type != "cuda")
+    torch.use_deterministic_algorithms(not free, warn_only=device.type != "cuda")
     # Deterministic mode would fill each new tensor before it is used, 8% of a toy step, for programs that
     # read what they have not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = free
     torch.set_default_dtype(torch.float32)
     # Nothing of a step is float32 for speed: what is, is so because it must not be rounded.
     torch.set_float32_matmul_precision("highest")

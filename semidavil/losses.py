@@ -277,10 +277,21 @@ def pseudo_label(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tens
     that more pixels reach a threshold, and not the same ones as a lower threshold would give. The
     paper has none, which is 1. The label does not depend on it.
     """
-    logits = logits.float()
+    pseudo_labels = by_reductions if logits.is_cuda else class_by_class
+    return pseudo_labels(logits.float(), temperature)
+
+
+def by_reductions(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`pseudo_label` in five kernels instead of six for each class."""
+    highest, labels = logits.max(1)
+    total = (logits - highest.unsqueeze(1)).div_(temperature).exp_().sum(1)
+    return total.reciprocal(), labels
+
+
+def class_by_class(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`pseudo_label` in a third of the time that reductions over the classes take on a CPU."""
     highest = logits.amax(1)
-    # Class by class, in a third of the time of `softmax` and `max` on a CPU. Of equal logits the first
-    # class wins: what is kept is how many classes come after it.
+    # Of equal logits the first class wins: what is kept is how many classes come after it.
     after = torch.zeros_like(highest, dtype=torch.uint8)
     total = torch.zeros_like(highest)
     last = logits.shape[1] - 1

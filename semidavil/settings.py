@@ -183,7 +183,7 @@ class Volumes(Section):
 class Runtime(Section):
     """Where and how a run executes. Nothing here changes its result, so none of it is in the key.
 
-    `compile` alone changes the rounding of what it computes, as another device does.
+    `compile` and `deterministic` alone change the rounding of what it computes, as another device does.
     """
 
     data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
@@ -193,6 +193,11 @@ class Runtime(Section):
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
+    # On a GPU: kernels that sum in the same order each time. false: a run cannot be repeated to the last bit,
+    # nor resumed so, and takes three quarters of the time.
+    deterministic: bool = True
+    # On a GPU: steps are recorded and replayed, where the method does the same each step.
+    cuda_graphs: bool = True
     # Of street networks: encoder blocks and decoder by torch.compile, minutes at the start, then faster.
     compile: bool = False
     # Of street networks: the encoder's are computed twice instead of kept, for small GPUs.

@@ -7,12 +7,13 @@ one that is asked for a value each step stands still while the next step is bein
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from semidavil.checkpoint import TrainingError
-from semidavil.distributed import sum_gradients
+from semidavil.distributed import sum_gradients, world_size
 from semidavil.experiments.base import Experiment
 from semidavil.methods.base import Batch, Losses
+from semidavil.replay import Compute, Replay
 from semidavil.settings import Training
 
 
@@ -53,11 +54,36 @@ class Divergence:
         )
 
 
+class Update:
+    """From a batch to the next weights; the optimiser's groups hold the step's learning rates.
+
+    Args:
+        autocast: what the forward pass computes under.
+    """
+
+    def __init__(self, experiment: Experiment, autocast: AbstractContextManager) -> None:
+        self.method, self.optimizer = experiment.method, experiment.optimizer
+        self.grad_clip, self.autocast = experiment.grad_clip, autocast
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batch: Batch, step: int) -> Losses:
+        with self.autocast:
+            losses: Losses = self.method.losses(batch, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        sum_gradients(self.parameters)
+        if self.grad_clip > 0:
+            nn.utils.clip_grad_norm_(self.parameters, self.grad_clip, foreach=True)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+
 class TrainingStep:
     """Makes the steps of an experiment.
 
     Args:
         autocast: what the forward pass computes under.
+        replay: a GPU replays the update where the method allows it, see `semidavil.replay`.
     """
 
     def __init__(
@@ -66,26 +92,34 @@ class TrainingStep:
         settings: Training,
         autocast: AbstractContextManager,
         device: torch.device,
+        replay: bool = False,
     ) -> None:
-        self.method, self.optimizer = experiment.method, experiment.optimizer
-        self.lr, self.grad_clip = experiment.lr, experiment.grad_clip
-        self.settings, self.autocast = settings, autocast
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.method, self.optimizer, self.lr = (
+            experiment.method,
+            experiment.optimizer,
+            experiment.lr,
+        )
+        self.settings = settings
         self.divergence = Divergence(device)
+        self.update: Compute = Update(experiment, autocast)
+        groups = self.optimizer.param_groups
+        self.rates: list[Tensor | None] = [
+            # A recording reads the rate from the device; so does what is not recorded, to round alike.
+            torch.zeros((), device=device) if device.type == "cuda" and group.get("fused") else None
+            for group in groups
+        ]
+        if replay and device.type == "cuda" and world_size() == 1 and self.method.replayable():
+            for group in groups:
+                group["capturable"] = True
+            self.update = Replay(self.update)
 
     def __call__(self, batch: Batch, step: int) -> Losses:
-        """Step number `step`, counted from 0; returns its losses."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * group["scale"] * schedule(step, self.settings)
-        with self.autocast:
-            losses: Losses = self.method.losses(batch, step)
+        """Step number `step`, counted from 0; returns its losses, which the next step may overwrite."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            lr = self.lr * group["scale"] * schedule(step, self.settings)
+            group["lr"] = lr if rate is None else rate.fill_(lr)
+        losses = self.update(batch, step)
         self.divergence.watch(losses, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        sum_gradients(self.parameters)
-        if self.grad_clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.grad_clip, foreach=True)
-        self.optimizer.step()
         self.method.after_step(step)
         return losses
 

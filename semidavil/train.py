@@ -146,7 +146,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     setup, settings, benchmark = config.runtime, config.training, BENCHMARKS[config.data.benchmark]
     device = own_device(setup.device)
     reset_peak_memory(device)
-    make_deterministic(config.seed, setup.threads, device)
+    make_deterministic(config.seed, setup.threads, device, setup.deterministic)
     first = rank() == 0  # of several processes, the one that evaluates, reports and saves
     keep = checkpoint_dir if first else None
 
@@ -155,7 +155,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=use_bfloat16(settings.amp, device)
     )
-    take_step = TrainingStep(experiment, settings, autocast, device)
+    take_step = TrainingStep(experiment, settings, autocast, device, setup.cuda_graphs)
 
     evaluations: dict[str, Any] = {}
 
@@ -180,7 +180,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         if evaluates or reads:
             take_step.divergence.require_finite()
         if reads:
-            metrics |= meter.read() | {"train/lr": optimizer.param_groups[0]["lr"]}
+            metrics |= meter.read() | {"train/lr": float(optimizer.param_groups[0]["lr"])}
         if not first:
             return
         if evaluates:

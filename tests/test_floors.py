@@ -40,7 +40,7 @@ FLOORS = (
     {"semidavil.methods"},
     {"semidavil.evaluation"},
     {"semidavil.experiments"},
-    {"semidavil.checkpoint", "semidavil.launch"},
+    {"semidavil.checkpoint", "semidavil.launch", "semidavil.replay"},
     {"semidavil.step"},
     {"semidavil.train"},
     {"semidavil.commands", "semidavil.toy.clip.pretrain"},

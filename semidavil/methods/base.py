@@ -109,6 +109,16 @@ class Method(nn.Module):
     def after_step(self, step: int) -> None:
         """Called when the optimiser has made step number `step`, counted from 0."""
 
+    # Whether `losses` does the same for every step number.
+    same_each_step = False
+
+    def replayable(self) -> bool:
+        """Whether a GPU may replay a step that it has seen once, see `semidavil.replay`.
+
+        Not where a caption's length, which the host knows, decides what is computed.
+        """
+        return self.same_each_step and not getattr(self.student.fusion, "reads_lengths", False)
+
     # Forward passes of encoder and decoder for each unlabelled image; one with gradients counts as TRAINED.
     unlabelled_passes = (0, 0)
 

@@ -29,6 +29,7 @@ class SDepth(MeanTeacher):
     of a network trained on video, which no benchmark here has (our reading).
     """
 
+    same_each_step = True
     # The student encodes two views and decodes one.
     unlabelled_passes = (1 + 2 * TRAINED, 1 + TRAINED)
 

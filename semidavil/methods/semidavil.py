@@ -25,6 +25,7 @@ class SemiDAViL(MeanTeacher):
     supervised half.
     """
 
+    same_each_step = True
     unlabelled_passes = (1 + TRAINED, 1 + TRAINED)  # the teacher's and the student's
 
     def losses(self, batch: Batch, step: int) -> Losses:

@@ -6,6 +6,8 @@ from semidavil.methods.base import Method
 class Supervised(Method):
     """Labelled source and labelled target images; no teacher, no unlabelled image."""
 
+    same_each_step = True
+
 
 class SourceOnly(Supervised):
     """Labelled source images alone: what the domain gap costs."""

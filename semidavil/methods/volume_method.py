@@ -30,6 +30,10 @@ class VolumeMethod(nn.Module):
         super().__init__()
         self.student, self.supervised_loss, self.config = student, supervised_loss, config
 
+    def replayable(self) -> bool:
+        """See `Method.replayable`: each step draws from a generator of its own."""
+        return False
+
     @staticmethod
     def dropout(settings: Volumes) -> Sequence[float]:
         """What its `PyramidUNet` is made with."""

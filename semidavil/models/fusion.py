@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semidavil.models.layers import LayerNorm
 from semidavil.models.readout import (
     Readout,
     Similarity,
@@ -128,8 +129,8 @@ class CrossAttention(nn.Module):
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
         self.num_heads = math.gcd(dim, 8)
-        self.vision_norm = nn.LayerNorm(towers.vision_dim)
-        self.language_norm = nn.LayerNorm(towers.language_dim)
+        self.vision_norm = LayerNorm(towers.vision_dim)
+        self.language_norm = LayerNorm(towers.language_dim)
         self.query = nn.Linear(towers.vision_dim, dim)
         self.key = nn.Linear(towers.language_dim, dim)
         self.value = nn.Linear(towers.language_dim, dim)

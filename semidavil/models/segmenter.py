@@ -117,8 +117,10 @@ class Segmenter(nn.Module):
         fused = self.fusion(features.vision, language)
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
-        # In float32: of rounded logits, other classes would win.
-        logits = upsample(logits.float(), padded)
+        # In float32: of rounded logits, other classes would win. Pixels of a class lie together, which makes
+        # larger products of the upsampling.
+        logits = logits.to(torch.float32, memory_format=torch.contiguous_format)
+        logits = upsample(logits, padded)
         height, width = features.size
         if padded != [height, width]:  # the gradient of a slice is one more tensor to fill
             logits = logits[..., :height, :width]

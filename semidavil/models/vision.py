@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semidavil.models.layers import resize_matrix
+from semidavil.models.layers import embed_patches, for_gpus, resize_matrix
 from semidavil.models.weights import linear
 
 if TYPE_CHECKING:  # seconds to import: who only names an encoder need not wait for it
@@ -42,6 +42,7 @@ class VisionEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tower = tower
+        for_gpus(tower)
         for name, values in (("mean", mean), ("std", std)):
             value = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -141,7 +142,7 @@ class VisionEncoder(nn.Module):
     def _embed_patches(self, images: Tensor, height: int, width: int) -> Tensor:
         """Tokens (B, 1 + hw, c_v), class token first: open_clip's, but for any grid."""
         tower = self.tower
-        x = tower.conv1(images).flatten(2).transpose(1, 2)
+        x = embed_patches(images, tower.conv1)
         first = tower.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         positions = resize_positions(tower.positional_embedding, tower.grid_size, (height, width))
         return tower.ln_pre(torch.cat([first, x], dim=1) + positions.to(x.dtype))

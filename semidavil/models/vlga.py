@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semidavil.models.layers import GroupNorm, upsample
+from semidavil.models.layers import GroupNorm, LayerNorm, upsample
 from semidavil.models.readout import (
     Readout,
     Similarity,
@@ -72,13 +72,13 @@ class SemanticReasoning(nn.Module):
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.query = nn.Linear(2 * dim, dim)
         self.key = nn.Linear(2 * dim, dim)
         self.value = nn.Linear(dim, dim)
         self.project = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
         )
 
     def forward(self, maps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -108,6 +108,7 @@ class VLGA(nn.Module):
     """
 
     pooling, num_layers = 4, 2
+    reads_lengths = True
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
