@@ -42,6 +42,12 @@ RIVALS: dict[str, dict[str, Any]] = {
     "semivl": {"model.fusion": "vlga", "loss.name": "ce"},
     "sdepth": {"model.fusion": "none", "loss.name": "ce"},
 }
+ANY_ORDER: Changes = {"runtime.deterministic": False}
+WAYS: dict[str, Changes] = {
+    "replayed": {},
+    "queued": {"runtime.cuda_graphs": False},
+    "replayed, any order": ANY_ORDER,
+}
 
 
 def steps(bench: Bench) -> None:
@@ -112,14 +118,14 @@ def profiled(bench: Bench) -> None:
 def data_wait(bench: Bench) -> None:
     """`train` itself with several numbers of workers: how long the loop waits for a batch."""
     for workers in (12, 4, 8, 16) if not bench.small else (0, 1):
-        if bench.left() < 30:
+        if bench.left() < 20:
             bench.say(part="data_wait", workers=workers, left_out=True)
             continue
         heard: list[dict[str, float]] = []
-        last = 4 if bench.small else 150
+        last = 4 if bench.small else 100
 
         def listen(report: Report, heard: list = heard, last: int = last) -> None:
-            if "train/loss" in report.metrics and report.step > last // 3:
+            if "train/loss" in report.metrics and report.step > last // 2:
                 heard.append(report.metrics)
             if report.step == last:
                 raise StopTraining
@@ -203,7 +209,7 @@ def evaluation(bench: Bench) -> None:
         total = torch.cuda.get_device_properties(bench.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_24 / total))
     try:
-        with run.take_step.autocast:
+        with run.autocast:
             run.experiment.evaluate(network)
             bench.synchronise()
             start = time.perf_counter()
@@ -265,47 +271,45 @@ def launches(bench: Bench) -> None:
 
 
 def ways(bench: Bench) -> None:
-    """One step computed in several ways: replayed or queued kernel by kernel, in any order, compiled."""
-    queued, free = {"runtime.cuda_graphs": False}, {"runtime.deterministic": False}
-    compiled = {"runtime.compile": True}
-    cases: dict[str, Changes] = {
-        "replayed": {},
-        "queued": queued,
-        "replayed, any order": free,
-        "replayed, compiled": compiled,
-        "replayed, compiled, any order": {**compiled, **free},
-        "queued, compiled": {**compiled, **queued},
-    }
-    weights: dict[str, list[torch.Tensor]] = {}
-    for name, changes in cases.items():
-        if bench.left() < (60 if "runtime.compile" in changes else 15) and not bench.small:
-            bench.say(part="ways", name=name, left_out=True)
+    """One step computed in several ways: replayed, queued kernel by kernel, and with sums in any order."""
+    weights: list[list[torch.Tensor]] = []
+    for name, changes in WAYS.items():
+        run = Run(bench, changes)
+        run.vary_captions()
+        loss = [run.step() for _ in range(bench.steps(20))][-1].item()
+        weights.append([p.detach().clone() for p in run.method.student.parameters()])
+        equal = all(torch.equal(a, b) for a, b in zip(weights[0], weights[-1], strict=True))
+        found = run.speed(bench.steps(20))
+        bench.say(part="ways", name=name, equal_to_first=equal, loss=round(loss, 4), **found)
+        del run
+
+
+def compiled(bench: Bench) -> None:
+    """`runtime.compile`: the first two steps, of which one is recorded, and the others."""
+    for name, changes in (("", {}), ("any order", ANY_ORDER)):
+        if bench.left() < 45 and not bench.small:
+            bench.say(part="compiled", name=name, left_out=True)
             continue
-        with bench_errors(bench, part="ways", name=name):
-            run = Run(bench, changes)
-            start = time.perf_counter()
-            losses = torch.stack([run.step() for _ in range(bench.steps(20))]).tolist()
-            seconds = time.perf_counter() - start
-            weights[name] = [p.detach().clone() for p in run.method.student.parameters()]
-            first = weights["replayed"]
-            equal = all(torch.equal(a, b) for a, b in zip(first, weights[name], strict=True))
-            bench.say(
-                part="ways", name=name, first_steps_s=round(seconds, 1), equal_to_first=equal,
-                last_loss=losses[-1], **run.speed(bench.steps(20)),
-            )  # fmt: skip
-            del run
+        run = Run(bench, {"runtime.compile": True, **changes})
+        start = time.perf_counter()
+        run.milliseconds(2)
+        seconds = round(time.perf_counter() - start, 1)
+        found = run.speed(bench.steps(20))
+        bench.say(part="compiled", name=name, first_two_steps_s=seconds, **found)
+        del run
 
 
 # In order of value, with the seconds that a part takes on an H100 at most.
 PARTS: dict[str, tuple[int, Callable[[Bench], None]]] = {
-    "steps": (100, steps),
-    "profile": (15, profiled),
-    "data_wait": (60, data_wait),
-    "resume": (50, resume),
-    "precision": (40, precision),
-    "evaluation": (30, evaluation),
-    "two_trials": (60, two_trials),
+    "steps": (90, steps),
     "ways": (30, ways),
+    "profile": (15, profiled),
+    "data_wait": (20, data_wait),
+    "resume": (30, resume),
+    "two_trials": (40, two_trials),
+    "evaluation": (15, evaluation),
+    "precision": (30, precision),
+    "compiled": (50, compiled),
     "launches": (10, launches),
 }
 

@@ -24,6 +24,7 @@ from semidavil.config import Config, preset
 from semidavil.data.augment import finish
 from semidavil.device import make_deterministic, to_device, use_bfloat16
 from semidavil.flops import device_peak
+from semidavil.models.text import Language
 from semidavil.step import TrainingStep
 from semidavil.train import open_experiment
 
@@ -112,15 +113,24 @@ class Run:
         self.method = self.experiment.method
         self.method.train()
         amp = use_bfloat16(self.config.training.amp, device)
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
         self.take_step = TrainingStep(
-            self.experiment, self.config.training, autocast, device, setup.cuda_graphs
+            self.experiment, self.config.training, self.autocast, device, setup.cuda_graphs
         )
         loader = DataLoader(
             self.experiment.batches, batch_size=None, sampler=range(batches), pin_memory=bench.cuda
         )
         self.raw = list(loader)
         self.done = 0
+
+    def vary_captions(self) -> None:
+        """Gives each batch captions of another length, as those of a captioner are."""
+        for cut, batch in enumerate(self.raw):
+            for part in batch.values():
+                said = part["language"]
+                left = said.mask.shape[1] - cut
+                lengths = tuple(min(left, length) for length in said.lengths)
+                part["language"] = Language(said.tokens[:, :left], said.mask[:, :left], lengths)
 
     def step(self) -> torch.Tensor:
         """The next step's loss, on the device; batches come round again."""
@@ -153,8 +163,6 @@ class Run:
     def speed(self, steps: int) -> dict[str, Any]:
         """Time of a step, memory and utilisation, after a few steps to warm up."""
         self.milliseconds(3)
-        if self.bench.cuda:
-            torch.cuda.reset_peak_memory_stats()
         times = self.milliseconds(steps)
         batch = finish(to_device(self.raw[0], self.bench.device))
         images = sum(len(part["image"]) for part in batch.values())
