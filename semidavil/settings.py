@@ -193,8 +193,8 @@ class Runtime(Section):
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
     world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
-    # On a GPU: kernels that sum in the same order each time. false: a run cannot be repeated to the last bit,
-    # nor resumed so, and takes three quarters of the time.
+    # On a GPU: kernels that sum in the same order each time. Without, steps take a sixth less, and a run can
+    # be neither repeated nor resumed to the last bit.
     deterministic: bool = True
     # On a GPU: steps are recorded and replayed, where the method does the same each step.
     cuda_graphs: bool = True
