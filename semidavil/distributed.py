@@ -121,8 +121,9 @@ def require_same_start(step: int, method: nn.Module) -> None:
         return
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in method.modules()):
         raise ParallelError(
-            "batch normalisation would see a share of the batch (CLIP's ResNets have it): choose a "
-            "vision transformer as model.vlm, or runtime.world_size=1"
+            "batch normalisation would see a share of the batch (CLIP's ResNets and most networks of "
+            "convolutions have it): choose a vision transformer as model.vlm or model.encoder, or "
+            "runtime.world_size=1"
         )
     if (first := from_first(step)) != step:
         raise ParallelError(

@@ -14,6 +14,9 @@ CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
 # Not captioners: they take captions from other images or from labels (`language.ablations`).
 SHUFFLED, ORACLE = "shuffled:", "oracle"  # the first before a captioner
 CAPTION_KINDS = (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER")
+TIMM = "timm:"  # before the name of an encoder of timm's
+# How the VLM labels patches, see `models.dense`.
+DENSE = ("maskclip", "clearclip", "naclip")
 STREAMS = ("source", "labelled", "unlabelled")
 
 

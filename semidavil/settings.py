@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.names import CAPTION_KINDS, FUSIONS, LOSSES, METHODS, SHUFFLED
+from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS, SHUFFLED, TIMM
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -58,6 +58,11 @@ class Model(Section):
 
     vlm: str = "ViT-B-16"  # an open_clip architecture, or "toy" for the bundled one
     weights: str = "openai"  # an open_clip tag or a local file; the toy CLIP brings its own
+    # What the network sees with: the VLM's image tower, or timm:NAME. Captions, text and the zero-shot labels
+    # of patches stay the VLM's.
+    encoder: str = ""
+    encoder_weights: str = "default"  # timm's default tag, a tag, a local file, its folder, or none
+    dense: str = "maskclip"  # how the VLM labels patches, for `positions` and SemiVL's guidance
     vision_init: Literal["vlm", "random"] = "vlm"  # what the vision encoder starts from
     fusion: str = "dlg"
     fusion_dim: Count = 256  # c in eq. 2-3
@@ -70,6 +75,20 @@ class Model(Section):
     def _known_captioner(cls, value: str) -> str:
         _one_of(value.removeprefix(SHUFFLED).partition(":")[0], CAPTION_KINDS, "captioner")
         return value
+
+    @field_validator("encoder")
+    @classmethod
+    def _known_encoder(cls, value: str) -> str:
+        if value and (not value.startswith(TIMM) or value == TIMM):
+            raise ValueError(
+                f"unknown encoder {value!r}: write {TIMM}NAME, or nothing for the VLM's own"
+            )
+        return value
+
+    @field_validator("dense")
+    @classmethod
+    def _known_dense(cls, value: str) -> str:
+        return _one_of(value, DENSE, "labels of patches")
 
     @field_validator("fusion")
     @classmethod

@@ -117,7 +117,7 @@ def parts(config: Config) -> list[Part]:
         found += _images(config, benchmark, root)
     if benchmark.kind == "volumes":
         return found
-    found += _weights(config.model)
+    found += _weights(config.model) + _encoder(config.model)
     captioner = _model_of(config.model.captions.removeprefix(SHUFFLED))
     if captioner and config.model.fusion not in VISION_ONLY:
         found.append(_model("captioner", captioner))
@@ -165,6 +165,19 @@ def _weights(model: Model) -> list[Part]:
         files = [path for path in files if path.suffix == ".json"]
         files += [file, *model_files(file.parent, (".json",))] if file.is_file() else []
     return [Part("weights", None, lambda: files, str(files))] if files else []
+
+
+def _encoder(model: Model) -> list[Part]:
+    """The weights of an encoder beside the CLIP, where they are a file of the user's, or its folder."""
+    place = Path(model.encoder_weights).expanduser()
+    if not model.encoder or not (place.is_file() or place.is_dir()):
+        return []
+    files = model_files(place) if place.is_dir() else [place]
+    if place.is_file():
+        files += [
+            path for path in model_files(place.parent, (".json",)) if path.name == "config.json"
+        ]
+    return [Part("encoder", None, lambda: files, str(files))]
 
 
 def _model(part: str, name: str) -> Part:

@@ -49,8 +49,10 @@ from semidavil.methods.base import Method, Rates
 from semidavil.methods.table import METHODS
 from semidavil.metrics import Evaluation, absent_classes, summarise
 from semidavil.models.execution import execute_as
+from semidavil.models.image_encoder import load_encoder
 from semidavil.models.segmenter import Segmenter, build_segmenter
 from semidavil.models.text import Language
+from semidavil.models.vision import VisionEncoder
 from semidavil.models.vlm import VLM, load_vlm
 from semidavil.models.weights import save_weights
 
@@ -72,9 +74,11 @@ def prepare_street(config: Config, progress: bool) -> str:
             with Filling(config, progress) as filling:
                 filling.begin_disparities(samples, maps)
                 filling.finish()
+    if config.model.encoder:
+        encoder_of(config)  # what cannot be had is said before the first run
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
-        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
+        vlm = vlm_of(config)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
         load_tokens(config, captions, vlm, progress)
         said = describe_captions(config, captions, vlm)
@@ -89,7 +93,7 @@ class StreetExperiment:
         self.config, self.device = config, device
         self.benchmark = BENCHMARKS[config.data.benchmark]
         check_data(config)
-        vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
+        vlm = vlm_of(config).to(device)
         captions = load_captions(config, vlm)
         self.tokens = load_tokens(config, captions, vlm)
         self.data = fingerprint(config)
@@ -153,12 +157,25 @@ class StreetExperiment:
         return files
 
 
+def vlm_of(config: Config) -> VLM:
+    model = config.model
+    return load_vlm(model.vlm, model.weights, seed=config.seed, dense=model.dense)
+
+
+def encoder_of(config: Config) -> VisionEncoder | None:
+    """What the network sees with, where that is not the VLM's image tower as it comes."""
+    model, random = config.model, config.model.vision_init == "random"
+    if model.encoder:
+        weights = "none" if random else model.encoder_weights
+        return load_encoder(model.encoder, weights, seed=config.seed)
+    return load_vlm(model.vlm, "none", seed=config.seed).vision if random else None
+
+
 def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     """The configured method around a fresh student."""
     start = vlm
-    if config.model.vision_init == "random":  # captions and language stay those of the VLM
-        fresh = load_vlm(config.model.vlm, "none", seed=config.seed).vision.to(vlm.device)
-        start = replace(vlm, vision=fresh)
+    if (encoder := encoder_of(config)) is not None:  # captions and language stay those of the VLM
+        start = replace(vlm, vision=encoder.to(vlm.device))
     student = build_segmenter(config.model, start, num_classes)
     loss = build_loss(config.loss, num_classes, lambda: class_pixels(config))
     method = METHODS[config.training.method](student, loss, config)

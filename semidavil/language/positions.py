@@ -44,6 +44,8 @@ class Positions:
         self.vlm, self.classes = vlm, list(classes)
         self.size: Size | None = _whole_patches(size or size_of_images(vlm), vlm.vision.stride)
         self.identity = f"positions {self.VERSION} {self.size} {self.classes} {vlm.fingerprint()}"
+        if vlm.dense != "maskclip":
+            self.identity += f" {vlm.dense}"
 
     @cached_property
     def text(self) -> Tensor:
@@ -56,7 +58,7 @@ class Positions:
         stacked = np.stack([np.asarray(image) for image in images])
         batch = torch.from_numpy(stacked).to(self.vlm.device).permute(0, 3, 1, 2).float() / 255
         with _evaluating(self.vlm.vision):
-            embeddings = self.vlm.vision.embed(batch)
+            embeddings = self.vlm.embed(batch)
         scores = torch.einsum("behw,ce->bchw", embeddings.float(), self.text.to(embeddings.device))
         # The most likely class under softmax(logit scale * cosine), whatever the scale.
         found = scores.argmax(1)

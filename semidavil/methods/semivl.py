@@ -22,11 +22,11 @@ class SemiVL(UniMatch):
     """UniMatch's objective with language guidance from fixed class definitions.
 
     - Spatial fine-tuning: of the vision encoder, only attention blocks and position embeddings are
-      trained (a ResNet has neither outside its unused pooling: it stays frozen).
+      trained (a network of convolutions has neither: it stays frozen).
     - Language-guided decoder: instead of captions, the text features of every class, each averaged
       over the concepts of its definition. Its attention is `model.fusion=vlga`.
     - Guidance: the strong views and the perturbed features also learn what the frozen CLIP says of
-      the weak view (dense as in MaskCLIP), where its confidence reaches
+      the weak view (dense as `model.dense` says, by default as in MaskCLIP), where its confidence reaches
       `rivals.semivl_confidence`; the mean over all pixels, weighted as UniMatch's terms and by a
       factor that falls linearly from `rivals.semivl_guidance` to 0. It is added to UniMatch's
       total (our reading of where the factor 1/2 ends). A class is as likely as its likeliest concept,
@@ -44,9 +44,9 @@ class SemiVL(UniMatch):
 
     def extend(self) -> None:
         super().extend()
-        for name, parameter in self.student.vision.named_parameters():
-            spatial = ".attn." in name or name.endswith("positional_embedding")
-            parameter.requires_grad_(parameter.requires_grad and spatial)
+        vision = self.student.vision
+        for name, parameter in vision.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and vision.is_spatial(name))
 
     def rates(self) -> Rates:
         rivals = self.config.rivals
@@ -87,12 +87,7 @@ def _prompts(name: str) -> list[str]:
 
 def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
     """One token per class (1, C, c_l): its concepts' sentence features, averaged."""
-    rows = []
-    for name in classes:
-        language = vlm.text(_prompts(name))
-        # The sentence's feature is its last real token's, where CLIP reads it out.
-        last = language.mask.sum(1) - 1
-        rows.append(language.tokens[torch.arange(len(last)), last].mean(0))
+    rows = [vlm.text.sentences(_prompts(name)).mean(0) for name in classes]
     return Language.of([torch.stack(rows)])
 
 
@@ -104,7 +99,7 @@ class Guide:
 
     def __init__(self, vlm: VLM, classes: Sequence[str]) -> None:
         self.vision = copy.deepcopy(vlm.vision).requires_grad_(False).eval()
-        self.scale = vlm.logit_scale
+        self.scale, self.dense = vlm.logit_scale, vlm.dense
         prompts = [_prompts(name) for name in classes]
         self.text = vlm.text.embed([text for texts in prompts for text in texts])  # (n, e)
         self.concepts = [len(texts) for texts in prompts]  # of each class, in the order of `text`
@@ -114,7 +109,7 @@ class Guide:
         """(B, H, W) each, for images (B, 3, H, W) whose sides are whole patches or are padded."""
         height, width = images.shape[-2:]
         padded = pad_to_patches(images, self.vision.stride)
-        embeddings = self.vision.embed(padded).float()
+        embeddings = self.vision.embed(padded, self.dense).float()
         scores = self.scale * torch.einsum("behw,ne->bnhw", embeddings, self.text)
         parts = scores.split(self.concepts, dim=1)
         scores = torch.stack([part.amax(1) for part in parts], 1)  # (B, C, h, w)

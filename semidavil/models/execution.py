@@ -23,16 +23,9 @@ def execute_as(settings: Runtime, networks: Iterable[Segmenter]) -> None:
         # would be rounded as they happen to be run.
         torch.compiler.reset()
     for network in networks:
-        transformer = getattr(network.vision.tower, "transformer", None)
         if settings.checkpoint_activations:
-            if transformer is None:  # batch norm would count every image twice
-                raise ValueError(
-                    "runtime.checkpoint_activations is for vision transformers: choose one as "
-                    "model.vlm, or a smaller training.batch_size"
-                )
-            network.vision.tower.set_grad_checkpointing()
+            network.vision.checkpoint_activations()
         if settings.compile:
-            blocks = [] if transformer is None else list(transformer.resblocks)
-            parts = [(part, "forward") for part in (*blocks, network.decoder)]
+            parts = [(part, "forward") for part in (*network.vision.blocks(), network.decoder)]
             for part, name in (*parts, (network.decoder, "details")):
                 setattr(part, name, torch.compile(getattr(part, name), dynamic=False))

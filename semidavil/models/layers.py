@@ -40,7 +40,8 @@ class LayerNorm(nn.LayerNorm):
 
     def rounded(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            weight = self.weight.to(x.dtype)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 

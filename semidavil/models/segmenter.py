@@ -1,4 +1,4 @@
-"""The segmentation network: CLIP vision encoder, language fusion, decoder."""
+"""The segmentation network: vision encoder, language fusion, decoder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,16 +135,17 @@ def pad_to_patches(images: Tensor, stride: int) -> Tensor:
 
 
 def build_segmenter(config: Model, vlm: VLM, num_classes: int) -> Segmenter:
-    """A Segmenter that starts from the VLM's vision encoder; the rest is initialised at random."""
+    """A Segmenter that starts from the VLM's vision encoder; the rest is initialised at random.
+
+    A vision encoder without a linear layer into the joint space gets a fresh one there, which is trained as
+    the other is: WPCT and VLGA compare pixels with tokens in that space.
+    """
     vision = vlm.vision
     # The decoder comes first: with one seed it then starts the same under every fusion.
     decoder = Decoder(vision.dim, config.decoder_dim, num_classes)
-    towers = Towers(
-        vision.dim,
-        vlm.text.dim,
-        vlm.text.max_tokens,
-        vision.joint_projection(),
-        vlm.text.joint_projection(),
-    )
+    language_joint, vision_joint = vlm.text.joint_projection(), vision.joint_projection()
+    if vision_joint is None:
+        vision_joint = nn.Linear(vision.dim, language_joint.out_features)
+    towers = Towers(vision.dim, vlm.text.dim, vlm.text.max_tokens, vision_joint, language_joint)
     fusion = FUSIONS[config.fusion](towers, config.fusion_dim)
     return Segmenter(vision, fusion, decoder)

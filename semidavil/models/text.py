@@ -84,7 +84,7 @@ class Language:
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text tower: frozen, always in eval mode.
+    """The text tower of a vision-language model: frozen, always in eval mode.
 
     Args:
         tower: open_clip's text tower.
@@ -134,15 +134,30 @@ class TextEncoder(nn.Module):
 
     def features(self, captions: Sequence[str]) -> list[Tensor]:
         """The same of each caption alone, (n, c_l)."""
-        texts, found = list(dict.fromkeys(captions)), dict[str, Tensor]()
-        for start in range(0, len(texts), self.BATCH):
-            batch = texts[start : start + self.BATCH]
-            found.update(zip(batch, self._encode(batch), strict=True))
-        return [found[text] for text in captions]
+        return self._in_batches(captions, self._encode)
+
+    def _in_batches(
+        self, texts: Sequence[str], encode: Callable[[list[str]], list[Tensor]]
+    ) -> list[Tensor]:
+        unique, found = list(dict.fromkeys(texts)), dict[str, Tensor]()
+        for start in range(0, len(unique), self.BATCH):
+            batch = unique[start : start + self.BATCH]
+            found.update(zip(batch, encode(batch), strict=True))
+        return [found[text] for text in texts]
 
     def _encode(self, texts: list[str]) -> list[Tensor]:
+        """Of each text, its real tokens."""
         ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
-        real = self._real(ids)
+        every, real = self._features(ids), self._real(ids).to(self.device)
+        return [row[keep] for row, keep in zip(every, real, strict=True)][: len(texts)]
+
+    def _places(self, texts: list[str]) -> list[Tensor]:
+        """Of each text, every place of the context, padding too."""
+        ids = self.tokenizer(texts + [""] * (self.BATCH - len(texts)))
+        return list(self._features(ids))[: len(texts)]
+
+    def _features(self, ids: Tensor) -> Tensor:
+        """(B, context length, c_l), after the final norm."""
         # Autocast would round what is kept for callers outside of it.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             (tokens,) = self.tower.forward_intermediates(
@@ -152,8 +167,7 @@ class TextEncoder(nn.Module):
                 intermediates_only=True,
                 output_fmt="NLC",
             )["text_intermediates"]
-            kept = [row[keep] for row, keep in zip(tokens, real.to(self.device), strict=True)]
-            return kept[: len(texts)]
+        return tokens
 
     def _real(self, ids: Tensor) -> Tensor:
         """True up to and including the end token, and never on padding."""
@@ -170,6 +184,14 @@ class TextEncoder(nn.Module):
         """Tokens that each text needs; `max_tokens + 1` stands for all that do not fit."""
         ids = self.tokenizer(list(texts), context_length=self.max_tokens + 1)
         return self._real(ids).sum(1).tolist()
+
+    def sentences(self, texts: Sequence[str]) -> Tensor:
+        """Each text's feature (n, c_l) where the tower reads a sentence out, before its projection."""
+        if self.tower.pool_type != "last":  # at the end token
+            language = self(texts)
+            return language.tokens[torch.arange(len(texts)), language.mask.sum(1) - 1]
+        # SigLIP's reads the last place of its context, which padding has, too.
+        return torch.stack([rows[-1] for rows in self._in_batches(texts, self._places)])
 
     def joint_projection(self) -> nn.Linear:
         """A copy of the tower's projection of a token into the joint space, c_l -> e."""

@@ -16,9 +16,12 @@ def preparation_of(config: Config) -> Preparation:
     return (
         config.data.model_dump_json(exclude={"budget"}),
         # Which nobody reads without a fusion.
-        "" if model.fusion in VISION_ONLY else f"{model.captions} {model.caption_region}",
+        ""
+        if model.fusion in VISION_ONLY
+        else f"{model.captions} {model.caption_region} {model.dense}",
         model.vlm,
         model.weights,
+        f"{model.encoder} {model.encoder_weights} {model.vision_init}" if model.encoder else "",
         METHODS[config.training.method].disparity,
     )
 
