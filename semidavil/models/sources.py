@@ -175,7 +175,7 @@ def _fetch_tag(model: str, tag: str, address: str, config: dict[str, Any]) -> Pa
 
 
 def require_tokenizer(source: Source, model: str) -> None:
-    """Fails at once where a tokenizer can only be downloaded and there is no network; retries take minutes."""
+    """Fails at once where a tokenizer is not here and there is no network: retries would take minutes."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     repository = source.remote_tokenizer

@@ -36,7 +36,11 @@ def timm_encoder(
         ValueError: a kind of network that takes one size of images, or that is not known.
     """
     trunk = trunk_of(tower)
-    if isinstance(tower, TimmModel) and not set(dict(tower.head.named_children())) <= {"drop", "proj", "mlp"}:
+    if isinstance(tower, TimmModel) and not set(dict(tower.head.named_children())) <= {
+        "drop",
+        "proj",
+        "mlp",
+    }:
         raise ValueError("it pools by an attention of open_clip's own")
     # Subclasses embed or pool in ways of their own.
     if type(trunk) in (VisionTransformer, Eva):
@@ -84,7 +88,8 @@ class TimmEncoder(VisionEncoder):
 
     def _adapter(self) -> "nn.Linear | None":
         """The same as a linear layer; the identity where there is none."""
-        layers = dict(self.tower.head.named_children()) if self._has_joint() else {}
+        tower = self.tower
+        layers = dict(tower.head.named_children()) if isinstance(tower, TimmModel) else {}
         if "mlp" in layers:
             return None
         if isinstance(projection := layers.get("proj"), nn.Linear):

@@ -113,7 +113,16 @@ def test_missing_weights_name_the_file_and_what_to_do_with_it(
         ("ViT-B-16", "opnai", r"neither a file nor an open_clip tag.*openai, laion"),
         ("ViT-B-16", "/no/such/file.pt", r"neither a file nor an open_clip tag"),
         ("ViT-B-16", "bundled", r"neither a file nor an open_clip tag"),
-        ("ViT-B-16-SigLIP", "none", r"not supported: its image tower is timm's"),
+        (
+            "vit_relpos_medium_patch16_cls_224",
+            "none",
+            r"not supported: its .* takes no images of any size",
+        ),
+        (
+            "ViT-B-16-SigLIP2",
+            "none",
+            r"tokenizer timm/ViT-B-16-SigLIP2 .*`hf download timm/ViT-B-16-SigLIP2 ",
+        ),
         ("coca_ViT-B-32", "none", r"not supported: it is a CoCa"),
         ("roberta-ViT-B-32", "none", r"not supported: its text tower is a Hugging Face"),
     ],
