@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import get_pretrained_cfg, list_models
+from timm.models import get_pretrained_cfg, list_models, load_state_dict
 
 from semidavil.models.sources import WEIGHT_FILES, VLMError, fetch, shorten
 from semidavil.models.timm_vision import build_timm, timm_encoder
@@ -130,10 +130,13 @@ def _normalisation(architecture: str, file: Path) -> tuple[Sequence[float], Sequ
 
 def _build(architecture: str, file: Path | None, seed: int) -> Any:
     how: dict[str, Any] = {}
-    if file is not None:
-        # All of its layers, the classifier too, so that nothing can be missing without a word.
-        how = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
     try:
+        if file is not None:
+            # With the file's own classifier: then timm loads strictly, and nothing is missing without a word.
+            classes = _classes(architecture, file)
+            # `custom_load` is for the arrays that some weights were published as before.
+            about = {"file": str(file), "num_classes": classes, "custom_load": False}
+            how = {"pretrained": True, "num_classes": classes, "pretrained_cfg_overlay": about}
         network = _dilated(architecture, seed, **how)
     except Exception as error:
         if file is None:
@@ -145,6 +148,14 @@ def _build(architecture: str, file: Path | None, seed: int) -> Any:
         ) from error
     network.reset_classifier(0)
     return network
+
+
+def _classes(architecture: str, file: Path) -> int:
+    """Outputs of the classifier in a file of weights; 0 for weights without one."""
+    default: Any = get_pretrained_cfg(architecture)
+    state = load_state_dict(str(file), weights_only=True)
+    weight = state.get(f"{default.classifier}.weight")
+    return 0 if weight is None else len(weight)
 
 
 def _dilated(architecture: str, seed: int, **how: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 from semidavil.names import ORACLE, SHUFFLED, captions_name
+from sweeps.plan import encoders as compared
 
 # Settings that have an option of their own: every grid varies them, and --set does not.
 SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
@@ -312,6 +313,22 @@ def _captioner_of(params: Mapping[str, str]) -> str:
     return captions_name(params["model.captions"], params["model.caption_region"])
 
 
+def encoders(base: Config, which: Selection) -> list[Config]:
+    """Question: which image encoder is best, and what is dense language guidance worth with each?
+
+    The preset's own encoder; vision-language models of CLIP ViT-B/16's size; encoders that know no
+    language, beside the text of the preset's model. On the bundled CLIP: itself, and three towers that
+    start at random. Each with DLG and without language, at the same steps, batches and crops; what that
+    costs is measured: parameters, and milliseconds for an image.
+    Feeds: the encoder figure, accuracy against milliseconds and parameters.
+    Cost: 12 encoders x 2 = 24 runs at 100 labels per benchmark and seed (4 x 2 = 8 with the bundled
+    CLIP); 2 are those of `attention_controls`.
+    """
+    chosen = compared.encoders_beside(base.model.vlm)
+    variants = [{**one, "model.fusion": name} for one in chosen for name in compared.FUSIONS]
+    return everywhere(base, which, variants, usual=(100,))
+
+
 SENSITIVITY: dict[str, tuple[float | str, ...]] = {
     "loss.hard_fraction": (0.1, 0.2, 0.5, 1.0),
     "loss.omega": (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -409,6 +426,12 @@ GRIDS: dict[str, Grid] = {
         {"model.captions": None, "model.caption_region": None},
         _SOURCES[:1],
         name_of=_captioner_of,
+    ),
+    "encoders": Grid(
+        encoders,
+        {**dict.fromkeys(compared.SETTINGS), "model.fusion": "dlg"},
+        _SOURCES[:1],
+        name_of=compared.variant_name,
     ),
     "sensitivity": Grid(
         sensitivity, dict.fromkeys(SENSITIVITY), _SOURCES[:1], name_of=_settings_of

@@ -213,6 +213,7 @@ def write_everything(folder: Path) -> str:
                 worth = 0.02 if isinstance(value, str) else 0.02 - 0.01 * abs(value - 0.7)
                 add_network(w, "sensitivity", {**default, name: value}, worth)
     add_controls(w, seeds)
+    add_encoders(w, seeds)
     add_synapse(w, seeds)
     add_search(w)
     return w.uri
@@ -232,6 +233,28 @@ def add_controls(writer: Writer, seeds: Iterable[int]) -> None:
         cell = settings(BENCHMARKS_2[0], 100, seed, loss__name=loss, **ways[way])
         lead = {"paper": 3.0, "matched": 1.0 + 0.1 * seed, "alone": -1.0}[way]
         writer.run("loss_controls", cell, {"miou": 30.0 + seed + (lead if loss == "dyce" else 0)})
+
+
+ENCODERS = {
+    "toy": {},
+    "toy (random)": {"model__vision_init": "random"},
+    "test_vit (random)": {"model__encoder": "timm:test_vit", "model__encoder_weights": "none"},
+}
+
+
+def add_encoders(writer: Writer, seeds: Iterable[int]) -> None:
+    """Each a point above the one before at a hundred thousand parameters more; DLG adds another."""
+    for seed, (place, changes), fusion in itertools.product(
+        seeds, enumerate(ENCODERS.values()), ("dlg", "none")
+    ):
+        bundled = {"model__vlm": "toy", "model__weights": "bundled", "model__fusion": fusion}
+        cell = settings(BENCHMARKS_2[0], 100, seed, **bundled, **changes)
+        final = {
+            "miou": 30.0 + place + (fusion == "dlg") + seed,
+            "parameters": 1e6 + 1e5 * place,
+            "latency_ms": 20.0 - place,
+        }
+        writer.run("encoders", cell, final)
 
 
 def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:

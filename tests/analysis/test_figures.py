@@ -270,6 +270,27 @@ def test_pareto_front() -> None:
     assert table["pareto"].to_dict() == {"a": True, "b": True, "c": False}
 
 
+def test_encoders_stand_by_what_they_cost(tracked: Tracked) -> None:
+    drawn = FIGURES["encoders"](tracked)
+    numbers = drawn.numbers.set_index(["of", "variant"])
+    assert numbers.loc[("millions", "test_vit (random)+dlg"), "cost"] == pytest.approx(1.2)
+    assert numbers.loc[("millions", "test_vit (random)+dlg"), "mean"] == pytest.approx(34.0)
+    # By parameters each gain costs something; by time the last is best in both.
+    front = drawn.numbers[drawn.numbers["pareto"]].groupby("of")["variant"].apply(set)
+    assert front["millions"] == {"toy+dlg", "toy (random)+dlg", "test_vit (random)+dlg"}
+    assert front["latency_ms"] == {"test_vit (random)+dlg"}
+    assert "2 of 3" in drawn.caption
+    by_time, by_size = drawn.figure.axes
+    assert {text.get_text() for text in by_size.texts} == {
+        "toy",
+        "toy (random)",
+        "test_vit (random)",
+    }
+    with_dlg, without = by_time.containers
+    assert sorted(with_dlg.lines[0].get_ydata()) == pytest.approx([32.0, 33.0, 34.0])
+    assert sorted(without.lines[0].get_ydata()) == pytest.approx([31.0, 32.0, 33.0])
+
+
 def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracked: Tracked) -> None:
     drawn = FIGURES["synapse"](tracked)
     numbers = drawn.numbers

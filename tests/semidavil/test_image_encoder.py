@@ -50,6 +50,18 @@ def test_weights_of_a_file_and_of_its_folder(saved: Path) -> None:
     assert bare.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("classes", [0, 7])
+def test_weights_with_any_classifier_or_none(classes: int, tmp_path: Path) -> None:
+    """Of a network some of whose weights were published as NumPy arrays."""
+    torch.manual_seed(5)
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=classes)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    encoder = load_encoder("timm:vit_tiny_patch16_224", str(tmp_path))
+    network.reset_classifier(0)
+    states = zip(encoder.tower.state_dict().items(), network.state_dict().items(), strict=True)
+    assert all(mine == its and torch.equal(one, other) for (mine, one), (its, other) in states)
+
+
 def test_a_cached_tag_works_without_network(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,45 @@ def test_controls_stand_beside_the_attentions_own_runs() -> None:
     assert shared == {key for name, key in controls.items() if name not in ("none", "blank")}
 
 
+def test_encoders_with_language_and_without_differ_in_nothing_else() -> None:
+    grid = GRIDS["encoders"].around(TOY)
+    cells = grid.cells(TOY)
+    assert {grid.variant(c) for c in cells} == {
+        f"{name}+{fusion}"
+        for name in ("toy", "toy (random)", "test_vit (random)", "test_resnet (random)")
+        for fusion in ("dlg", "none")
+    }
+    controls = {c.key() for c in GRIDS["attention_controls"].cells(TOY)}
+    assert len({c.key() for c in cells} & controls) == 2
+    changed = {name for cell in cells for name in cells[0].differences(cell)}
+    assert changed == {
+        "model.fusion", "model.vision_init", "model.encoder", "model.encoder_weights",
+    }  # fmt: skip
+
+
+def test_real_encoders_are_named_as_their_libraries_have_them() -> None:
+    import open_clip
+    import timm
+
+    paper = preset("paper")
+    cells = GRIDS["encoders"].cells(paper)
+    assert len(cells) == 2 * 12
+    for cell in cells:
+        if name := cell.model.encoder.removeprefix("timm:"):
+            assert timm.get_pretrained_cfg(name).tag
+        else:
+            assert cell.model.weights in open_clip.list_pretrained_tags_by_model(cell.model.vlm)
+    # A user's own weights stand beside them.
+    own = paper.replace(
+        {"model.encoder": "timm:resnet50", "model.encoder_weights": "/a/mine.safetensors"}
+    )
+    grid = GRIDS["encoders"].around(own)
+    names = {grid.variant(cell) for cell in grid.cells(own)}
+    assert names == {"resnet50:mine+dlg", "resnet50:mine+none"} | {
+        GRIDS["encoders"].around(paper).variant(cell) for cell in cells
+    }
+
+
 def test_every_loss_is_compared_three_ways_that_change_nothing_else() -> None:
     cells = GRIDS["loss_controls"].cells(TOY)
     for name in LOSSES:
