@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores it for what it starts in the background, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported and collected by now stays: no garbage collection of a test looks at it again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
