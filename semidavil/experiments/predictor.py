@@ -105,12 +105,16 @@ class Predictor:
         self.sees_captions = config.model.fusion not in names.VISION_ONLY
         # What the loss would count in training data is asked for no more.
         used = config.replace({"loss.name": "ce", "runtime.compile": False})
+        if used.model.encoder:  # all that is needed of it is in the weights
+            used = used.replace({"model.encoder_weights": "none"})
         # Without captions, all that is needed of the VLM is in the weights.
         vlm_weights = used.model.weights if self._needs_vlm(used) else "none"
-        self.vlm = load_vlm(used.model.vlm, vlm_weights, seed=used.seed).to(device)
+        vlm = load_vlm(used.model.vlm, vlm_weights, seed=used.seed, dense=used.model.dense)
+        self.vlm = vlm.to(device)
         self.method = build_method(used, self.vlm, len(benchmark.classes)).to(device).eval()
         self.network = self.method.networks()[network]
         load_model(self.network, str(weights))
+        self._normalise_as(weights)
         self._captioner: Captioner | None = None if self.sees_captions else Constant("")
         amp = use_bfloat16(config.training.amp, device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
@@ -139,6 +143,16 @@ class Predictor:
                 "run's tags in MLflow"
             ) from error
         return cls(config, weights, about["network"], choose_device(device))
+
+    def _normalise_as(self, weights: Path) -> None:
+        """As the run has normalised its images, which weights of an earlier version do not say."""
+        with safe_open(weights, framework="pt") as file:
+            about = file.metadata() or {}
+        for part in ("mean", "std"):
+            if part in about:
+                getattr(self.network.vision, part).copy_(
+                    torch.tensor(json.loads(about[part])).view(3, 1, 1)
+                )
 
     @property
     def fingerprint(self) -> str:

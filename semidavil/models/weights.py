@@ -23,8 +23,16 @@ def hash_weights(*towers: nn.Module, about: str = "") -> str:
 
 
 def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
-    """A trained network as safetensors, with the Config, its key and the network's name inside."""
+    """A trained network as safetensors, with the Config, its key and the network's name inside.
+
+    How its images are normalised is beside them: it comes with the weights that the run began with, which
+    whoever uses the network need not have.
+    """
     about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
+    if (vision := getattr(network, "vision", None)) is not None:
+        about |= {
+            part: json.dumps(getattr(vision, part).flatten().tolist()) for part in ("mean", "std")
+        }
     # Not `save_file`: some of MONAI's networks register their modules twice.
     save_model(network, str(path), metadata=about)
 

@@ -1,8 +1,10 @@
 """Encoders without language: their weights, and whole runs with one beside the toy CLIP's text."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,6 +12,8 @@ from safetensors.torch import save_file
 
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.fingerprint import differences, fingerprint
+from semidavil.experiments.predictor import WEIGHTS, Predictor
+from semidavil.language.positions import Positions
 from semidavil.models.image_encoder import load_encoder
 from semidavil.models.vlm import VLMError, load_vlm
 from semidavil.train import Report, train
@@ -196,8 +200,6 @@ def test_the_key_of_a_run_without_an_encoder_is_what_it_was() -> None:
 def test_other_labels_of_patches_reach_captions_and_their_cache(
     dense: str, tiny_toy: dict[str, str]
 ) -> None:
-    from semidavil.language.positions import Positions
-
     plain = load_vlm("toy", "bundled")
     other = load_vlm("toy", "bundled", dense=dense)
     images = torch.rand(1, 3, 64, 64)
@@ -208,3 +210,22 @@ def test_other_labels_of_patches_reach_captions_and_their_cache(
     config = preset("toy", {**SHORT, **tiny_toy, **METHODS["semivl"], "training.steps": 3})
     config = config.replace({"rivals.semivl_confidence": 0.1})  # which so small a CLIP reaches
     assert losses_of(config) != losses_of(config.replace({"model.dense": dense}))
+
+
+def test_a_finished_run_predicts_without_the_weights_that_it_began_with(
+    saved: Path, tiny_toy: dict[str, str], tmp_path: Path
+) -> None:
+    changes = {
+        "model.encoder": "timm:test_vit",
+        "model.fusion": "none",
+        "training.method": "supervised",
+    }
+    begun = {**SHORT, **tiny_toy, **changes, "model.encoder_weights": str(saved)}
+    train(preset("toy", begun), None, tmp_path / "run")
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    before = Predictor.load(tmp_path / "run" / WEIGHTS, "cpu")(image)
+    shutil.rmtree(saved)
+    predictor = Predictor.load(tmp_path / "run" / WEIGHTS, "cpu")
+    mean = predictor.network.vision.mean.flatten()
+    torch.testing.assert_close(mean, torch.tensor([0.4, 0.5, 0.6]))  # of the weights that are gone
+    assert np.array_equal(predictor(image).confidence, before.confidence)
