@@ -28,6 +28,9 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.patch(images)
 
+    def is_spatial(self, name: str) -> bool:
+        return False
+
 
 def encode(captions: list[str]) -> Language:
     tokens = torch.stack([torch.full((3, 5), float(len(text))) for text in captions]) / 10

@@ -19,8 +19,8 @@ from semidavil.data.files import DataError, append_rows, hash_files, read_rows
 from semidavil.language.captioners import CaptionError
 from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import Positions
+from semidavil.models.clip_vision import ClipViT
 from semidavil.models.text import TextEncoder
-from semidavil.models.vision import VisionEncoder
 from semidavil.models.vlm import VLM
 
 CLASSES = ("road", "sky", "car", "building")
@@ -52,11 +52,11 @@ def tiny_vlm(max_tokens: int = 40, seed: int = 0) -> VLM:
         context_length=max_tokens, vocab_size=1000, width=16, heads=2, layers=1, output_dim=12
     )
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    towers = VisionEncoder(vision, mean, std).eval(), TextEncoder(text, Words(max_tokens))
+    towers = ClipViT(vision, mean, std).eval(), TextEncoder(text, Words(max_tokens))
     return VLM(*towers, mean, std, "tiny")
 
 
-class Seen(VisionEncoder):
+class Seen(ClipViT):
     """A VLM that sees perfectly: a patch's red, in steps of 40, is the index of its class."""
 
     def __init__(self, text: Tensor) -> None:
@@ -64,7 +64,7 @@ class Seen(VisionEncoder):
         super().__init__(vlm.vision.tower, vlm.mean, vlm.std)
         self.text = text
 
-    def embed(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor, dense: str = "maskclip") -> Tensor:
         classes = (images[:, 0, ::8, ::8] * 255 / 40).round().long()  # red 0, 40, 80, 120
         return self.text[classes].permute(0, 3, 1, 2)
 
