@@ -7,7 +7,7 @@ from pathlib import Path
 from semidavil.data.files import DataError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".pt", ".pth", ".json")
+MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".pt", ".pth", ".json", ".jinja")  # the last: of chat templates
 
 
 def find_model(name: str, what: str, setting: str) -> Path:
