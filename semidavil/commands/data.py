@@ -91,6 +91,7 @@ def data_command(
         if captions:
             changes = {
                 "data.benchmark": benchmark or Data().benchmark,
+                "data.toy": toy,
                 "runtime.data_root": "" if toy else str(root),
                 "runtime.cache_dir": str(cache_dir),
                 **parse_settings(settings or []),

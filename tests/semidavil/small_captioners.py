@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 ASKED = ["Describe", "this", "street", "scene", "in", "one", "or", "two", "sentences", "briefly"]
 SIZE = 96  # of the vocabulary
@@ -53,8 +53,12 @@ GEMMA3 = """{{ bos_token }}{%- for message in messages -%}\
 {{'<start_of_turn>model\n'}}{%- endif -%}"""
 
 
-def tokenizer_of(special: Sequence[str], named: dict[str, str]) -> Any:
-    """Words, and special tokens, some of which go by a name ("image_token")."""
+def tokenizer_of(special: Sequence[str], named: dict[str, str], begins: bool = False) -> Any:
+    """Words, and special tokens, some of which go by a name ("image_token").
+
+    Args:
+        begins: whether it writes a token of start before each text.
+    """
     from transformers import PreTrainedTokenizerFast
 
     words = [*WORDS, *special]
@@ -63,6 +67,8 @@ def tokenizer_of(special: Sequence[str], named: dict[str, str]) -> Any:
     tokenizer = Tokenizer(known)
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(special))
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 2)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
         unk_token="<unk>", extra_special_tokens=named,
@@ -190,7 +196,9 @@ def lfm2() -> Made:
         "image_end_token": "<|image_end|>", "image_thumbnail_token": "<|img_thumbnail|>",
     }  # fmt: skip
     grid = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2) for column in (1, 2)]
-    tokenizer = tokenizer_of([*named.values(), *grid, "<|im_start|>", "<|im_end|>"], named)
+    tokenizer = tokenizer_of(
+        [*named.values(), *grid, "<|im_start|>", "<|im_end|>"], named, begins=True
+    )
     config = Lfm2VlConfig(
         vision_config={**VISION, "num_patches": 16, "model_type": "siglip2_vision_model"},
         text_config={
@@ -215,7 +223,7 @@ def gemma3() -> Made:
         "image_token": "<image_soft_token>",
     }  # fmt: skip
     marks = [*named.values(), "<start_of_turn>", "<end_of_turn>"]
-    tokenizer = tokenizer_of(marks, named)
+    tokenizer = tokenizer_of(marks, named, begins=True)
     begin, end, image = tokenizer.convert_tokens_to_ids(list(named.values()))
     config = Gemma3Config(
         text_config={

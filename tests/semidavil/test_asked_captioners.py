@@ -47,9 +47,7 @@ IMAGES = [image(32, 64, 0), image(32, 64, 1), image(64, 32, 2), image(32, 32, 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_says_something_of_each_image(
-    family: str, folder: Callable[[str], Path]
-) -> None:
+def test_a_model_says_something_of_each_image(family: str, folder: Callable[[str], Path]) -> None:
     describe = captioner(folder(family))
     said = describe(IMAGES)
     assert said == [describe([one])[0] for one in IMAGES]  # padding changes nothing
@@ -217,7 +215,9 @@ def test_models_that_cannot_be_asked_are_explained(
 
 
 def test_a_task_that_florence_does_not_have_is_refused(folder: Callable[[str], Path]) -> None:
-    with pytest.raises(CaptionError, match=r"choose model\.caption_prompt from <DETAILED_CAPTION>, "):
+    with pytest.raises(
+        CaptionError, match=r"choose model\.caption_prompt from <DETAILED_CAPTION>, "
+    ):
         captioner(folder("florence2"), "<OD>")
 
 

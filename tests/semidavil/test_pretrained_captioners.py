@@ -8,6 +8,7 @@ import pytest
 import torch
 from captioning import captions_of
 from png_files import write_images
+from small_captioners import git, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from semidavil.language.captioners import CAPTIONERS, CaptionError
@@ -125,10 +126,17 @@ def save_vit_gpt2(folder: Path) -> None:
     word_tokenizer().save_pretrained(folder)
 
 
+def save_git(folder: Path) -> None:
+    save(git, folder)
+
+
 @pytest.mark.parametrize(
     ("kind", "save"),
-    [("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_vit_gpt2)],
-)
+    [
+        ("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_blip2),
+        ("hf", save_git), ("hf", save_vit_gpt2),
+    ],
+)  # fmt: skip
 def test_captioning_models_in_their_real_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, save: Any
 ) -> None:
