@@ -90,7 +90,8 @@ def label(name: str) -> str:
     whole = name.removesuffix(" (windows)")
     if whole != name:
         return f"{label(whole)}, windows"
-    name, _, prompt = name.partition(ASKED)
+    name, _, quoted = name.partition(ASKED)
+    prompt = quoted.strip("\"")
     kind, _, model = name.partition(":")
     if kind == "hf" and model:  # which stands for any model
         text = model.rstrip("/").rpartition("/")[2]

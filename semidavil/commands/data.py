@@ -98,7 +98,7 @@ def data_command(
                 "model.captions": captions,
             }
             _print_captions(preset(preset_name or ("toy" if toy else "small"), changes))
-    except (DataError, ValueError) as error:
+    except ValueError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     if broken:

@@ -1,4 +1,4 @@
-"""What is said of captions in a run's log and in the data check: who made them, what is wrong, and ten of them."""
+"""What a run's log and the data check say of captions: who made them, what is wrong, and ten of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
