@@ -91,7 +91,7 @@ def label(name: str) -> str:
     if whole != name:
         return f"{label(whole)}, windows"
     name, _, quoted = name.partition(ASKED)
-    prompt = quoted.strip("\"")
+    prompt = quoted.strip('"')
     kind, _, model = name.partition(":")
     if kind == "hf" and model:  # which stands for any model
         text = model.rstrip("/").rpartition("/")[2]

@@ -149,7 +149,7 @@ def _require_weights(missing: Collection[str]) -> None:
     Weights in another layout than transformers' (Florence-2 as its authors publish it) leave nearly all of it
     so, with a warning. Poolers may be missing: no caption is made of what they give.
     """
-    lacking = sorted(name for name in missing if "pooler" not in name)
+    lacking = sorted(name for name in missing if "pooler" not in name.split("."))
     if lacking:
         raise ValueError(
             f"{len(lacking)} weights are missing in its files, {lacking[0]} is the first: they have "
