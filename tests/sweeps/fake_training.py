@@ -52,7 +52,7 @@ class Result:
     steps: int
     artifacts: dict[str, Path]
     data: str = "feed"
-    notes: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=lambda: {"caption_prompt": "What is where?"})
     latency_ms: float = math.nan
 
 
