@@ -26,6 +26,10 @@ TASKS = (
     "<MORE_DETAILED_CAPTION>",
 )  # the first asks for a sentence or two
 UNASKED = ("blip", "blip-2", "git", "vision-encoder-decoder")  # types that caption an image alone
+OWN_CODE = (
+    "it comes with code of its own, which is never executed here: choose a model that transformers "
+    "has itself, such as a conversion whose name ends in -hf"
+)
 UNASKED_TOKENS = 40  # their captions' limit
 
 
@@ -62,7 +66,8 @@ def question_for(folder: Path, kind: str, name: str, prompt: str, fits: int) -> 
         CaptionError: a prompt for a model that takes none, a task that Florence-2 does not have, or a model
             that nobody could ask.
     """
-    model_type = read_json(folder / "config.json").get("model_type", "")
+    config, prompt = read_json(folder / "config.json"), prompt.strip()
+    model_type = config.get("model_type", "")
     if kind != "hf" or model_type in UNASKED:
         if prompt:
             raise CaptionError(
@@ -77,10 +82,12 @@ def question_for(folder: Path, kind: str, name: str, prompt: str, fits: int) -> 
                 f"{', '.join(TASKS)}"
             )
         return Question("task", prompt or TASKS[0], fits)
+    if not has_chat_template(folder) and "auto_map" in config:
+        raise CaptionError(f"{name} cannot be asked: {OWN_CODE}")
     if not has_chat_template(folder):
         raise CaptionError(
             f"{name} cannot be asked: its processor has no chat template (chat_template.jinja or "
-            f"chat_template.json in {folder}). Choose the variant that was trained to follow "
+            f"chat_template.json in {folder}). Choose a model of images that was trained to follow "
             "instructions (its name often ends in -Instruct or -it)"
         )
     return Question("chat", prompt or CHAT_PROMPT, fits)
@@ -118,7 +125,10 @@ def model_inputs(question: Question, processor: Any, images: Sequence[Image.Imag
         return processor(text=prompts, images=list(images), padding=True, return_tensors="pt")
     content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
     chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
+        [{"role": "user", "content": content}],
+        # Some publish it with the tokenizer, where a processor does not look for it.
+        None if processor.chat_template else processor.tokenizer.get_chat_template(),
+        add_generation_prompt=True,
     )
     if question.prompt not in chat:
         raise CaptionError(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from semidavil.data.files import DataError, hash_files
 from semidavil.data.hub import find_model, model_files
-from semidavil.language.asking import answers, model_inputs, question_for, read_json
+from semidavil.language.asking import OWN_CODE, answers, model_inputs, question_for, read_json
 from semidavil.language.base import CaptionError, Size
 
 
@@ -97,11 +97,10 @@ class Pretrained:
             return
         if model_type in CONFIG_MAPPING_NAMES:
             raise ValueError(f"{model_type} is no model that says something of images")
-        brings = "auto_map" in config
+        if "auto_map" in config:
+            raise ValueError(OWN_CODE)
         raise ValueError(
-            f"transformers has no {model_type or 'model without model_type'}"
-            + (", and the code that comes with it is never executed here" if brings else "")
-            + ": choose a model that transformers has itself, such as a conversion whose name ends in -hf"
+            f"this version of transformers does not know the model_type {model_type!r} of its config.json"
         )
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]:

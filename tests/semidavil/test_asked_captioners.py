@@ -172,6 +172,19 @@ def test_what_does_not_fit_on_the_device_is_captioned_in_parts(
         describe(IMAGES[:2])
 
 
+@pytest.mark.parametrize("place", ["chat_template.json", "tokenizer_config.json"])
+def test_a_chat_template_is_found_wherever_it_is_published(
+    place: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folder("qwen3"), tmp_path / "model")
+    template, file = tmp_path / "model" / "chat_template.jinja", tmp_path / "model" / place
+    if not file.exists():
+        file.write_text("{}")
+    rewrite(file, chat_template=template.read_text())
+    template.unlink()
+    assert captioner(tmp_path / "model")(IMAGES[:1]) == captioner(folder("qwen3"))(IMAGES[:1])
+
+
 def rewrite(file: Path, **changes: Any) -> None:
     """Changes values of a JSON file; None takes one out."""
     found = {**json.loads(file.read_text()), **changes}
@@ -198,19 +211,21 @@ def test_models_that_cannot_be_asked_are_explained(
     template.unlink()
     assert "no chat template" in reason()
     assert "-Instruct" in reason()
-    (model / "chat_template.json").write_text(json.dumps({"chat_template": text}))  # as of old
-    assert captioner(model)(IMAGES[:1])
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": text}))
 
     config = model / "config.json"
     rewrite(config, model_type="gpt2")
     assert "gpt2 is no model that says something of images" in reason()
     (model / "modeling.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     rewrite(config, model_type="mine", auto_map={"AutoConfig": "modeling.Config"})
-    said = reason()
-    assert "transformers has no mine, and the code that comes with it is never executed" in said
-    assert "choose a model that transformers has itself" in said
+    assert "which is never executed here: choose a model that transformers has itself" in reason()
+    rewrite(config, auto_map=None)
+    assert "does not know the model_type 'mine'" in reason()
+    (model / "chat_template.json").unlink()
+    rewrite(config, auto_map={"AutoConfig": "modeling.Config"})
+    assert "which is never executed here" in reason()
     assert not (tmp_path / "executed").exists()
-    rewrite(config, model_type="blip")
+    rewrite(config, model_type="blip")  # as others of its kind
     assert "captions images without being asked" in reason(SHORT)
 
 
