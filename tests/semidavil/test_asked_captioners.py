@@ -59,6 +59,8 @@ def test_a_model_says_something_of_each_image(family: str, folder: Callable[[str
             assert part not in text
     # The answer is what follows the question, as the model itself continues it.
     assert said[:1] == [_continued(describe, IMAGES[0])]
+    describe.model.to(torch.bfloat16)  # as on a GPU: pixels follow
+    assert all(describe(IMAGES))
 
 
 def _continued(describe: Pretrained, image: Image.Image) -> str:
