@@ -43,7 +43,7 @@ class Setting:
     size: Size | None  # (height, width) that `positions` works at; None: the VLM's own
     device: torch.device  # of the captioners that are not the VLM
     memo: Path  # remembers the hashes of model files
-    prompt: str = ""  # what a captioning model is asked; empty: its family's default
+    prompt: str  # what a captioning model is asked; empty: its family's default
 
 
 def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
