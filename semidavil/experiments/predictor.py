@@ -169,7 +169,7 @@ class Predictor:
         captions = (caption,) if caption is not None else self.captions(image, windows)
         small = torch.from_numpy(np.ascontiguousarray(resize_image(image, size)))
         images = as_floats(small.permute(2, 0, 1)[None].to(self.device))
-        languages = [self._language(text) for text in captions]
+        languages = [self.language(text) for text in captions]
         batch = self.config.runtime.eval_batch_size
         with self._autocast:
             logits = sliding_window(self.network, images, languages, crop, batch)
@@ -198,7 +198,7 @@ class Predictor:
             )
         return captioner_of(self.config, self.vlm)
 
-    def _language(self, caption: str) -> Language:
+    def language(self, caption: str) -> Language:
         with one_thread(self.device):
             language = self.vlm.text([caption])
         return self.method.language({"language": language})
