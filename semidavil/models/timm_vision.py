@@ -201,7 +201,7 @@ class TimmViT(TimmEncoder):
         plain = type(embed) is PatchEmbed
         x = embed.norm(embed_patches(images, embed.proj)) if plain else embed(images)
         first = [
-            token.to(x.dtype).expand(len(x), -1, -1)
+            token.to(x.dtype).expand(x.shape[0], -1, -1)
             for token in (trunk.cls_token, getattr(trunk, "reg_token", None))
             if token is not None
         ]

@@ -18,7 +18,7 @@ def preparation_of(config: Config) -> Preparation:
         # Which nobody reads without a fusion.
         ""
         if model.fusion in VISION_ONLY
-        else f"{model.captions} {model.caption_region} {model.dense}",
+        else f"{model.captions} {model.caption_region} {model.caption_prompt} {model.dense}",
         model.vlm,
         model.weights,
         f"{model.encoder} {model.encoder_weights} {model.vision_init}" if model.encoder else "",
