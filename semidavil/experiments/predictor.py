@@ -5,10 +5,11 @@ seen = predictor(read_rgb(path))                  # captioned as the run's image
 seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32, text
 """
 
+import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,9 @@ class Predictor:
         vlm_weights = used.model.weights if self._needs_vlm(used) else "none"
         vlm = load_vlm(used.model.vlm, vlm_weights, seed=used.seed, dense=used.model.dense)
         self.vlm = vlm.to(device)
-        self.method = build_method(used, self.vlm, len(benchmark.classes)).to(device).eval()
+        # A student's image tower is the VLM's own, which captions need as it was before training.
+        start = replace(self.vlm, vision=copy.deepcopy(self.vlm.vision))
+        self.method = build_method(used, start, len(benchmark.classes)).to(device).eval()
         self.network = self.method.networks()[network]
         load_model(self.network, str(weights))
         self._normalise_as(weights)

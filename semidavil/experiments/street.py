@@ -281,7 +281,7 @@ def try_captions(config: Config, device: torch.device, count: int) -> str:
         DataError, VLMError, CaptionError: something is missing or broken; the message names it.
     """
     config = config.replace({"model.fusion": "dlg"})  # one that reads captions
-    vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
+    vlm = vlm_of(config).to(device)
     streams, groups = spread(captioned_streams(config), count), all_samples(config)
     chosen = {path for paths in streams.values() for path in paths}
     some = {key: [s for s in samples if s.image in chosen] for key, samples in groups.items()}

@@ -25,7 +25,7 @@ from semidavil.experiments.predictor import (
     classes_at,
     find_weights,
 )
-from semidavil.models.vlm import VLMError
+from semidavil.models.vlm import VLMError, load_vlm
 from semidavil.models.weights import save_weights
 from semidavil.train import Result, train
 
@@ -257,6 +257,14 @@ def test_a_network_that_reads_no_captions_needs_no_vlm(run: Run, tmp_path: Path)
     gone = blind.replace({"model.weights": str(tmp_path / "gone.safetensors")})
     save_weights(tmp_path / "gone", own.network, gone, "teacher")
     assert np.array_equal(Predictor.load(tmp_path / "gone", "cpu")(image).labels, own(image).labels)
+
+
+def test_captions_are_those_of_the_vlm_before_training(run: Run, tmp_path: Path) -> None:
+    """The network of a method without a teacher is trained from the VLM's own image tower."""
+    train(run.config.replace({"training.method": "supervised"}), None, tmp_path)
+    predictor = Predictor.load(tmp_path / WEIGHTS, "cpu")
+    vlm = load_vlm("toy", "bundled")
+    assert predictor.vlm.fingerprint() == vlm.fingerprint()
 
 
 def test_what_is_no_picture_is_refused(pictures: Path, tmp_path: Path) -> None:
