@@ -10,6 +10,7 @@ from analysis import style
 # Settings by what readers call them; those that all runs agree in are told.
 SHARED = {
     "model.vlm": "encoder",
+    "model.encoder": "image encoder",
     "model.decoder_dim": "decoder channels",
     "data.crop": "crop",
     "training.batch_size": "images a stream",
@@ -48,5 +49,7 @@ def recipe_sentence(runs: pd.DataFrame) -> str:
 def _values(runs: pd.DataFrame, names: dict[str, str]) -> str:
     known = {what: runs[setting].unique() for setting, what in names.items()}
     return ", ".join(
-        f"{what} {style.setting_text(v[0])}" for what, v in known.items() if len(v) == 1
+        f"{what} {style.setting_text(v[0])}"
+        for what, v in known.items()
+        if len(v) == 1 and v[0] != ""
     )

@@ -20,7 +20,7 @@ Kind = tuple[str, ...]
 
 # Runs that agree in these take about the same time.
 _ALIKE = (
-    "model.vlm", "data.benchmark", "data.crop", "data.target_size",
+    "model.vlm", "model.encoder", "data.benchmark", "data.crop", "data.target_size",
     "training.batch_size", "training.steps", "training.method",
 )  # fmt: skip
 
