@@ -46,6 +46,7 @@ METHODS = {
     "supervised": Traits("images", frozenset({"source", "labelled"}), data_parallel=True),
     "semidavil": Traits("images", _ALL, strong_views=1, data_parallel=True, consistency_only=True),
     "unimatch": Traits("images", _ALL, strong_views=2),
+    "unimatch_v2": Traits("images", _ALL, strong_views=2, data_parallel=True),
     "semivl": Traits("images", _ALL, strong_views=2),
     "sdepth": Traits("images", _ALL, strong_views=1, disparity=True),
     "uamt": _VOLUMES,

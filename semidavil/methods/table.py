@@ -8,6 +8,7 @@ from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
 from semidavil.methods.uamt import UAMT
 from semidavil.methods.unimatch import UniMatch
+from semidavil.methods.unimatch_v2 import UniMatchV2
 from semidavil.methods.urpc import URPC
 
 METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
@@ -16,6 +17,7 @@ METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "supervised": Supervised,
     "semidavil": SemiDAViL,
     "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
     "semivl": SemiVL,
     "sdepth": SDepth,
     "uamt": UAMT,
