@@ -58,6 +58,8 @@ class Config(Section):
                 f"{self.training.method} trains on {method.kind} and {self.data.benchmark} holds "
                 f"{benchmark.kind}: choose training.method from {fitting}"
             )
+        if self.data.sampling == "rare" and benchmark.kind == "volumes":
+            raise ValueError("data.sampling=rare draws images by their classes, and no volumes")
         streams = method.streams
         has_source = "source" in streams and benchmark.source is not None
         has_labelled = "labelled" in streams and self.data.budget > 0

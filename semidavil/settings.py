@@ -42,6 +42,9 @@ class Data(Section):
     target_size: Size = (512, 1024)
     crop: Size = (512, 512)
     selection: Literal["random", "depth"] = "random"  # which target images are labelled
+    sampling: Literal["uniform", "rare"] = "uniform"  # rare: by class, see `data.rare_classes`
+    rare_temperature: Positive = 0.01  # T: the lower, the more often the rarest classes
+    rare_share: Fraction = 0.0057  # of the crop: what a class must cover
     depth: str = "disparity"  # where depth comes from: Cityscapes' folder, or hf:NAME
     # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
     # takes the first that there is room for. The pixels are the same: no part of a run's identity.
