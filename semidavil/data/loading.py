@@ -48,7 +48,7 @@ class TrainBatches(Dataset):
         source, labelled: image (B, 3, h, w) uint8, label (B, h, w) uint8, language;
         unlabelled: image (the weak view), strong (a `StrongViews`), cutmix (V, B, 4) int64, the boxes
             where the next image of the batch is pasted, language, and disparity (B, h, w) float32,
-            0 where unknown, if it is asked for.
+            0 where unknown, if it is asked for. Without strong views, neither of both.
 
     Args:
         captions: the caption of every image.
@@ -103,7 +103,7 @@ class TrainBatches(Dataset):
                     else:
                         drawn = [(sample, None) for sample in self._draw(name, step)]
                     batch[name] = self._weak(name, drawn)
-                    if name == "unlabelled":
+                    if name == "unlabelled" and self.strong_views:
                         batch[name] |= self._strong(len(batch[name]["image"]))
         return batch
 

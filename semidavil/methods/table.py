@@ -4,6 +4,7 @@ from typing import Any
 
 from semidavil.methods.sdepth import SDepth
 from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.semidavil_released import SemiDAViLReleased
 from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
 from semidavil.methods.uamt import UAMT
@@ -16,6 +17,7 @@ METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "target_only": TargetOnly,
     "supervised": Supervised,
     "semidavil": SemiDAViL,
+    "semidavil_released": SemiDAViLReleased,
     "unimatch": UniMatch,
     "unimatch_v2": UniMatchV2,
     "semivl": SemiVL,

@@ -210,7 +210,7 @@ def _loss_and_way(params: Mapping[str, str]) -> str:
 
 
 # What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
-# train with cross-entropy; UniMatch and S-Depth know no language, SemiVL knows class definitions.
+# train with cross-entropy; both UniMatch and S-Depth know no language, SemiVL knows class definitions.
 RIVALS: dict[str, dict[str, str]] = {
     "semidavil": {"training.method": "semidavil"},
     "semivl": {
@@ -218,6 +218,7 @@ RIVALS: dict[str, dict[str, str]] = {
         "loss.name": "ce",
     },
     "unimatch": {"training.method": "unimatch", "model.fusion": "none", "loss.name": "ce"},
+    "unimatch_v2": {"training.method": "unimatch_v2", "model.fusion": "none", "loss.name": "ce"},
     "sdepth": {
         "training.method": "sdepth", "model.fusion": "none", "loss.name": "ce",
         "data.selection": "depth",
@@ -243,8 +244,11 @@ def methods(base: Config, which: Selection) -> list[Config]:
     """Question: how does SemiDAViL compare with its parts and its rivals at few labels?
 
     Feeds: the comparison of methods and the qualitative grid.
-    Cost: 7 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
+    Cost: 8 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
     needs depth: Cityscapes' disparity maps, or an estimator that data.depth names.
+
+    With `--benchmark cityscapes-cityscapes --budgets 186 372 744 1488`, the table `ssl` shows it beside what
+    semi-supervised papers report.
     """
     trained = [{"training.method": name} for name in ("target_only", "supervised")]
     cells = []
@@ -268,22 +272,31 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 
 
+RELEASED = (
+    "semidavil_released"  # a variant of `components`: every part on, as the released code has it
+)
+
+
 def components(base: Config, which: Selection) -> list[Config]:
     """Question: what does each part of SemiDAViL add, alone and together with the others?
 
     The parts: vision-language initialisation (VL), dense language guidance (DLG), consistency
-    training (CT) and DyCE.
+    training (CT) and DyCE. Beside all of them together stands what the released code would do if it
+    ran: its language is trivial, one pooled sentence that says nothing of places.
     Feeds: the component figure.
-    Cost: 2^4 = 16 runs at 100 labels per benchmark and seed.
+    Cost: 2^4 + 1 = 17 runs at 100 labels per benchmark and seed.
     """
     variants = [
         {setting: off for (setting, off), on in zip(PARTS.values(), chosen, strict=True) if not on}
         for chosen in itertools.product((True, False), repeat=len(PARTS))
     ]
+    variants.append({"training.method": RELEASED})
     return everywhere(base, which, variants, usual=(100,))
 
 
 def _parts_of(params: Mapping[str, str]) -> str:
+    if params["training.method"] == RELEASED:
+        return "released code"
     on = [part for part, (setting, off) in PARTS.items() if params[setting] != off]
     return "+".join(on) or "nothing"
 
@@ -400,7 +413,7 @@ GRIDS: dict[str, Grid] = {
     "synapse": Grid(synapse, {"training.method": "uamt", "loss.name": "ce"}, ("synapse",)),
     "components": Grid(
         components,
-        {setting: None for setting, _ in PARTS.values()},
+        {"training.method": None} | {setting: None for setting, _ in PARTS.values()},
         _SOURCES[:1],
         name_of=_parts_of,
     ),
