@@ -142,6 +142,10 @@ class Rivals(Section):
     """Settings of single rival methods, named after them; the defaults are their papers'."""
 
     unimatch_dropout: Dropout = 0.5  # channels of perturbed features
+    unimatch_v2_lr: Positive = 2e-4  # and the next three: the authors' settings for Cityscapes
+    unimatch_v2_backbone_lr_factor: NonNegative = 0.025
+    unimatch_v2_weight_decay: NonNegative = 0.01
+    unimatch_v2_ema: Annotated[float, Field(ge=0, lt=1)] = 0.996
     semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
     semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
     semivl_lr: Positive = 5e-5  # and the next three: the authors' settings for Cityscapes

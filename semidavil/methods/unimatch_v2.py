@@ -6,7 +6,7 @@ from torch import Tensor
 from semidavil.distributed import gather, share
 from semidavil.flops import TRAINED
 from semidavil.losses import consistency_loss
-from semidavil.methods.base import Batch, Encoded, Losses, confident_share, paste
+from semidavil.methods.base import Batch, Encoded, Losses, Rates, confident_share, paste
 from semidavil.methods.mean_teacher import MeanTeacher
 from semidavil.models.text import Language
 from semidavil.seeds import seed_of
@@ -31,14 +31,22 @@ class UniMatchV2(MeanTeacher):
     dropped with masks of their own: else what one view loses would come back beside its mask. Dropout is
     before the fusion with language, if there is one. No view is padded, so that no pixel is left out.
 
-    Its recipe is shared with the other methods: encoder, decoder, rates and EMA decay. The authors' are
-    DINOv2, DPT, AdamW at 5e-6 (40 times that for the decoder), weight decay 0.01, EMA 0.996, and mined
-    cross-entropy on Cityscapes. Their rates are `--set training.lr=2e-4 training.backbone_lr_factor=0.025
-    training.weight_decay=0.01 training.ema=0.996`.
+    The authors' settings on Cityscapes (`rivals.unimatch_v2_*`): AdamW at 5e-6 for the encoder and 40 times
+    that for the rest, weight decay 0.01, EMA 0.996. Their DINOv2, DPT and crops of 798 pixels are not: they
+    are what all methods of a comparison share, and neither is their cross-entropy over hard pixels: the loss
+    is `loss.name`.
     """
 
     # The teacher sees the weak view, the student both strong ones.
     unlabelled_passes = (1 + VIEWS * TRAINED, 1 + VIEWS * TRAINED)
+
+    def rates(self) -> Rates:
+        rivals = self.config.rivals
+        factor, decay = rivals.unimatch_v2_backbone_lr_factor, rivals.unimatch_v2_weight_decay
+        return Rates(rivals.unimatch_v2_lr, factor, decay)
+
+    def ema(self) -> float:
+        return self.config.rivals.unimatch_v2_ema
 
     def losses(self, batch: Batch, step: int) -> Losses:
         training, unlabelled = self.config.training, batch["unlabelled"]

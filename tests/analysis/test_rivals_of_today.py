@@ -98,3 +98,24 @@ def test_the_released_code_alone_is_no_comparison_of_parts(store: Writer) -> Non
     store.run("components", cell, {"miou": 5.0})
     with pytest.raises(AnalysisError, match="no combination of parts"):
         components.draw(load_runs(store.uri))
+
+
+def test_a_rivals_own_settings_set_no_other_methods_runs_apart(store: Writer) -> None:
+    def run(method: str, seed: int, miou: float, **changes: str) -> None:
+        cell = settings("gta5-cityscapes", 100, seed, training__method=method)
+        store.run("methods", {**cell, **changes}, {"miou": miou})
+
+    presets = {"rivals.unimatch_v2_lr": "0.006"}
+    for seed in (0, 1):
+        run("semidavil", seed, 40.0 + seed)  # from before the setting was there
+        run("unimatch_v2", seed, 30.0 + seed, **presets)
+        run("unimatch", seed, 20.0 + seed, **presets)
+    run("unimatch_v2", 0, 99.0, **{"rivals.unimatch_v2_lr": "0.5"})
+    table = TABLES["methods"](load_runs(store.uri))
+    (block,) = table.blocks
+    rows = {name: entries[1].text for name, entries in block.rows}
+    assert rows["SemiDAViL"] == "40.5 ± 0.7 (2)"
+    assert rows["UniMatch V2"] == "30.5 ± 0.7 (2)"
+    assert rows["UniMatch"] == "20.5 ± 0.7 (2)"
+    assert "Runs left out: 1 with rivals.unimatch_v2_lr=0.5." in table.caption
+    assert "UniMatch V2 learning rate 0.006, of it for the encoder 0.025" in table.caption

@@ -6,6 +6,7 @@ from small_method import CLASSES, double, make_batch, make_method
 from test_rivals import same_gradients, supervised_ce, swapped
 from torch import Tensor, nn
 
+from semidavil.experiments.street import parameter_groups
 from semidavil.methods.unimatch_v2 import UniMatchV2, complementary_masks
 from semidavil.models.segmenter import Features
 from semidavil.seeds import seed_of
@@ -101,7 +102,7 @@ def test_channels_depend_on_seed_and_step_alone() -> None:
 
 
 def test_the_teacher_is_reported_and_follows_by_ema() -> None:
-    method = make_method("unimatch_v2", ema=0.9)
+    method = make_method("unimatch_v2", rivals__unimatch_v2_ema=0.9)
     assert isinstance(method, UniMatchV2)
     assert list(method.networks()) == ["teacher", "student"]
     before = method.teacher.decoder.classify.weight.clone()
@@ -110,3 +111,16 @@ def test_the_teacher_is_reported_and_follows_by_ema() -> None:
     method.after_step(1000)
     torch.testing.assert_close(method.teacher.decoder.classify.weight, before + 0.1)
     assert method.student.decoder.classify.out_channels == CLASSES
+
+
+def test_it_trains_at_its_authors_rates() -> None:
+    """Cityscapes: 5e-6 for the encoder, 40 times that for the rest, weight decay 0.01, EMA 0.996."""
+    method = make_method("unimatch_v2")  # `training.lr` is 1e-4, `weight_decay` 2e-4, `ema` 0.999
+    rest, backbone = parameter_groups(method, method.rates())
+    assert [id(p) for p in backbone["params"]] == [
+        id(p) for p in method.student.vision.parameters()
+    ]
+    assert backbone["lr"] == pytest.approx(5e-6)
+    assert rest["lr"] == pytest.approx(40 * 5e-6)
+    assert rest["weight_decay"] == backbone["weight_decay"] == 0.01
+    assert method.ema() == 0.996
