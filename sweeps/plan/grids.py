@@ -334,6 +334,7 @@ SENSITIVITY: dict[str, tuple[float | str, ...]] = {
     "training.consistency_over": ("all", "confident"),
     "training.supervised": ("per_stream", "joint"),
     "training.source_share": (0.1, 0.2, 0.5),
+    "data.sampling": ("uniform", "rare"),
 }
 
 
@@ -341,9 +342,10 @@ def sensitivity(base: Config, which: Selection) -> list[Config]:
     """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
 
     And on readings of the paper: what the consistency loss is divided by, whether source and labelled
-    target are mined apart, and what the source weighs.
+    target are mined apart, and what the source weighs. And on sampling the source by its rare classes,
+    which the paper does not.
     Feeds: the sensitivity curves.
-    Cost: the preset's own setting and up to 26 others, one changed at a time, at 100 labels.
+    Cost: the preset's own setting and up to 27 others, one changed at a time, at 100 labels.
     """
     variants: list[dict[str, Any]] = [{}]
     variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]
