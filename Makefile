@@ -1,9 +1,9 @@
 # `make demo` and `make test` do all the set-up themselves, into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes on two cores, four at most: many tests start several of their own. The files of which most is
-# slow come first, and a file's tests share what is slow to make.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# As many processes as tests/conftest.py says, four at most: many tests start several of their own. The files of
+# which most is slow come first, and a file's tests share what is slow to make.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test check lint clean
 

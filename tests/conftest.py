@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from small_disk import SmallDisk
+
+from semidavil.machine import available_cpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +23,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores it for what it starts in the background, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Of `-n auto`: quick tests compute; many of the others wait, and one process more computes meanwhile."""
+    waiting = 0 if config.option.markexpr == "not slow" else 1
+    return min(4, available_cpus() + waiting)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported and collected by now stays: no garbage collection of a test looks at it again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

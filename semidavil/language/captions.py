@@ -168,6 +168,11 @@ def read_parts(
         image = read_rgb(path)  # the picture that is trained on
     except DataError as error:
         raise CaptionError(f"{error}; replace it or remove it") from error
+    return cut_parts(image, windows, size)
+
+
+def cut_parts(image: np.ndarray, windows: Windows | None, size: Size | None) -> list[Image.Image]:
+    """`read_parts` of an image (H, W, 3) uint8 that has been read."""
     return [_resized(part, size) for part in (windows.cut(image) if windows else [image])]
 
 

@@ -15,7 +15,7 @@ from semidavil.models.text import Language
 from semidavil.names import METHODS
 from semidavil.replay import MOST, Recording, Replay, copied, named_tensors
 from semidavil.step import TrainingStep
-from semidavil.train import open_experiment
+from semidavil.train import Report, open_experiment, train
 
 CPU = torch.device("cpu")
 STREET = {name: method for name, method in METHODS.items() if method.kind == "images"}
@@ -125,3 +125,26 @@ def test_what_reads_the_lengths_of_captions_is_not_replayed() -> None:
     method = make_method("semidavil")
     method.student = make_segmenter(fusion="vlga")
     assert not method.replayable()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU to record on")
+def test_a_gpu_records_beside_processes_that_load_and_gives_the_same_numbers(
+    tiny_toy: dict[str, str], recwarn: pytest.WarningsRecorder
+) -> None:
+    def trained(recorded: bool) -> tuple[list[float], dict[str, float]]:
+        changes = {
+            "training.steps": 20,
+            "training.batch_size": 2,
+            "data.budget": 4,
+            "runtime.device": "cuda",
+            "runtime.num_workers": 2,
+            "runtime.cuda_graphs": recorded,
+            "runtime.eval_every": 7,
+        }
+        heard: list[Report] = []
+        result = train(preset("toy", {**changes, **tiny_toy}), heard.append)
+        losses = [one.metrics["train/loss"] for one in heard if "train/loss" in one.metrics]
+        return losses, result.metrics
+
+    assert trained(True) == trained(False)
+    assert not [one for one in recwarn if "CUDA graph" in str(one.message)]

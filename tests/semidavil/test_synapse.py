@@ -276,6 +276,7 @@ def test_configurations_and_lists_have_the_same_splits() -> None:
     assert names == ("seeded", *NAMED_SPLITS)
 
 
+@pytest.mark.slow
 def test_toy_scans_have_the_numbers_that_named_splits_list(tmp_path: Path) -> None:
     folder = ensure_toy_abdomen(tmp_path, progress=False) / "synapse"
     for name in NAMED_SPLITS:

@@ -40,6 +40,7 @@ def test_every_word_of_prompts_and_captions_is_known() -> None:
     assert tokenizer.eos_token_id == len(tokenizer) - 1  # where CLIP pools
 
 
+@pytest.mark.slow
 def test_zero_shot_retrieval_and_patch_labels_are_far_above_chance() -> None:
     scores = pretrain.zero_shot(FOLDER, count=150)
     assert scores["retrieval_at_1"] > 15  # chance: 1

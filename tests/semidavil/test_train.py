@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from slow_cases import also_slow
 from small_disk import SmallDisk
 
 from semidavil.checkpoint import CHECKPOINT, PREVIOUS, OtherDataError, StopTraining, TrainingError
@@ -142,7 +143,7 @@ def test_one_seed_fixes_a_run_whatever_ran_before(config: Config) -> None:
     assert not np.array_equal(first.confusion, other.confusion)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5, 6])
+@pytest.mark.parametrize("stop_at", [3, *also_slow(1, 5, 6)])
 def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
     config: Config, tmp_path: Path, stop_at: int
 ) -> None:
@@ -177,7 +178,7 @@ def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) 
     assert np.array_equal(first.confusion, second.confusion)
 
 
-@pytest.mark.parametrize("every", [3, 6])
+@pytest.mark.parametrize("every", [3, *also_slow(6)])
 def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
@@ -201,7 +202,7 @@ def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report
     assert resumed.metrics == whole.metrics
 
 
-@pytest.mark.parametrize("stop_at", [3, 4])
+@pytest.mark.parametrize("stop_at", [4, *also_slow(3)])
 def test_a_stop_is_noticed_at_every_step_and_costs_none(
     config: Config, tmp_path: Path, stop_at: int
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_stop_is_noticed_at_every_step_and_costs_none(
     assert losses(rest)[-1] == losses(undisturbed)[-1]
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_run_s_own(config: Config) -> None:
     cpu = torch.device("cpu")
     ballast = np.ones(2**26)  # 512 MiB

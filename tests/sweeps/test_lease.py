@@ -123,6 +123,7 @@ def test_a_claim_that_is_killed_after_any_call_leaves_one_run_a_cell(
     assert run.params["data.budget"] == "100"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("continued", [False, True])
 def test_of_many_claims_at_once_one_holds(continued: bool, store: Store) -> None:
     crowd = 6

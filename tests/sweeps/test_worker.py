@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fake_training import BROKEN, NON_FINITE, STEPS
+from slow_cases import also_slow
 from tracked_runs import take_over
 
 from semidavil.checkpoint import OtherDataError
@@ -168,7 +169,7 @@ def test_a_failed_run_says_why_and_keeps_its_checkpoint(
     assert [x.path for x in store.client.list_artifacts(failed.run_id)] == ["train.log"]
 
 
-@pytest.mark.parametrize("stop_at", [0, 7])
+@pytest.mark.parametrize("stop_at", [7, *also_slow(0)])
 def test_a_run_that_is_told_to_stop_leaves_a_checkpoint_of_that_step(
     store: Store, stop_at: int
 ) -> None:

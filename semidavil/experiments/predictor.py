@@ -1,0 +1,234 @@
+"""A finished street network in use: a picture of any size to classes, and how sure it is of them.
+
+predictor = Predictor.load(find_weights("checkpoints/KEY"), "auto")
+seen = predictor(read_rgb(path))                  # captioned as the run's images were
+seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32, text
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model
+from torch import Tensor
+
+from semidavil import names
+from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import Config, ConfigError
+from semidavil.data.augment import as_floats
+from semidavil.data.images import resize_image
+from semidavil.data.layout import cache_dir
+from semidavil.data.windows import Windows, sliding_windows
+from semidavil.device import choose_device, use_bfloat16
+from semidavil.evaluation.street import sliding_window
+from semidavil.experiments.street import build_method
+from semidavil.language.ablations import ORACLE, inner_captioner
+from semidavil.language.base import Captioner
+from semidavil.language.captioners import Constant, Setting, build_captioner
+from semidavil.language.captions import cut_parts
+from semidavil.language.positions import size_of_windows
+from semidavil.language.tokens import one_thread
+from semidavil.models.layers import upsample
+from semidavil.models.text import Language
+from semidavil.models.vlm import load_vlm
+from semidavil.models.weights import hash_weights
+
+WEIGHTS = "segmenter.safetensors"
+
+
+class PredictorError(ValueError):
+    """Weights that cannot be used; the message says which, and what to do."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a network makes of one picture.
+
+    Attributes:
+        labels: class indices (H, W) uint8.
+        confidence: the probability of each pixel's class, (H, W) float32.
+        captions: what it was told: of the picture, or of each of its windows.
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    captions: tuple[str, ...]
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights of a finished run: a file, a folder that holds them, or a run's id in `mlruns/`.
+
+    Raises:
+        PredictorError: there are none, or a run of this id has not finished here.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = sorted(path.rglob(WEIGHTS))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise PredictorError(
+                f"{path} holds the weights of {len(found)} runs: name one of them, as {found[0].parent}"
+            )
+        raise PredictorError(f"there is no {WEIGHTS} in {path}: has the run finished?")
+    kept = sorted(Path("mlruns").glob(f"*/{source}/artifacts/{WEIGHTS}"))
+    if kept:
+        return kept[0]
+    raise PredictorError(
+        f"{source} is neither a file, nor a folder with {WEIGHTS}, nor the id of a finished run in mlruns/ "
+        f"here. From a tracking server: `mlflow artifacts download --run-id {source} --dst-path DIR`, then "
+        "name DIR"
+    )
+
+
+class Predictor:
+    """A network with all that it needs to be told of a picture.
+
+    Args:
+        config: the run's.
+        weights: as the run has saved them.
+        network: its name there.
+    """
+
+    def __init__(self, config: Config, weights: Path, network: str, device: torch.device) -> None:
+        benchmark = BENCHMARKS[config.data.benchmark]
+        if benchmark.kind != "images":
+            raise PredictorError(f"{weights} segments volumes ({benchmark.name}), not pictures")
+        self.config, self.device, self.benchmark = config, device, benchmark
+        self.sees_captions = config.model.fusion not in names.VISION_ONLY
+        # What the loss would count in training data is asked for no more.
+        used = config.replace({"loss.name": "ce", "runtime.compile": False})
+        # Without captions, all that is needed of the VLM is in the weights.
+        vlm_weights = used.model.weights if self._needs_vlm(used) else "none"
+        self.vlm = load_vlm(used.model.vlm, vlm_weights, seed=used.seed).to(device)
+        self.method = build_method(used, self.vlm, len(benchmark.classes)).to(device).eval()
+        self.network = self.method.networks()[network]
+        load_model(self.network, str(weights))
+        self._captioner: Captioner | None = None if self.sees_captions else Constant("")
+        amp = use_bfloat16(config.training.amp, device)
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
+
+    @classmethod
+    def load(cls, weights: Path, device: str = "auto") -> "Predictor":
+        """
+        Raises:
+            PredictorError: the file is none of a finished run, or its settings are not known here.
+            VLMError: the VLM that the run began with is not here.
+        """
+        try:
+            with safe_open(weights, framework="pt") as file:
+                about = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
+        if "config" not in about:
+            raise PredictorError(
+                f"{weights} does not say which run it is of: name a run's {WEIGHTS}"
+            )
+        try:
+            config = Config.from_params(json.loads(about["config"]))
+        except ConfigError as error:
+            raise PredictorError(
+                f"{weights} is of a run that this version does not know ({error}): use the commit in the "
+                "run's tags in MLflow"
+            ) from error
+        return cls(config, weights, about["network"], choose_device(device))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights and all that is said of pictures."""
+        return f"{self.config.key()} {hash_weights(self.network)}"
+
+    @property
+    def name(self) -> str:
+        """The run that it is of, in a few words."""
+        config = self.config
+        about = (config.training.method, config.model.fusion, config.loss.name, config.data.budget)
+        return f"{config.key()} ({self.benchmark.name}, {', '.join(map(str, about))} labels)"
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, caption: str | None = None) -> Seen:
+        """Classes of a picture (H, W, 3) uint8 RGB.
+
+        It is looked at as the run's validation images were: as many pixels, in windows of the training crops'
+        size.
+
+        Args:
+            caption: in place of the run's own captioner's.
+
+        Raises:
+            CaptionError: the run's captioner cannot be had, or looks at labels.
+        """
+        crop = self.config.data.crop
+        size = self.working_size(image.shape[:2])
+        windows = sliding_windows(size, crop)
+        captions = (caption,) if caption is not None else self.captions(image, windows)
+        small = torch.from_numpy(np.ascontiguousarray(resize_image(image, size)))
+        images = as_floats(small.permute(2, 0, 1)[None].to(self.device))
+        languages = [self._language(text) for text in captions]
+        batch = self.config.runtime.eval_batch_size
+        with self._autocast:
+            logits = sliding_window(self.network, images, languages, crop, batch)
+        labels, confidence = classes_at(logits, image.shape[:2])
+        return Seen(labels.byte().cpu().numpy(), confidence.cpu().numpy(), captions)
+
+    def working_size(self, size: Sequence[int]) -> tuple[int, int]:
+        """(height, width) that a picture of this size is looked at: the run's own, or as many pixels."""
+        height, width = self.config.data.target_size
+        if size[0] * width == size[1] * height:
+            return height, width
+        scale = math.sqrt(height * width / (size[0] * size[1]))
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def captions(self, image: np.ndarray, windows: Windows) -> tuple[str, ...]:
+        """What the run's captioner says of a picture, or of each of its windows."""
+        by_window = self.config.model.caption_region == "window"
+        captioner = self._captioner = self._captioner or self._own_captioner()
+        parts = cut_parts(image, windows if by_window else None, captioner.size)
+        return tuple(captioner(parts))
+
+    def _own_captioner(self) -> Captioner:
+        model, crop = self.config.model, self.config.data.crop
+        if model.captions == ORACLE:
+            raise PredictorError(
+                "this run's captions were made from labels, which a new picture does not have: pass --caption"
+            )
+        setting = Setting(
+            self.vlm,
+            self.benchmark.classes,
+            size_of_windows(self.vlm, crop) if model.caption_region == "window" else None,
+            self.device,
+            cache_dir(self.config) / "captions" / "hashes.jsonl",
+        )
+        return build_captioner(inner_captioner(model.captions), setting)
+
+    def _language(self, caption: str) -> Language:
+        with one_thread(self.device):
+            language = self.vlm.text([caption])
+        return self.method.language({"language": language})
+
+    def _needs_vlm(self, config: Config) -> bool:
+        return self.sees_captions or config.training.method == "semivl"
+
+
+def classes_at(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Class and its probability of each pixel (H, W) at another size, by logits (1, C, h, w).
+
+    One class after another: all at the size of a photograph would take a gigabyte.
+    """
+    first, *others = (of_class[:, None] for of_class in logits.unbind(1))
+    best = upsample(first, size)[0, 0]
+    total, labels = torch.ones_like(best), torch.zeros_like(best, dtype=torch.uint8)
+    for number, of_class in enumerate(others, 1):
+        value = upsample(of_class, size)[0, 0]
+        labels = labels.masked_fill(value > best, number)  # of equal logits the first class wins
+        highest = torch.maximum(best, value)
+        total = total * (best - highest).exp() + (value - highest).exp()
+        best = highest
+    return labels, total.reciprocal()
