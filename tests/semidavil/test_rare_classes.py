@@ -4,10 +4,13 @@ import itertools
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from stopped_run import train_until
 from test_loading import equal, make_batches
 
 from semidavil.config import Config, ConfigError, preset
@@ -20,6 +23,7 @@ from semidavil.data.rare_classes import (
     prepare_rare_classes,
 )
 from semidavil.data.transforms import weak_view
+from semidavil.train import train
 
 # Six images with pixels of five classes, of which the fourth occurs nowhere, and the last has no image with
 # more than 100 pixels.
@@ -137,7 +141,7 @@ def test_uniform_views_draw_nothing_more(config: Config) -> None:
 
 
 def test_pixels_are_counted_at_the_working_size_once(
-    config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_rare_classes(config, progress=False)
     batches = make_batches(config)
@@ -193,3 +197,21 @@ def test_volumes_have_no_rare_classes_to_draw_by() -> None:
             "toy",
             {"data.benchmark": "synapse", "training.method": "uamt", "data.sampling": "rare"},
         )
+
+
+def test_a_run_goes_on_with_the_same_draws(tiny_toy: dict[str, str], tmp_path: Path) -> None:
+    changes = {
+        "data.sampling": "rare", "data.budget": 4, "training.steps": 6, "training.warmup_steps": 0,
+        "training.method": "supervised", "runtime.checkpoint_every": 3, **tiny_toy,
+    }  # fmt: skip
+    config = preset("toy", changes)
+    whole = train(config, checkpoint_dir=tmp_path / "whole")
+    train_until(config, 4, tmp_path / "parts")
+    resumed = train(config, checkpoint_dir=tmp_path / "parts")
+    ours, theirs = (load_file(run.artifacts["weights"]) for run in (whole, resumed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    uniform = train(
+        config.replace({"data.sampling": "uniform"}), checkpoint_dir=tmp_path / "uniform"
+    )
+    others = load_file(uniform.artifacts["weights"])
+    assert not all(torch.equal(ours[name], others[name]) for name in ours)
