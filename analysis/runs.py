@@ -153,7 +153,7 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
     Columns: `run_id`, `key`, `experiment`, `grids` (a tuple: the grid that made the run and those
     that reuse it), `ended` (ms since 1970), `version` (of the results; 0 for runs from before it was
     noted), `data` (the fingerprint of what it saw), those of `FIELDS`, `captions` (who captions what, in a
-    word), every setting by its own name with
+    word), `asked` (the captioner's prompt, its family's default included), every setting by its own name with
     the type of its Config field (a run older than a setting has the setting's default), the final
     metrics without their prefix (`miou`, `iou/<class>`, `seconds`), `peak_memory_mb` (NaN where it
     is not logged) and the environment as `env/<tag>`.
@@ -221,7 +221,12 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "data": tags.get(f"{PREFIX}data", ""),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
-        "captions": captions_name(settings["model.captions"], settings["model.caption_region"]),
+        "captions": captions_name(
+            settings["model.captions"],
+            settings["model.caption_region"],
+            settings["model.caption_prompt"],
+        ),
+        "asked": tags.get(f"{PREFIX}caption_prompt", settings["model.caption_prompt"]),
         **final,
         "peak_memory_mb": metrics.get("train/peak_memory_mb", np.nan),
         **{f"env/{name}": tags.get(PREFIX + name, "") for name in ENVIRONMENT},

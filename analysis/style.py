@@ -1,5 +1,6 @@
 """How things look and what they are called, the same in every figure and table."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import matplotlib
 from matplotlib.style import context
 
 from analysis.captioners import MODELS
-from semidavil.names import ORACLE, SHUFFLED, captions_name
+from semidavil.names import ASKED, ORACLE, SHUFFLED, captions_name
 
 COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
 STYLE = Path(__file__).with_name("semidavil.mplstyle")
@@ -85,14 +86,20 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def label(name: str) -> str:
-    """What readers call a variant; a captioner with a model's name is called by its kind."""
+    """What readers call a variant; a captioner with a model's name is called by its kind, or by its model."""
     if known := _known(name):
         return known.label
     whole = name.removesuffix(" (windows)")
     if whole != name:
         return f"{label(whole)}, windows"
+    name, _, quoted = name.partition(ASKED)
+    prompt = quoted.strip('"')
     kind, _, model = name.partition(":")
-    return MODELS.get(kind, kind) if model else name
+    if kind == "hf" and model:  # which stands for any model
+        text = model.rstrip("/").rpartition("/")[2]
+    else:
+        text = MODELS.get(kind, kind) if model else name
+    return f"{text}, {textwrap.shorten(prompt, 30, placeholder=' …')}" if prompt else text
 
 
 def _known(name: str) -> Look | None:

@@ -13,6 +13,7 @@ LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
 CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
 # Not captioners: they take captions from other images or from labels (`language.ablations`).
 SHUFFLED, ORACLE = "shuffled:", "oracle"  # the first before a captioner
+ASKED = ", asked "  # before a prompt that is not the default
 CAPTION_KINDS = (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER")
 STREAMS = ("source", "labelled", "unlabelled")
 
@@ -56,7 +57,9 @@ METHODS = {
 }
 
 
-def captions_name(captions: str, region: str) -> str:
-    """What captions are called: `positions`, `positions (windows)`, `oracle (bound)`."""
+def captions_name(captions: str, region: str, prompt: str = "") -> str:
+    """What captions are called: `positions (windows)`, `oracle (bound)`, `hf:NAME, asked "..."`."""
+    if prompt:
+        captions = f'{captions}{ASKED}"{prompt}"'
     marks = ["bound"] * (captions == ORACLE) + ["windows"] * (region == "window")
     return f"{captions} ({', '.join(marks)})" if marks else captions

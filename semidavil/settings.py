@@ -4,9 +4,9 @@ The defaults are the paper's, or those of the paper that a rival method comes fr
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.names import CAPTION_KINDS, FUSIONS, LOSSES, METHODS, SHUFFLED
@@ -66,6 +66,7 @@ class Model(Section):
     fusion_dim: Count = 256  # c in eq. 2-3
     decoder_dim: Annotated[int, Field(ge=8)] = 256  # its finest features have a quarter of it
     captions: str = "blip2:Salesforce/blip2-opt-2.7b"
+    caption_prompt: str = ""  # what an `hf:` captioner is asked; empty: its family's default
     caption_region: Literal["image", "window"] = "image"  # what one speaks of; windows: crop-sized
 
     @field_validator("captions")
@@ -73,6 +74,15 @@ class Model(Section):
     def _known_captioner(cls, value: str) -> str:
         _one_of(value.removeprefix(SHUFFLED).partition(":")[0], CAPTION_KINDS, "captioner")
         return value
+
+    @model_validator(mode="after")
+    def _prompt_is_read(self) -> Self:
+        if self.caption_prompt and not self.captions.removeprefix(SHUFFLED).startswith("hf:"):
+            raise ValueError(
+                f"model.caption_prompt is what captioners of the kind hf:NAME are asked, and not "
+                f"{self.captions}: leave it empty"
+            )
+        return self
 
     @field_validator("fusion")
     @classmethod

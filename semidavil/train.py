@@ -77,6 +77,7 @@ class Result:
     seconds: float  # of this call: a resumed run does not count what it did before
     artifacts: dict[str, Path]  # files worth keeping, by name; empty without a `checkpoint_dir`
     data: str = ""  # fingerprint of the files that it saw; see `semidavil.data.fingerprint`
+    notes: dict[str, str] = field(default_factory=dict)  # of the experiment, to be tracked
     latency_ms: float = math.nan  # of the reported network, for one image
 
     @property
@@ -230,7 +231,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         with on_disk(checkpoint_dir):
             artifacts = experiment.save(name, reported, checkpoint_dir)
-    metrics = experiment.summary(reported)
+    metrics = experiment.summary(reported) | experiment.constants
     network = method.networks()[name]
     metrics["parameters"] = float(sum(p.numel() for p in network.parameters()))
     for other, evaluation in evaluations.items():
@@ -246,6 +247,7 @@ def _train(config: Config, report: Reporter, checkpoint_dir: Path | None) -> Res
         seconds=time.perf_counter() - started,
         artifacts=artifacts,
         data=experiment.data,
+        notes=experiment.notes,
         latency_ms=latency,
     )
 

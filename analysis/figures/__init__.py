@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from analysis.captioners import baseline_captions
+from analysis.captioners import add_lengths, baseline_captions, captioners_table
 from analysis.drawn import DrawFigure
 from analysis.figures import (
     budget_curves,
@@ -32,7 +32,7 @@ FIGURES: dict[str, DrawFigure] = {
     "components": components.draw,
     "captions": partial(
         dots.draw, grid="captions", field="captions", baseline=baseline_captions,
-        title="What the caption says",
+        title="What the caption says", details=add_lengths, told=captioners_table,
     ),
     "sensitivity": sensitivity.draw,
     "qualitative": qualitative.draw,

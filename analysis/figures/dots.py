@@ -16,12 +16,20 @@ WANTED = 100  # label budget
 
 
 def draw(
-    tracked: Tracked, grid: str, field: str, baseline: Callable[[list[str]], str], title: str
+    tracked: Tracked,
+    grid: str,
+    field: str,
+    baseline: Callable[[list[str]], str],
+    title: str,
+    details: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda numbers, _: numbers,
+    told: Callable[[pd.DataFrame, Callable[[str], str]], str] = lambda *_: "",
 ) -> Drawn:
     """mIoU per variant, best first, with a paired test of each against the baseline.
 
     Args:
         baseline: which of a panel's variants the others are compared to.
+        details: adds columns of the runs to the numbers.
+        told: what the caption says of the numbers besides, given what variants are called.
 
     Raises:
         AnalysisError: no run of the grid.
@@ -37,6 +45,7 @@ def draw(
         part.insert(0, "benchmark", benchmark)
         parts.append(part)
     numbers = pd.concat(parts, ignore_index=True)
+    numbers = details(numbers, chosen.runs)
     most = max(len(part) for part in parts)
     figure, axes = plt.subplots(
         1, len(benchmarks), squeeze=False,
@@ -79,7 +88,7 @@ def draw(
         caption=f"{title}: mIoU per seed (ticks), mean and standard deviation (marker and bar). An "
         f"asterisk: differs from {' or '.join(baselines)} by a paired t-test over seeds, p < {ALPHA} "
         "after Holm's correction over the panel. The CSV has 95% bootstrap intervals over validation "
-        f"images where runs keep them. {chosen.note()}",
+        f"images where runs keep them. {told(numbers, style.label)}{chosen.note()}",
         alt=f"Dot plot of mIoU. {best}.",
         numbers=numbers,
         run_ids=chosen.run_ids,

@@ -2,6 +2,7 @@
 
 python -m semidavil data --data-root DIR [--benchmark NAME]
 python -m semidavil data --toy
+python -m semidavil data --toy --captions positions      # and tries a captioner
 """
 
 from pathlib import Path
@@ -12,15 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
+from semidavil.config import Config, parse_settings, preset, refuse_oracle
 from semidavil.data.checks import require_classes
 from semidavil.data.files import DataError
 from semidavil.data.readers import READERS
 from semidavil.data.scans import Scan, describe
 from semidavil.data.synapse import SHARES, Synapse
+from semidavil.settings import Data
 from semidavil.toy.write import ensure_toy_data
 
 console = Console()
 SYNAPSE = "synapse"
+SAMPLE = 100  # images that are captioned to try a captioner
 
 
 def data_command(
@@ -38,6 +42,23 @@ def data_command(
         typer.Option(help=f"Its data sets, by its classes. Of {', '.join(BENCHMARKS)}."),
     ] = None,
     cache_dir: Annotated[Path, typer.Option(help="Where outcomes are kept.")] = Path("data"),
+    captions: Annotated[
+        str,
+        typer.Option(
+            metavar="CAPTIONER",
+            help=f"Captions {SAMPLE} images of a benchmark with it (as model.captions) and shows some.",
+        ),
+    ] = "",
+    preset_name: Annotated[
+        str | None,
+        typer.Option("--preset", help="Of --captions. [default: toy, small with --data-root]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Of --captions, e.g. model.caption_prompt=..."
+        ),
+    ] = None,
 ) -> None:
     """Reads every image and label once: counts, sizes, class frequencies, and what is wrong."""
     try:
@@ -67,11 +88,31 @@ def data_command(
                 if chosen and split == "val" and name in chosen.datasets and not found.errors:
                     require_classes(chosen, name, split, found)
                 broken |= bool(found.mismatched) and not READERS[name].drop_size_mismatch
-    except DataError as error:
+        if captions:
+            changes = {
+                "data.benchmark": benchmark or Data().benchmark,
+                "data.toy": toy,
+                "runtime.data_root": "" if toy else str(root),
+                "runtime.cache_dir": str(cache_dir),
+                **parse_settings(settings or []),
+                "model.captions": captions,
+            }
+            _print_captions(preset(preset_name or ("toy" if toy else "small"), changes))
+    except ValueError as error:
         console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     if broken:
         raise typer.Exit(1)
+
+
+def _print_captions(config: Config) -> None:
+    """Captions some images of each stream; what is made is kept, and no run makes it again."""
+    from semidavil.device import choose_device
+    from semidavil.experiments.street import try_captions  # torch: seconds to import
+
+    refuse_oracle(config)
+    said = try_captions(config, choose_device(config.runtime.device), SAMPLE)
+    console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
 def _print(name: str, split: str, found: Scan, benchmark: Benchmark | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from semidavil.data.files import DataError
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
-MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".pt", ".pth", ".json")
+MODEL_SUFFIXES = (*WEIGHT_SUFFIXES, ".pt", ".pth", ".json", ".jinja")  # the last: of chat templates
 
 
 def find_model(name: str, what: str, setting: str) -> Path:
@@ -23,6 +23,7 @@ def find_model(name: str, what: str, setting: str) -> Path:
             that nothing can be downloaded of.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -40,6 +41,8 @@ def find_model(name: str, what: str, setting: str) -> Path:
         return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        if isinstance(error, GatedRepoError):
+            reason = f"accept its terms at https://huggingface.co/{name}, then `hf auth login`"
         raise DataError(
             f"{what} is not here and cannot be downloaded ({reason}). On a machine with network access: "
             f"`hf download {name} --local-dir DIR`; copy DIR here and pass --set {setting}"

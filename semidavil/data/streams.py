@@ -14,6 +14,8 @@ from semidavil.data.scans import usable_samples
 from semidavil.data.splits import split_target
 from semidavil.names import METHODS
 
+Groups = dict[tuple[str, str], list[Sample]]  # by data set and split
+
 
 def streams_of(config: Config) -> frozenset[str]:
     """The streams that a run draws from: its method's, without one that would teach it nothing."""
@@ -49,9 +51,9 @@ def selection_features(
     return depth_features(config.data.depth, samples, maps, cache_dir(config), progress)
 
 
-def all_samples(config: Config) -> dict[tuple[str, str], list[Sample]]:
+def all_samples(config: Config) -> Groups:
     """Every sample that a run of `config`'s benchmark may look at, by data set and split."""
-    benchmark, found = BENCHMARKS[config.data.benchmark], {}
+    benchmark, found = BENCHMARKS[config.data.benchmark], Groups()
     for dataset in benchmark.datasets:
         reader = open_reader(config, dataset)
         found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))

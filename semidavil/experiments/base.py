@@ -12,6 +12,8 @@ class Experiment(Protocol):
 
     Attributes:
         data: a fingerprint of the files that are trained on and scored on.
+        constants: numbers that are the same at every step, to be tracked with the scores.
+        notes: what else is to be known of the run, by name.
         method: a `methods.base.Method` or a `methods.volumes.VolumeMethod`.
         batches: `batches[t]` is the batch of step t.
         optimizer: its groups carry `scale`, the share of the learning rate that is theirs.
@@ -20,6 +22,8 @@ class Experiment(Protocol):
     """
 
     data: str
+    constants: dict[str, float]
+    notes: dict[str, str]
     method: Any
     batches: Dataset
     optimizer: torch.optim.Optimizer

@@ -22,16 +22,14 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 from semidavil.data.augment import as_floats
 from semidavil.data.images import resize_image
-from semidavil.data.layout import cache_dir
 from semidavil.data.windows import Windows, sliding_windows
 from semidavil.device import choose_device, use_bfloat16
 from semidavil.evaluation.street import sliding_window
-from semidavil.experiments.street import build_method
-from semidavil.language.ablations import ORACLE, inner_captioner
+from semidavil.experiments.street import build_method, captioner_of
+from semidavil.language.ablations import ORACLE
 from semidavil.language.base import Captioner
-from semidavil.language.captioners import Constant, Setting, build_captioner
+from semidavil.language.captioners import Constant
 from semidavil.language.captions import cut_parts
-from semidavil.language.positions import size_of_windows
 from semidavil.language.tokens import one_thread
 from semidavil.models.layers import upsample
 from semidavil.models.text import Language
@@ -171,7 +169,7 @@ class Predictor:
         captions = (caption,) if caption is not None else self.captions(image, windows)
         small = torch.from_numpy(np.ascontiguousarray(resize_image(image, size)))
         images = as_floats(small.permute(2, 0, 1)[None].to(self.device))
-        languages = [self._language(text) for text in captions]
+        languages = [self.language(text) for text in captions]
         batch = self.config.runtime.eval_batch_size
         with self._autocast:
             logits = sliding_window(self.network, images, languages, crop, batch)
@@ -194,21 +192,13 @@ class Predictor:
         return tuple(captioner(parts))
 
     def _own_captioner(self) -> Captioner:
-        model, crop = self.config.model, self.config.data.crop
-        if model.captions == ORACLE:
+        if self.config.model.captions == ORACLE:
             raise PredictorError(
                 "this run's captions were made from labels, which a new picture does not have: pass --caption"
             )
-        setting = Setting(
-            self.vlm,
-            self.benchmark.classes,
-            size_of_windows(self.vlm, crop) if model.caption_region == "window" else None,
-            self.device,
-            cache_dir(self.config) / "captions" / "hashes.jsonl",
-        )
-        return build_captioner(inner_captioner(model.captions), setting)
+        return captioner_of(self.config, self.vlm)
 
-    def _language(self, caption: str) -> Language:
+    def language(self, caption: str) -> Language:
         with one_thread(self.device):
             language = self.vlm.text([caption])
         return self.method.language({"language": language})

@@ -25,7 +25,14 @@ from semidavil.data.loaders import evaluation_loader, workers_of
 from semidavil.data.loading import EvalSet, TrainBatches
 from semidavil.data.rare_classes import prepare_rare_classes
 from semidavil.data.scans import usable_samples
-from semidavil.data.streams import all_samples, disparities, selection_features, streams_of
+from semidavil.data.streams import (
+    Groups,
+    all_samples,
+    disparities,
+    selection_features,
+    streams_of,
+    train_samples,
+)
 from semidavil.device import choose_device
 from semidavil.distributed import rank
 from semidavil.evaluation.latency import milliseconds
@@ -39,11 +46,13 @@ from semidavil.language.ablations import (
     oracle_captions,
     shuffle_captions,
 )
+from semidavil.language.base import Captioner
 from semidavil.language.captioners import Setting, build_captioner
 from semidavil.language.captions import Caption, caption_images, windows_of
 from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import size_of_windows
-from semidavil.language.statistics import caption_statistics
+from semidavil.language.report import caption_report, spread
+from semidavil.language.statistics import CaptionStatistics, caption_statistics
 from semidavil.language.tokens import CaptionTokens
 from semidavil.losses import build_loss
 from semidavil.methods.base import Method, Rates
@@ -95,8 +104,12 @@ class StreetExperiment:
         captions = load_captions(config, vlm)
         self.tokens = load_tokens(config, captions, vlm)
         self.data = fingerprint(config)
-        if rank() == 0 and (line := describe_captions(config, captions, vlm)):
-            print(line, flush=True)  # into the run's log
+        self.constants: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
+        if rank() == 0 and config.model.fusion not in names.VISION_ONLY:
+            print(describe_captions(config, captions, vlm), flush=True)  # into the run's log
+            self.constants = count_captions(captions, vlm).numbers()
+            self.notes = {"caption_prompt": prompt_of(config, vlm)}
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         workers = workers_of(config, device)
@@ -170,22 +183,44 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
     return method
 
 
-def load_captions(config: Config, vlm: VLM, progress: bool = False) -> dict[Path, Caption]:
-    """The caption of every image that the run may draw, from the cache where it is there."""
-    name = "none" if config.model.fusion in names.VISION_ONLY else config.model.captions
-    folder, groups = cache_dir(config) / "captions", all_samples(config)
-    if name == ORACLE:
-        return oracle_captions(config, groups, folder, progress)
-    benchmark = BENCHMARKS[config.data.benchmark]
+def captioner_of(config: Config, vlm: VLM) -> Captioner:
+    """What describes the run's images; of shuffled captions, who has made them."""
     by_window = config.model.caption_region == "window"
     setting = Setting(
         vlm,
-        benchmark.classes,
+        BENCHMARKS[config.data.benchmark].classes,
         size_of_windows(vlm, config.data.crop) if by_window else None,
         vlm.device,
-        folder / "hashes.jsonl",
+        cache_dir(config) / "captions" / "hashes.jsonl",
+        config.model.caption_prompt,
     )
-    captioner = build_captioner(inner_captioner(name), setting)
+    return build_captioner(inner_captioner(captions_of(config)), setting)
+
+
+def captions_of(config: Config) -> str:
+    """The captions that the run reads, by name."""
+    return "none" if config.model.fusion in names.VISION_ONLY else config.model.captions
+
+
+def prompt_of(config: Config, vlm: VLM) -> str:
+    """What the run's captioner is asked; empty where it is not."""
+    _, _, model = inner_captioner(captions_of(config)).partition(":")
+    return captioner_of(config, vlm).prompt if model else ""
+
+
+def load_captions(
+    config: Config, vlm: VLM, progress: bool = False, groups: Groups | None = None
+) -> dict[Path, Caption]:
+    """The caption of every image that the run may draw, from the cache where it is there.
+
+    Args:
+        groups: the images to describe; all of the run's if None.
+    """
+    name, benchmark = captions_of(config), BENCHMARKS[config.data.benchmark]
+    folder, groups = cache_dir(config) / "captions", groups or all_samples(config)
+    if name == ORACLE:
+        return oracle_captions(config, groups, folder, progress)
+    captioner = captioner_of(config, vlm)
     captions: dict[Path, Caption] = {}
     for dataset in benchmark.datasets:
         paths = [s.image for (of, _), samples in groups.items() if of == dataset for s in samples]
@@ -206,16 +241,38 @@ def load_tokens(
     return CaptionTokens(vlm.text, texts, cache_dir(config) / "tokens", progress)
 
 
-def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM) -> str:
-    """Who has made the captions, and the shares of those that say nothing, the same, or too much.
+def count_captions(captions: Mapping[Path, Caption], vlm: VLM) -> CaptionStatistics:
+    return caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
 
-    Empty where nobody reads them.
+
+def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM) -> str:
+    """Who has made the captions, what is wrong with them, and ten of them."""
+    found, streams = count_captions(captions, vlm), captioned_streams(config)
+    return caption_report(config, found, captions, streams, prompt_of(config, vlm))
+
+
+def captioned_streams(config: Config) -> dict[str, list[Path]]:
+    """The images of a run whose captions it reads, by stream; those that it is scored on come last."""
+    drawn = streams_of(config)
+    streams = {name: s for name, s in train_samples(config).items() if name in drawn}
+    streams["validation"] = all_samples(config)[BENCHMARKS[config.data.benchmark].target, "val"]
+    return {name: [sample.image for sample in samples] for name, samples in streams.items()}
+
+
+def try_captions(config: Config, device: torch.device, count: int) -> str:
+    """Captions `count` images of the run's streams, and says of them what a run says of all.
+
+    Raises:
+        DataError, VLMError, CaptionError: something is missing or broken; the message names it.
     """
-    model = config.model
-    if model.fusion in names.VISION_ONLY:
-        return ""
-    found = caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
-    return f"{model.captions}, one caption per {model.caption_region}: {found}"
+    config = config.replace({"model.fusion": "dlg"})  # one that reads captions
+    vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed).to(device)
+    streams, groups = spread(captioned_streams(config), count), all_samples(config)
+    chosen = {path for paths in streams.values() for path in paths}
+    some = {key: [s for s in samples if s.image in chosen] for key, samples in groups.items()}
+    captions = load_captions(config, vlm, progress=True, groups=some)
+    found = count_captions(captions, vlm)
+    return caption_report(config, found, captions, streams, prompt_of(config, vlm))
 
 
 def parameter_groups(method: Method, rates: Rates) -> list[dict[str, Any]]:

@@ -39,6 +39,8 @@ class VolumeExperiment:
         self.organs = BENCHMARKS[config.data.benchmark].classes
         reader = open_synapse(config)
         self.data = fingerprint(config)
+        self.constants: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
         batches = VolumeBatches(config, reader)
         self.batches: Dataset = batches
         self.scans = {case.name: reader.read(case) for case in reader.cases("test")}

@@ -17,5 +17,6 @@ class Captioner(Protocol):
 
     identity: str  # begins with the name of its kind
     size: Size | None  # (height, width) that images are resized to; None: as they are
+    prompt: str  # what it is asked of each image; empty if it is not asked
 
     def __call__(self, images: Sequence[Image.Image]) -> list[str]: ...

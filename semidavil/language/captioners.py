@@ -6,6 +6,7 @@ classes, which the paper's captions do not.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,11 +17,14 @@ from semidavil.language.positions import Positions
 from semidavil.language.pretrained import Pretrained
 from semidavil.models.vlm import VLM
 
+CONTEXT = 77  # tokens of CLIP's text encoder, where none is given
+
 
 class Constant:
     """The same text for every image."""
 
     size: Size | None = None
+    prompt = ""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -39,15 +43,22 @@ class Setting:
     size: Size | None  # (height, width) that `positions` works at; None: the VLM's own
     device: torch.device  # of the captioners that are not the VLM
     memo: Path  # remembers the hashes of model files
+    prompt: str  # what a captioning model is asked; empty: its family's default
+
+
+def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
+    context = setting.vlm.text.max_tokens if setting.vlm else CONTEXT
+    fits = context - 2  # besides the tokens of start and end
+    return Pretrained(kind, name, setting.device, setting.memo, setting.prompt, fits)
 
 
 CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
     "positions": lambda _, setting: Positions(setting.vlm, setting.classes, setting.size),
     "class_names": lambda _, setting: Constant(", ".join(setting.classes)),
     "none": lambda _, setting: Constant(""),
-    "blip": lambda name, setting: Pretrained("blip", name, setting.device, setting.memo),
-    "blip2": lambda name, setting: Pretrained("blip2", name, setting.device, setting.memo),
-    "hf": lambda name, setting: Pretrained("hf", name, setting.device, setting.memo),
+    "blip": partial(_pretrained, "blip"),
+    "blip2": partial(_pretrained, "blip2"),
+    "hf": partial(_pretrained, "hf"),
 }
 
 

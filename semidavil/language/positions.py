@@ -38,6 +38,8 @@ class Positions:
     )
     MIN_SHARE = 0.01  # of the image's area; smaller classes are more often noise than there
 
+    prompt = ""
+
     def __init__(self, vlm: VLM | None, classes: Sequence[str], size: Size | None = None) -> None:
         if vlm is None:
             raise CaptionError("the captioner positions looks at images through a VLM: pass one")

@@ -143,7 +143,7 @@ class VisionEncoder(nn.Module):
         """Tokens (B, 1 + hw, c_v), class token first: open_clip's, but for any grid."""
         tower = self.tower
         x = embed_patches(images, tower.conv1)
-        first = tower.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = tower.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         positions = resize_positions(tower.positional_embedding, tower.grid_size, (height, width))
         return tower.ln_pre(torch.cat([first, x], dim=1) + positions.to(x.dtype))
 

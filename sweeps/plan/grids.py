@@ -215,7 +215,7 @@ RIVALS: dict[str, dict[str, str]] = {
     "semidavil": {"training.method": "semidavil"},
     "semivl": {
         "training.method": "semivl", "model.fusion": "vlga", "model.captions": "class_names",
-        "loss.name": "ce",
+        "model.caption_prompt": "", "loss.name": "ce",
     },
     "unimatch": {"training.method": "unimatch", "model.fusion": "none", "loss.name": "ce"},
     "unimatch_v2": {"training.method": "unimatch_v2", "model.fusion": "none", "loss.name": "ce"},
@@ -225,8 +225,8 @@ RIVALS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 _RECIPE: dict[str, Any] = {
-    "training.method": "semidavil", "model.fusion": None, "model.captions": None, "loss.name": None,
-    "data.selection": None,
+    "training.method": "semidavil", "model.fusion": None, "model.captions": None,
+    "model.caption_prompt": None, "loss.name": None, "data.selection": None,
 }  # fmt: skip
 
 
@@ -316,13 +316,18 @@ def captions(base: Config, which: Selection) -> list[Config]:
     names = [own, "none", "class_names", f"{SHUFFLED}{own}", ORACLE, "positions"]
     if not base.data.toy:
         names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
-    variants = [{"model.captions": name} for name in names]
+    # A prompt is that of the preset's captioner, and of no other.
+    variants = [
+        {"model.captions": name} | ({} if name.endswith(own) else {"model.caption_prompt": ""})
+        for name in names
+    ]
     variants.insert(1, {"model.caption_region": "window"})
     return everywhere(base, which, variants, usual=(100,))
 
 
 def _captioner_of(params: Mapping[str, str]) -> str:
-    return captions_name(params["model.captions"], params["model.caption_region"])
+    names = ("model.captions", "model.caption_region", "model.caption_prompt")
+    return captions_name(*(params[name] for name in names))
 
 
 SENSITIVITY: dict[str, tuple[float | str, ...]] = {
@@ -421,7 +426,7 @@ GRIDS: dict[str, Grid] = {
     ),
     "captions": Grid(
         captions,
-        {"model.captions": None, "model.caption_region": None},
+        dict.fromkeys(("model.captions", "model.caption_region", "model.caption_prompt")),
         _SOURCES[:1],
         name_of=_captioner_of,
     ),

@@ -16,7 +16,9 @@ def preparation_of(config: Config) -> Preparation:
     return (
         config.data.model_dump_json(exclude={"budget"}),
         # Which nobody reads without a fusion.
-        "" if model.fusion in VISION_ONLY else f"{model.captions} {model.caption_region}",
+        ""
+        if model.fusion in VISION_ONLY
+        else f"{model.captions} {model.caption_region} {model.caption_prompt}",
         model.vlm,
         model.weights,
         METHODS[config.training.method].disparity,

@@ -113,7 +113,7 @@ class _Attempt:
         with self.workspace.pushing(self.log):
             result = train(self.config, report=self._report, checkpoint_dir=self.folder)
         self.tell(Progress(result.steps, result.steps, events.SAVING))
-        self.outbox.tag({"data": result.data})  # goes out with the ending
+        self.outbox.tag({"data": result.data, **result.notes})  # goes out with the ending
         values = {f"final/{name}": value for name, value in result.metrics.items()}
         values |= {"final/seconds": self.outbox.seconds, "final/steps": result.steps}
         self._require_score(values)  # before the run is FINISHED

@@ -1,5 +1,6 @@
 """Figures and tables say who captioned, and compare captions to those of the preset."""
 
+import numpy as np
 import pytest
 from made_up_runs import Writer, settings
 
@@ -9,6 +10,7 @@ from analysis.cells import select
 from analysis.figures import FIGURES
 from analysis.runs import load_runs
 
+PROMPT = "semidavil.caption_prompt"  # the tag of a run
 BLIP2 = "blip2:Salesforce/blip2-opt-2.7b"
 POSITIONS = "positions (CLIP zero-shot with class names)"
 
@@ -71,6 +73,46 @@ def test_the_caption_figure_compares_to_the_captions_that_it_shuffles(store: Wri
     assert set(drawn.numbers["n"]) == {3}  # windows and whole images are no two runs of one cell
 
 
+def test_a_captioner_is_named_with_its_prompt_and_the_length_of_its_captions(store: Writer) -> None:
+    for seed, words in enumerate((12.0, 14.0)):
+        store.run(
+            "attention",
+            settings("gta5-cityscapes", 100, seed, model__captions="hf:own/chat"),
+            {"miou": 30.0, "captions/words": words, "captions/tokens": 2 * words},
+            tags={PROMPT: "What is where?"},  # its default
+        )
+    assert captioners_sentence(load_runs(store.uri).table) == (
+        "Captions: Captioner (own/chat), asked “What is where?”, 12.0 to 14.0 words on average."
+    )
+
+
+def test_the_caption_figure_names_captioner_prompt_and_length(store: Writer) -> None:
+    variants = {
+        "hf:own/chat": ("", "What is where?", 12.25), "positions": ("", "", 30.0),
+        'hf:own/chat, asked "Short!"': ("Short!", "Short!", 4.0), "none": ("", "", None),
+    }  # fmt: skip
+    for captions, (prompt, asked, words) in variants.items():
+        params = settings(
+            "gta5-cityscapes", 100, 0, model__captions=captions.partition(",")[0],
+            model__caption_prompt=prompt,
+        )  # fmt: skip
+        counted = {"captions/words": words, "captions/tokens": words + 2} if words else {}
+        store.run("captions", params, {"miou": 30.0, **counted}, tags={PROMPT: asked})
+    drawn = FIGURES["captions"](load_runs(store.uri))
+    for part in (
+        "Words (tokens) of a caption on average: ",
+        "chat [own/chat] 12.2 (14.2), asked “What is where?”",
+        "chat, Short! [own/chat] 4.0 (6.0), asked “Short!”",
+        "What is where (CLIP) 30.0 (32.0)",
+    ):
+        assert part in drawn.caption
+    numbers = drawn.numbers.set_index("variant")
+    assert set(numbers.index) == set(variants)  # two prompts are no two runs of one cell
+    for name, (_, asked, words) in variants.items():
+        assert numbers.loc[name, "asked"] == asked
+        assert numbers.loc[name, "words"] == pytest.approx(words or np.nan, nan_ok=True)
+
+
 def test_whose_captions_the_others_are_compared_to() -> None:
     assert baseline_captions(["oracle", "positions", BLIP2, "shuffled:positions"]) == "positions"
     assert baseline_captions(["oracle", "positions", BLIP2]) == BLIP2
@@ -79,8 +121,13 @@ def test_whose_captions_the_others_are_compared_to() -> None:
 
 
 def test_names_of_captions_for_readers() -> None:
-    names = ["positions", f"{BLIP2} (windows)", f"shuffled:{BLIP2}", "oracle (bound)"]
+    chat = "hf:HuggingFaceTB/SmolVLM2-2.2B-Instruct"
+    long = f'{chat}, asked "Describe this scene for somebody who sees nothing" (windows)'
+    names = [
+        "positions", f"{BLIP2} (windows)", f"shuffled:{BLIP2}", "oracle (bound)", chat, long,
+    ]  # fmt: skip
     labels = [style.looks(names)[name].label for name in names]
     assert labels == [
         "What is where (CLIP)", "BLIP-2, windows", "Of another image", "From the labels (bound)",
+        "SmolVLM2-2.2B-Instruct", "SmolVLM2-2.2B-Instruct, Describe this scene for …, windows",
     ]  # fmt: skip

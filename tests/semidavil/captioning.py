@@ -19,8 +19,9 @@ def captions_of(
     *,
     size: tuple[int, int] | None = None,
     batch_size: int = 16,
+    prompt: str = "",
 ) -> dict[Path, str]:
-    setting = Setting(vlm, classes, size, torch.device("cpu"), cache_dir / "hashes.jsonl")
+    setting = Setting(vlm, classes, size, torch.device("cpu"), cache_dir / "hashes.jsonl", prompt)
     captions = caption_images(
         paths, build_captioner(name, setting), cache_dir, batch_size=batch_size
     )

@@ -92,6 +92,18 @@ def test_settings_of_a_new_method_are_in_its_own_keys_alone() -> None:
     assert "training.method" in preset("toy").differences(config)
 
 
+def test_a_prompt_is_a_part_of_the_key_and_only_for_captioners_that_are_asked() -> None:
+    plain = preset("paper", {"model.captions": "hf:own"})
+    asked = plain.replace({"model.caption_prompt": "What is where?"})
+    assert asked.key() != plain.key() == plain.replace({"model.caption_prompt": ""}).key()
+    assert asked.replace({"model.captions": "shuffled:hf:own"}).model.caption_prompt
+    for captions in ("positions", "class_names", "blip2:own", "shuffled:blip2:own"):
+        with pytest.raises(
+            ConfigError, match=r"model\.caption_prompt is what captioners of the kind"
+        ):
+            asked.replace({"model.captions": captions})
+
+
 def test_runtime_is_not_part_of_the_key() -> None:
     config = preset("toy")
     moved = config.replace(

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_captioners import florence2, save
 from typer.testing import CliRunner
 
 from semidavil.__main__ import app
@@ -85,6 +86,20 @@ def test_validation_images_get_the_scores_that_the_run_reported(
         classes = BENCHMARK.lookup("cityscapes")[truth]
         right = (read_indices(tmp_path / f"{name}_ids.png") == classes)[classes < 19]
         assert float(row["pixel_accuracy"]) == pytest.approx(100 * right.mean(), abs=0.01)
+
+
+def test_a_captioner_is_asked_as_in_the_run(run: Run, tmp_path: Path) -> None:
+    save(florence2, tmp_path / "model")
+    image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
+    said = set()
+    for prompt in ("<CAPTION>", "<MORE_DETAILED_CAPTION>"):
+        config = run.config.replace({
+            "model.captions": f"hf:{tmp_path / 'model'}", "model.caption_prompt": prompt,
+            "runtime.cache_dir": str(tmp_path),
+        })  # fmt: skip
+        predictor = Predictor(config, run.folder / WEIGHTS, "teacher", torch.device("cpu"))
+        said.add(predictor(image).captions)
+    assert len(said) == 2
 
 
 def test_what_is_written_of_pictures_of_any_size(run: Run, pictures: Path, tmp_path: Path) -> None:

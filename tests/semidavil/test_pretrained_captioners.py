@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from captioning import captions_of
+from huggingface_hub.errors import GatedRepoError
 from png_files import write_images
+from small_captioners import git, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from semidavil.language.captioners import CAPTIONERS, CaptionError
@@ -125,10 +128,17 @@ def save_vit_gpt2(folder: Path) -> None:
     word_tokenizer().save_pretrained(folder)
 
 
+def save_git(folder: Path) -> None:
+    save(git, folder)
+
+
 @pytest.mark.parametrize(
     ("kind", "save"),
-    [("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_vit_gpt2)],
-)
+    [
+        ("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_blip2),
+        ("hf", save_git), ("hf", save_vit_gpt2),
+    ],
+)  # fmt: skip
 def test_captioning_models_in_their_real_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, save: Any
 ) -> None:
@@ -163,6 +173,20 @@ def test_a_missing_captioning_model_names_what_to_download(
         "--set model.captions=positions",
     ):
         assert part in str(raised.value)
+
+
+def test_a_model_behind_terms_says_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str, **_: Any) -> None:
+        answer = MagicMock(headers={})  # of an HTTP client that is another one in each release
+        raise GatedRepoError("401 Client Error.", response=answer)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        CaptionError, match=r"https://huggingface.co/google/gemma-3-4b-it, then `hf a"
+    ):
+        captions_of([], "hf:google/gemma-3-4b-it", None, CLASSES, tmp_path / "cache")
 
 
 def test_a_wrong_model_folder_is_explained(tmp_path: Path) -> None:

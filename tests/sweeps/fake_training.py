@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class Result:
     steps: int
     artifacts: dict[str, Path]
     data: str = "feed"
+    notes: dict[str, str] = field(default_factory=lambda: {"caption_prompt": "What is where?"})
     latency_ms: float = math.nan
 
 

@@ -9,6 +9,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError, preset
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, SENSITIVITY, product, union
+from sweeps.run.preparation import preparation_of
 
 TOY = preset("toy")
 
@@ -153,6 +154,21 @@ def test_captions_are_compared_to_those_of_the_preset() -> None:
         }  # fmt: skip
         assert [variant for variant, text in differences.items() if not text] == [own]
         assert differences[f"{own} (windows)"] == "caption_region=window"
+
+
+def test_a_prompt_is_for_the_captioner_of_the_preset_alone() -> None:
+    base = preset("small", {"model.captions": "hf:own", "model.caption_prompt": "What is where?"})
+    grid = GRIDS["captions"].around(base)
+    cells = {grid.variant(cell): cell for cell in grid.cells(base)}
+    asked = {name for name, cell in cells.items() if cell.model.caption_prompt}
+    own = 'hf:own, asked "What is where?"'
+    assert asked == {own, f"{own} (windows)", f"shuffled:{own}"}
+    assert {"positions", "none", "oracle (bound)"} < cells.keys()
+    assert grid.difference(cells[own]) == ""
+    methods = {c.training.method: c.model.caption_prompt for c in GRIDS["methods"].cells(base)}
+    assert methods["semidavil"] == "What is where?"
+    assert methods["semivl"] == ""
+    assert preparation_of(base) != preparation_of(base.replace({"model.caption_prompt": ""}))
 
 
 def test_sdepth_is_a_cell_where_there_is_depth() -> None:

@@ -107,6 +107,7 @@ def test_a_finished_run_has_its_scores_and_artifacts_and_leaves_no_folder(store:
     assert done.summary == f"mIoU {finished.metrics['final/miou']:.2f}"
     assert (done.score, done.delivered) == (finished.metrics["final/miou"], True)
     assert finished.metrics["final/steps"] == STEPS
+    assert finished.tags["caption_prompt"] == "What is where?"  # what training notes of a run
     kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
     assert kept == {"config.json", "segmenter.safetensors", "train.log"}
     assert not folder.exists()
