@@ -20,7 +20,7 @@ from analysis.captioners import captioners_sentence
 from analysis.runs import AnalysisError, Tracked, default_settings
 from analysis.stats import bootstrap_mean, over_seeds
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.config import RESULTS_VERSION
+from semidavil.config import RESULTS_VERSION, owner_of
 from semidavil.marks import MEANING, mark
 from semidavil.names import METHODS
 from sweeps.plan.grids import GRIDS
@@ -132,12 +132,12 @@ def select(
     runs = scored[scored["version"] == newest]
 
     varied = {*SHARED, *GRIDS[grid].baseline}
-    fixed = [setting for setting in default_settings() if setting not in varied]
+    fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
     kept = []
     for _, here in runs.groupby("benchmark"):
         groups = [group for _, group in here.groupby(fixed, dropna=False)]
         groups.sort(key=lambda g: (bool(g["toy"].iloc[0]), -int(g["steps"].iloc[0]), -len(g)))
-        kept.append(groups[0])
+        kept.append(_of_one_recipe(groups[0], left_out))
         for other in groups[1:]:
             left_out[f"with {_differences(other, groups[0], fixed)}"] += len(other)
     chosen = pd.concat(kept, ignore_index=True)
@@ -145,6 +145,19 @@ def select(
     chosen["variant"] = chosen[names].astype(str).agg("+".join, axis=1)
     _require_unique(chosen)
     return Cells(chosen, dict(left_out))
+
+
+def _of_one_recipe(runs: pd.DataFrame, left_out: Counter[str]) -> pd.DataFrame:
+    """Of each method with settings of its own, the runs at those that most of them have."""
+    owners = {s: owner for s in default_settings() if (owner := owner_of(s))}
+    for method in set(owners.values()):
+        own = [setting for setting, owner in owners.items() if owner == method]
+        groups = [group for _, group in runs[runs["method"] == method].groupby(own)]
+        groups.sort(key=lambda group: -len(group))
+        for other in groups[1:]:
+            left_out[f"with {_differences(other, groups[0], own)}"] += len(other)
+            runs = runs.drop(other.index)
+    return runs
 
 
 def _why_unscored(runs: pd.DataFrame, metric: str, grid: str) -> str:

@@ -106,7 +106,7 @@ COMPARISONS: dict[str, Comparison] = {
         field="method",
         variants=(
             "source_only", "target_only", "supervised", "sdepth", "unimatch", "semivl",
-            "semidavil",
+            "unimatch_v2", "semidavil",
         ),
         title="Methods",
         subject="Method",

@@ -27,6 +27,12 @@ OWN = {
         "rivals.semivl_head_lr_factor": "times it for the head",
         "rivals.semivl_weight_decay": "weight decay, none on norms",
     },
+    "unimatch_v2": {
+        "rivals.unimatch_v2_lr": "learning rate",
+        "rivals.unimatch_v2_backbone_lr_factor": "of it for the encoder",
+        "rivals.unimatch_v2_weight_decay": "weight decay",
+        "rivals.unimatch_v2_ema": "EMA",
+    },
     "sdepth": {"rivals.sdepth_ema": "EMA"},
 }
 

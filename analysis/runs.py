@@ -194,8 +194,8 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that changes its result, by dotted name, with its default."""
-    return {name: _plain(value) for name, value in Config().settings()}
+    """Every setting of a run that may change its result, by dotted name, with its default."""
+    return {name: _plain(value) for name, value in Config().settings(of_all_methods=True)}
 
 
 def _plain(value: Any) -> Any:

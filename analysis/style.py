@@ -49,8 +49,10 @@ LOOKS: dict[str, Look] = {
     "dfl": Look("Dual focal", SKY, "P", _LONGDOT),
     # methods
     "semidavil": Look("SemiDAViL", BLUE, "o", _SOLID),
+    "semidavil_released": Look("SemiDAViL, released code", GREY, "h", _DASHED),
     "semivl": Look("SemiVL", VERMILION, "s", _DASHED),
     "unimatch": Look("UniMatch", PURPLE, "D", _DOTTED),
+    "unimatch_v2": Look("UniMatch V2", BLACK, "p", _DASHDOT),
     "sdepth": Look("S-Depth", ORANGE, "v", _LONG),
     "supervised": Look("Source + labelled", GREEN, "^", _DASHDOT),
     "target_only": Look("Labelled target only", SKY, "P", _LONGDOT),

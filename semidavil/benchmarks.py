@@ -94,6 +94,7 @@ class Benchmark:
         metric: the score that runs are compared by.
         source: a data set's name; None for a benchmark without domain shift.
         budgets: the numbers of labelled target images that its papers compare; the last is all.
+        ssl_budgets: those that papers of semi-supervised learning compare, 1/16 to 1/2 of the set.
         subsets: further means over some classes, by name.
         synonyms: class names of the source that are called otherwise here.
     """
@@ -103,6 +104,7 @@ class Benchmark:
     target: str
     classes: tuple[str, ...]
     budgets: tuple[int, ...]
+    ssl_budgets: tuple[int, ...] = ()
     subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     synonyms: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["images", "volumes"] = "images"
@@ -151,7 +153,8 @@ BENCHMARKS = {
             subsets=_SUBSET_13,
         ),
         Benchmark(
-            "cityscapes-cityscapes", None, "cityscapes", CITYSCAPES_19, _CITYSCAPES_BUDGETS[1:]
+            "cityscapes-cityscapes", None, "cityscapes", CITYSCAPES_19, _CITYSCAPES_BUDGETS[1:],
+            ssl_budgets=(186, 372, 744, 1488),
         ),
         Benchmark(
             "idda-camvid", "idda", "camvid", CAMVID_11, _CAMVID_BUDGETS, synonyms=_TO_CAMVID

@@ -58,6 +58,8 @@ class Config(Section):
                 f"{self.training.method} trains on {method.kind} and {self.data.benchmark} holds "
                 f"{benchmark.kind}: choose training.method from {fitting}"
             )
+        if self.data.sampling == "rare" and benchmark.kind == "volumes":
+            raise ValueError("data.sampling=rare draws images by their classes, and no volumes")
         streams = method.streams
         has_source = "source" in streams and benchmark.source is not None
         has_labelled = "labelled" in streams and self.data.budget > 0
@@ -117,12 +119,16 @@ class Config(Section):
         """Fields in which two Configs differ, of those that change a result: `{path: (self's, other's)}`."""
         theirs = dict(other.settings())
         return {
-            path: (mine, theirs[path]) for path, mine in self.settings() if mine != theirs[path]
+            path: (mine, theirs[path])
+            for path, mine in self.settings()
+            if path in theirs and mine != theirs[path]
         }
 
-    def settings(self) -> Iterator[tuple[str, Any]]:
-        """Path and value of every field that changes a run's result."""
-        return _leaves(self.model_dump(mode="json", exclude=_NO_RESULT))
+    def settings(self, of_all_methods: bool = False) -> Iterator[tuple[str, Any]]:
+        """Path and value of every field that changes this run's result, or that of some method's runs."""
+        for path, value in _leaves(self.model_dump(mode="json", exclude=_NO_RESULT)):
+            if of_all_methods or owner_of(path) in (None, self.training.method):
+                yield path, value
 
     @classmethod
     def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
@@ -147,6 +153,16 @@ class Config(Section):
             raise ConfigError(_explain(error)) from None
 
 
+# Methods that came when runs of others had keys already: their own settings, by what these begin with, are no
+# part of others' keys, so that presets may adapt them. Those of older rivals are in every key and stay there.
+_OWN = {"rivals.unimatch_v2_": "unimatch_v2"}
+
+
+def owner_of(path: str) -> str | None:
+    """The only method whose results a setting changes; None where others' keys hold it as well."""
+    return next((name for start, name in _OWN.items() if path.startswith(start)), None)
+
+
 # What changes no result: where and how a run executes, and how its images are kept.
 _NO_RESULT: Any = {"runtime": True, "data": {"store"}}
 
@@ -154,7 +170,7 @@ _NO_RESULT: Any = {"runtime": True, "data": {"store"}}
 @cache
 def _defaults() -> dict[str, Any]:
     """What a Config that changes nothing holds, by path."""
-    return dict(Config().settings())
+    return dict(Config().settings(of_all_methods=True))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,7 +225,10 @@ _TOY: dict[str, Any] = {
     "training.lr": 6e-3,
     "training.backbone_lr_factor": 0.3,
     "training.ema": 0.95,
-    "rivals.sdepth_ema": 0.95,  # this and the next three: as the rest of the preset, which is short
+    "rivals.sdepth_ema": 0.95,  # this and the next six: as the rest of the preset, which is short
+    "rivals.unimatch_v2_ema": 0.95,
+    "rivals.unimatch_v2_lr": 6e-3,
+    "rivals.unimatch_v2_backbone_lr_factor": 0.3,
     "rivals.semivl_lr": 6e-3,
     "rivals.semivl_backbone_lr_factor": 0.3,
     "rivals.semivl_head_lr_factor": 1.0,
@@ -246,7 +265,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model.decoder_dim": 64,
         "training.steps": 1_000,
         "training.lr": 5e-4,
-        "rivals.semivl_lr": 5e-4,  # this and the next two: of a CLIP of 0.6 million parameters
+        "rivals.unimatch_v2_ema": 0.99,
+        "rivals.unimatch_v2_lr": 5e-4,  # this and the next four: of a CLIP of 0.6 million parameters
+        "rivals.unimatch_v2_backbone_lr_factor": 1.0,
+        "rivals.semivl_lr": 5e-4,
         "rivals.semivl_backbone_lr_factor": 1.0,
         "rivals.semivl_head_lr_factor": 1.0,
         "training.ema": 0.99,
@@ -262,6 +284,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_TOY,
         "training.steps": 2_000,
         "training.lr": 3e-3,
+        "rivals.unimatch_v2_ema": 0.99,
+        "rivals.unimatch_v2_lr": 3e-3,
         "rivals.semivl_lr": 3e-3,
         "training.ema": 0.99,
         "rivals.sdepth_ema": 0.99,

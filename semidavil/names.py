@@ -49,7 +49,10 @@ METHODS = {
     "target_only": Traits("images", frozenset({"labelled"}), data_parallel=True),
     "supervised": Traits("images", frozenset({"source", "labelled"}), data_parallel=True),
     "semidavil": Traits("images", _ALL, strong_views=1, data_parallel=True, consistency_only=True),
+    # What the released code would do if it ran: its text, one pooled sentence, says nothing of places.
+    "semidavil_released": Traits("images", _ALL, data_parallel=True),
     "unimatch": Traits("images", _ALL, strong_views=2),
+    "unimatch_v2": Traits("images", _ALL, strong_views=2, data_parallel=True),
     "semivl": Traits("images", _ALL, strong_views=2),
     "sdepth": Traits("images", _ALL, strong_views=1, disparity=True),
     "uamt": _VOLUMES,

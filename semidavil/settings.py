@@ -42,6 +42,9 @@ class Data(Section):
     target_size: Size = (512, 1024)
     crop: Size = (512, 512)
     selection: Literal["random", "depth"] = "random"  # which target images are labelled
+    sampling: Literal["uniform", "rare"] = "uniform"  # rare: by class, see `data.rare_classes`
+    rare_temperature: Positive = 0.01  # T: the lower, the more often the rarest classes
+    rare_share: Fraction = 0.0057  # of the crop: what a class must cover
     depth: str = "disparity"  # where depth comes from: Cityscapes' folder, or hf:NAME
     # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
     # takes the first that there is room for. The pixels are the same: no part of a run's identity.
@@ -168,6 +171,10 @@ class Rivals(Section):
     """Settings of single rival methods, named after them; the defaults are their papers'."""
 
     unimatch_dropout: Dropout = 0.5  # channels of perturbed features
+    unimatch_v2_lr: Positive = 2e-4  # and the next three: the authors' settings for Cityscapes
+    unimatch_v2_backbone_lr_factor: NonNegative = 0.025
+    unimatch_v2_weight_decay: NonNegative = 0.01
+    unimatch_v2_ema: Annotated[float, Field(ge=0, lt=1)] = 0.996
     semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
     semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
     semivl_lr: Positive = 5e-5  # and the next three: the authors' settings for Cityscapes

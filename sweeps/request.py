@@ -20,7 +20,8 @@ from semidavil.config import (
     refuse_oracle,
 )
 from sweeps.plan.checks import Problem, find_problems, runnable
-from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES, Selection, union
+from sweeps.plan.combine import Selection, union
+from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, seeds_of, select
+from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
-from analysis.runs import Tracked
+from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import Paired, holm, over_seeds, paired
-from sweeps.plan.grids import PARTS
+from sweeps.plan.grids import PARTS, RELEASED
 
 GRID, WANTED = "components", 100  # label budget
 
@@ -17,13 +17,19 @@ GRID, WANTED = "components", 100  # label budget
 def draw(tracked: Tracked) -> Drawn:
     """mIoU of every combination of parts, worst first, and each part's average effect.
 
+    What the released code would do is a line across, and in no effect.
+
     Raises:
-        AnalysisError: no run of the grid.
+        AnalysisError: no run of a combination.
     """
     settings = [setting for setting, _ in PARTS.values()]
-    chosen = select(tracked, GRID, settings).at_one_budget(WANTED)
+    chosen = select(tracked, GRID, ["method", *settings]).at_one_budget(WANTED)
     benchmark = chosen.benchmarks[0]
-    runs = with_parts(chosen.of(benchmark))
+    everything = with_parts(chosen.of(benchmark))
+    is_released = everything["method"] == RELEASED
+    released, runs = everything[is_released], everything[~is_released]
+    if runs.empty:
+        raise AnalysisError(f"no combination of parts has run yet: {command(GRID)}")
     parts = list(PARTS)
     table = over_seeds(runs, parts).sort_values("mean", ignore_index=True)
     effects = {part: effect(runs, part) for part in parts}
@@ -38,6 +44,11 @@ def draw(tracked: Tracked) -> Drawn:
         places, table["mean"], yerr=table["std"] if (table["n"] > 1).any() else None, fmt="o",
         color=style.BLUE, capsize=2, elinewidth=0.8,
     )  # fmt: skip
+    if len(released):
+        top.axhline(
+            released["miou"].mean(), color=style.GREY, linestyle="--", label="released code"
+        )
+        top.legend(loc="lower right")
     top.set_ylabel("mIoU (%)")
     top.set_title(f"{chosen.heading(benchmark)}, {seeds_of(list(table['n']))}", loc="left")
     corner.set_axis_off()
@@ -72,12 +83,12 @@ def draw(tracked: Tracked) -> Drawn:
         caption="Above: mIoU of each combination of vision-language initialisation (VL), dense language "
         "guidance (DLG), consistency training (CT) and DyCE; mean and standard deviation over seeds. "
         "Right: average effect of a part over the combinations of the others, with 95% t interval over "
-        f"seeds; paired t-tests, p after Holm's correction: {told}. {chosen.note()}",
+        f"seeds; paired t-tests, p after Holm's correction: {told}. {_about(released)}{chosen.note()}",
         alt=f"Dot plot of mIoU per combination over a matrix of the parts in it. Effects: {told}.",
-        numbers=_numbers(table, effects, adjusted, benchmark),
-        run_ids=tuple(sorted(runs["run_id"])),
+        numbers=_numbers(table, effects, adjusted, released, benchmark),
+        run_ids=tuple(sorted(everything["run_id"])),
         grid=GRID,
-        missing=_missing(table, chosen),
+        missing=_missing(table, released),
     )
 
 
@@ -99,19 +110,42 @@ def effect(runs: pd.DataFrame, part: str) -> Paired:
     return paired(means[True], means[False])
 
 
+def _about(released: pd.DataFrame) -> str:
+    """What the caption says of the released code; empty where it has not run."""
+    if released.empty:
+        return ""
+    scores = over_seeds(released, ["method"]).iloc[0]
+    spread = f" ± {scores['std']:.1f}" if scores["n"] > 1 else ""
+    return (
+        f"Dashed: what the released code would do if it ran, {scores['mean']:.1f}{spread} "
+        f"({seeds_of([int(scores['n'])])}), with all parts on: its text is one pooled sentence, which says "
+        "nothing of places, its encoder is frozen, and it has no strong views. "
+    )
+
+
 def _numbers(
-    table: pd.DataFrame, effects: dict[str, Paired], adjusted: dict[str, float], benchmark: str
+    table: pd.DataFrame,
+    effects: dict[str, Paired],
+    adjusted: dict[str, float],
+    released: pd.DataFrame,
+    benchmark: str,
 ) -> pd.DataFrame:
     rows = [
         {"what": f"effect of {part}", "mean": found.difference, "low": found.low, "high": found.high,
          "n": found.n, "p": found.p, "p_holm": adjusted[part]}
         for part, found in effects.items()
     ]  # fmt: skip
-    all_rows = pd.concat([table.assign(what="combination"), pd.DataFrame(rows)], ignore_index=True)
+    frames = [table.assign(what="combination"), pd.DataFrame(rows)]
+    if len(released):
+        alone = over_seeds(released, ["method"]).drop(columns="method")
+        frames.append(alone.assign(what="released code"))
+    all_rows = pd.concat(frames, ignore_index=True)
     all_rows.insert(0, "benchmark", benchmark)
     return all_rows
 
 
-def _missing(table: pd.DataFrame, chosen: Cells) -> str:
+def _missing(table: pd.DataFrame, released: pd.DataFrame) -> str:
     lacking = 2 ** len(PARTS) - len(table)
-    return f"not run yet: {lacking} of {2 ** len(PARTS)} combinations" if lacking else ""
+    told = [f"{lacking} of {2 ** len(PARTS)} combinations"] if lacking else []
+    told += ["the released code"] if released.empty else []
+    return f"not run yet: {' and '.join(told)}" if told else ""

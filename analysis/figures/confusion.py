@@ -11,7 +11,8 @@ from analysis.runs import AnalysisError, Tracked
 from semidavil.benchmarks import BENCHMARKS
 
 GRID, WANTED, OURS = "methods", 100, "semidavil"
-RIVALS = ("semivl", "unimatch", "sdepth", "supervised", "target_only")  # the first that was run
+# The first that was run.
+RIVALS = ("semivl", "unimatch", "unimatch_v2", "sdepth", "supervised", "target_only")
 
 
 def draw(tracked: Tracked) -> Drawn:

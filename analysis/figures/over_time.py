@@ -19,7 +19,8 @@ PSEUDO = {
     "val/pseudo/coverage": "confident pixels (%)",
     "val/pseudo/accuracy": "of these right (%)",
 }
-TEACHERS = ("semidavil", "semivl", "unimatch", "sdepth")  # methods that learn from pseudo-labels
+# Methods that learn from pseudo-labels.
+TEACHERS = ("semidavil", "semivl", "unimatch", "unimatch_v2", "sdepth")
 
 
 def learning_curves(tracked: Tracked) -> Drawn:

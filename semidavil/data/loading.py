@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.augment import draw_strong_views
-from semidavil.data.decoded import open_images
+from semidavil.data.decoded import Images, open_images
 from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.rare_classes import TRIES, RareClasses, open_rare_classes, rare_stream
 from semidavil.data.readers import Sample
 from semidavil.data.scans import usable_samples
 from semidavil.data.streams import disparities, train_samples
-from semidavil.data.transforms import cut, cutmix_box, weak_view
+from semidavil.data.transforms import View, cut, cutmix_box, weak_view
 from semidavil.data.windows import Box
 from semidavil.names import STREAMS
 from semidavil.seeds import seed_of
@@ -47,7 +48,7 @@ class TrainBatches(Dataset):
         source, labelled: image (B, 3, h, w) uint8, label (B, h, w) uint8, language;
         unlabelled: image (the weak view), strong (a `StrongViews`), cutmix (V, B, 4) int64, the boxes
             where the next image of the batch is pasted, language, and disparity (B, h, w) float32,
-            0 where unknown, if it is asked for.
+            0 where unknown, if it is asked for. Without strong views, neither of both.
 
     Args:
         captions: the caption of every image.
@@ -78,6 +79,10 @@ class TrainBatches(Dataset):
             streams_of["source"] = benchmark.source
         opened = {d: open_images(config, d, workers=workers) for d in benchmark.datasets}
         self.images = {stream: opened[dataset] for stream, dataset in streams_of.items()}
+        self.rare: dict[str, RareClasses] = {}
+        if config.data.sampling == "rare":
+            stream = rare_stream(self.samples)
+            self.rare[stream] = open_rare_classes(config, streams_of[stream], self.samples[stream])
         if disparity:
             target = opened[benchmark.target]
             target.disparities = disparities(config, self.samples["unlabelled"])
@@ -93,8 +98,12 @@ class TrainBatches(Dataset):
                     # torch.manual_seed would seed the GPU's generator too, which no fork restores.
                     seed = seed_of(self.config.seed, step, STREAMS.index(name))
                     torch.default_generator.manual_seed(seed)
-                    batch[name] = self._weak(name, self._draw(name, step))
-                    if name == "unlabelled":
+                    if name in self.rare:
+                        drawn = self._draw_rare(name, step)
+                    else:
+                        drawn = [(sample, None) for sample in self._draw(name, step)]
+                    batch[name] = self._weak(name, drawn)
+                    if name == "unlabelled" and self.strong_views:
                         batch[name] |= self._strong(len(batch[name]["image"]))
         return batch
 
@@ -108,12 +117,18 @@ class TrainBatches(Dataset):
             drawn.append(samples[order[offset]])
         return drawn
 
-    def _weak(self, stream: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _draw_rare(self, stream: str, step: int) -> list[tuple[Sample, int | None]]:
+        """The step's samples by rare classes, each with the class that it was drawn for."""
+        rng = np.random.default_rng([self.config.seed, STREAMS.index(stream), step, 0x4A4E])
+        drawn = [self.rare[stream].draw(rng) for _ in range(self.config.training.batch_size)]
+        return [(self.samples[stream][number], index) for number, index in drawn]
+
+    def _weak(self, stream: str, drawn: Sequence[tuple[Sample, int | None]]) -> dict[str, Any]:
         views, captions = [], []
         images, crop, labelled = self.images[stream], self.config.data.crop, stream != "unlabelled"
         with_disparity = bool(images.disparities) and not labelled
-        for sample in samples:
-            view = weak_view(images.size, crop)
+        for sample, wanted in drawn:
+            view = self._view(images, sample, wanted)
             image = images.window(sample, view.box)
             label = images.label_window(sample, view.box) if labelled else None
             disparity = images.disparity_window(sample, view.box) if with_disparity else None
@@ -126,6 +141,19 @@ class TrainBatches(Dataset):
         }
         stacked = {name: torch.stack(part) for name, part in parts.items() if part}
         return {**stacked, "language": self.look_up(captions)}
+
+    def _view(self, images: Images, sample: Sample, wanted: int | None) -> View:
+        """A random view; of several, the first that shows enough of the class `wanted`, or the last."""
+        data = self.config.data
+        view = weak_view(images.size, data.crop)
+        if wanted is None:
+            return view
+        for _ in range(TRIES - 1):
+            label = images.label_window(sample, view.box)
+            if int((label == wanted).sum()) > data.rare_share * label.numel():
+                break
+            view = weak_view(images.size, data.crop)
+        return view
 
     def _strong(self, count: int) -> dict[str, Any]:
         crop, views = self.config.data.crop, self.strong_views

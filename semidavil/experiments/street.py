@@ -23,6 +23,7 @@ from semidavil.data.fingerprint import fingerprint
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.loaders import evaluation_loader, workers_of
 from semidavil.data.loading import EvalSet, TrainBatches
+from semidavil.data.rare_classes import prepare_rare_classes
 from semidavil.data.scans import usable_samples
 from semidavil.data.streams import (
     Groups,
@@ -74,6 +75,7 @@ def prepare_street(config: Config, progress: bool) -> str:
     with Filling(config, progress) as filling:
         check_data(config, progress, filling)
         filling.finish()
+    prepare_rare_classes(config, progress)
     if needs_depth(config):
         samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
         if config.data.selection == "depth":

@@ -121,6 +121,8 @@ class Method(nn.Module):
 
     # Forward passes of encoder and decoder for each unlabelled image; one with gradients counts as TRAINED.
     unlabelled_passes = (0, 0)
+    # What the encoder's pass over a labelled image counts as.
+    labelled_pass = TRAINED
 
     def flops(self, batch: Batch) -> float:
         """FLOPs of a step on these images, as `semidavil.flops` counts them."""
@@ -131,9 +133,10 @@ class Method(nn.Module):
         encode = forward_flops(lambda: self.student.encode(image))
         decode = forward_flops(lambda: self.student(image, language)) - encode
         self.student.train(training)
-        labelled = TRAINED * (counts.get("source", 0) + counts.get("labelled", 0))
+        labelled = counts.get("source", 0) + counts.get("labelled", 0)
         encoded, decoded = (n * counts.get("unlabelled", 0) for n in self.unlabelled_passes)
-        return float(encode * (labelled + encoded) + decode * (labelled + decoded))
+        encoded, decoded = encoded + self.labelled_pass * labelled, decoded + TRAINED * labelled
+        return float(encode * encoded + decode * decoded)
 
     def networks(self) -> dict[str, Segmenter]:
         """Networks to evaluate, by name; the first is the one whose score is reported."""

@@ -4,10 +4,12 @@ from typing import Any
 
 from semidavil.methods.sdepth import SDepth
 from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.semidavil_released import SemiDAViLReleased
 from semidavil.methods.semivl import SemiVL
 from semidavil.methods.supervised import SourceOnly, Supervised, TargetOnly
 from semidavil.methods.uamt import UAMT
 from semidavil.methods.unimatch import UniMatch
+from semidavil.methods.unimatch_v2 import UniMatchV2
 from semidavil.methods.urpc import URPC
 
 METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
@@ -15,7 +17,9 @@ METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "target_only": TargetOnly,
     "supervised": Supervised,
     "semidavil": SemiDAViL,
+    "semidavil_released": SemiDAViLReleased,
     "unimatch": UniMatch,
+    "unimatch_v2": UniMatchV2,
     "semivl": SemiVL,
     "sdepth": SDepth,
     "uamt": UAMT,

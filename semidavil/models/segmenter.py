@@ -94,6 +94,14 @@ class Features:
         vision = drop_channels(self.vision, share, generator)
         return Features(vision, (fine, medium), self.size)
 
+    def scale_channels(self, factors: Sequence[Tensor]) -> "Features":
+        """Channels multiplied by `factors` (B, C), on the CPU, of `vision` and of both `details`."""
+        vision, fine, medium = (
+            part * factor[..., None, None].to(part, non_blocking=True)
+            for part, factor in zip((self.vision, *self.details), factors, strict=True)
+        )
+        return Features(vision, (fine, medium), self.size)
+
 
 class Segmenter(nn.Module):
     """Images and captions to per-pixel class logits."""

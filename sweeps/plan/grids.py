@@ -9,7 +9,7 @@ harness needs to know about it: its baseline, and the settings that it varies.
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,18 +17,10 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 from semidavil.names import ORACLE, SHUFFLED, captions_name
 from sweeps.plan import encoders as compared
+from sweeps.plan.combine import Selection, budgets_of, everywhere, product, union
 
 # Settings that have an option of their own: every grid varies them, and --set does not.
 SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a grid's cells."""
-
-    benchmarks: tuple[str, ...] = ()  # empty: the grid's own
-    budgets: tuple[int, ...] = ()  # numbers of labelled target images; empty: each benchmark's own
-    seeds: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -91,54 +83,6 @@ class Grid:
         """A readable name of one cell: `gta5-cityscapes/dlg/100/s0`."""
         data = config.data
         return f"{data.benchmark}/{self.variant(config)}/{data.budget}/s{config.seed}"
-
-
-def product(base: Config, fields: Mapping[str, Iterable[Any]]) -> list[Config]:
-    """Every combination of values; the first field changes slowest.
-
-    `product(base, {"seed": [0, 1], "model.fusion": ["dlg", "vlga"]})` holds four Configs.
-    """
-    return [
-        base.replace(dict(zip(fields, values, strict=True)))
-        for values in itertools.product(*fields.values())
-    ]
-
-
-def union(*parts: Iterable[Config]) -> list[Config]:
-    """All Configs in order, equal keys once."""
-    first: dict[str, Config] = {}
-    for config in itertools.chain(*parts):
-        first.setdefault(config.key(), config)
-    return list(first.values())
-
-
-def budgets_of(benchmark: str, budgets: Sequence[int], usual: Sequence[int] = ()) -> list[int]:
-    """The label budgets to run on a benchmark: those asked for, else the usual, else its own.
-
-    Without a source there is nothing to learn from at budget 0, so it is no cell there. The usual are a
-    grid's own choice, for benchmarks that have them.
-    """
-    if benchmark not in BENCHMARKS:
-        raise ConfigError(f"unknown benchmark {benchmark!r}: choose from {', '.join(BENCHMARKS)}")
-    known = BENCHMARKS[benchmark]
-    if not budgets:
-        budgets = [n for n in usual if n in known.budgets] or known.budgets
-    return [budget for budget in budgets if budget > 0 or known.source is not None]
-
-
-def everywhere(
-    base: Config,
-    which: Selection,
-    variants: Sequence[Mapping[str, Any]],
-    usual: Sequence[int] = (),
-) -> list[Config]:
-    """Every variant at every seed, benchmark and budget; the variant changes fastest."""
-    return [
-        base.replace({"seed": seed, "data.benchmark": benchmark, "data.budget": budget, **variant})
-        for seed, benchmark in itertools.product(which.seeds, which.benchmarks)
-        for budget in budgets_of(benchmark, which.budgets, usual)
-        for variant in variants
-    ]
 
 
 ATTENTIONS = ("dlg", "vlga", "wpct", "cross_attention")
@@ -211,7 +155,7 @@ def _loss_and_way(params: Mapping[str, str]) -> str:
 
 
 # What the rival methods are made of, on the same encoder, decoder, data and schedule. Their papers
-# train with cross-entropy; UniMatch and S-Depth know no language, SemiVL knows class definitions.
+# train with cross-entropy; both UniMatch and S-Depth know no language, SemiVL knows class definitions.
 RIVALS: dict[str, dict[str, str]] = {
     "semidavil": {"training.method": "semidavil"},
     "semivl": {
@@ -219,6 +163,7 @@ RIVALS: dict[str, dict[str, str]] = {
         "model.caption_prompt": "", "loss.name": "ce",
     },
     "unimatch": {"training.method": "unimatch", "model.fusion": "none", "loss.name": "ce"},
+    "unimatch_v2": {"training.method": "unimatch_v2", "model.fusion": "none", "loss.name": "ce"},
     "sdepth": {
         "training.method": "sdepth", "model.fusion": "none", "loss.name": "ce",
         "data.selection": "depth",
@@ -244,8 +189,11 @@ def methods(base: Config, which: Selection) -> list[Config]:
     """Question: how does SemiDAViL compare with its parts and its rivals at few labels?
 
     Feeds: the comparison of methods and the qualitative grid.
-    Cost: 7 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
+    Cost: 8 methods at 100 labels per benchmark and seed; source_only draws none, at budget 0. sdepth
     needs depth: Cityscapes' disparity maps, or an estimator that data.depth names.
+
+    With `--benchmark cityscapes-cityscapes --budgets 186 372 744 1488`, the table `ssl` shows it beside what
+    semi-supervised papers report.
     """
     trained = [{"training.method": name} for name in ("target_only", "supervised")]
     cells = []
@@ -269,22 +217,31 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 
 
+RELEASED = (
+    "semidavil_released"  # a variant of `components`: every part on, as the released code has it
+)
+
+
 def components(base: Config, which: Selection) -> list[Config]:
     """Question: what does each part of SemiDAViL add, alone and together with the others?
 
     The parts: vision-language initialisation (VL), dense language guidance (DLG), consistency
-    training (CT) and DyCE.
+    training (CT) and DyCE. Beside all of them together stands what the released code would do if it
+    ran: its language is trivial, one pooled sentence that says nothing of places.
     Feeds: the component figure.
-    Cost: 2^4 = 16 runs at 100 labels per benchmark and seed.
+    Cost: 2^4 + 1 = 17 runs at 100 labels per benchmark and seed.
     """
     variants = [
         {setting: off for (setting, off), on in zip(PARTS.values(), chosen, strict=True) if not on}
         for chosen in itertools.product((True, False), repeat=len(PARTS))
     ]
+    variants.append({"training.method": RELEASED})
     return everywhere(base, which, variants, usual=(100,))
 
 
 def _parts_of(params: Mapping[str, str]) -> str:
+    if params["training.method"] == RELEASED:
+        return "released code"
     on = [part for part, (setting, off) in PARTS.items() if params[setting] != off]
     return "+".join(on) or "nothing"
 
@@ -343,6 +300,7 @@ SENSITIVITY: dict[str, tuple[float | str, ...]] = {
     "training.consistency_over": ("all", "confident"),
     "training.supervised": ("per_stream", "joint"),
     "training.source_share": (0.1, 0.2, 0.5),
+    "data.sampling": ("uniform", "rare"),
 }
 
 
@@ -350,9 +308,10 @@ def sensitivity(base: Config, which: Selection) -> list[Config]:
     """Question: how much does the result hang on DyCE's h and omega, threshold, EMA and lambda?
 
     And on readings of the paper: what the consistency loss is divided by, whether source and labelled
-    target are mined apart, and what the source weighs.
+    target are mined apart, and what the source weighs. And on sampling the source by its rare classes,
+    which the paper does not.
     Feeds: the sensitivity curves.
-    Cost: the preset's own setting and up to 26 others, one changed at a time, at 100 labels.
+    Cost: the preset's own setting and up to 27 others, one changed at a time, at 100 labels.
     """
     variants: list[dict[str, Any]] = [{}]
     variants += [{name: value} for name, values in SENSITIVITY.items() for value in values]
@@ -422,7 +381,7 @@ GRIDS: dict[str, Grid] = {
     "synapse": Grid(synapse, {"training.method": "uamt", "loss.name": "ce"}, ("synapse",)),
     "components": Grid(
         components,
-        {setting: None for setting, _ in PARTS.values()},
+        {"training.method": None} | {setting: None for setting, _ in PARTS.values()},
         _SOURCES[:1],
         name_of=_parts_of,
     ),

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from semidavil.config import Config, ConfigError, parse_settings, preset
-from sweeps.plan.grids import GRIDS, Grid, Selection, union
+from sweeps.plan.combine import Selection, union
+from sweeps.plan.grids import GRIDS, Grid
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def iou_metrics(benchmark: str, evaluation: Mapping[str, np.ndarray]) -> dict[st
 SKILL = {
     "dlg": 0.02, "vlga": 0.01, "wpct": 0.0, "cross_attention": 0.005,
     "dyce": 0.03, "ce": 0.0, "wce": -0.03, "dce": 0.002, "focal": 0.004, "dfl": 0.006,
-    "semidavil": 0.06, "semivl": 0.04, "unimatch": 0.03, "sdepth": 0.02, "supervised": 0.0,
+    "semidavil": 0.06, "semivl": 0.04, "unimatch": 0.03, "unimatch_v2": 0.05, "sdepth": 0.02,
+    "supervised": 0.0,
     "target_only": -0.06, "source_only": -0.1,
     "positions": 0.02, "class_names": 0.01, "none": 0.0, "shuffled:positions": -0.01, "oracle": 0.03,
 }  # fmt: skip
@@ -183,7 +184,9 @@ def write_everything(folder: Path) -> str:
                 cell = settings(benchmark, budget, seed, training__method=name)
                 add_network(w, "semivl", cell, SKILL[name])
         if budget <= 100:
-            trained = ["semidavil", "semivl", "unimatch", "sdepth", "supervised", "target_only"]
+            trained = [
+                "semidavil", "semivl", "unimatch", "unimatch_v2", "sdepth", "supervised", "target_only",
+            ]  # fmt: skip
             for name in trained if budget else ["source_only"]:
                 cell = settings(benchmark, budget, seed, training__method=name)
                 add_network(w, "methods", cell, SKILL[name], full=True)
@@ -196,6 +199,9 @@ def write_everything(folder: Path) -> str:
         }
         cell = {**settings(BENCHMARKS_2[0], 100, seed), **off}
         add_network(w, "components", cell, float(np.dot(on, worth)))
+    for seed in seeds:
+        cell = settings(BENCHMARKS_2[0], 100, seed, training__method="semidavil_released")
+        add_network(w, "components", cell, 0.01)
     for name, seed in itertools.product(
         ("positions", "class_names", "none", "shuffled:positions", "oracle"), seeds
     ):

@@ -75,6 +75,23 @@ def test_known_keys_do_not_change() -> None:
     assert changed.key() == "aaf24b8ec437d018"
 
 
+def test_settings_of_a_new_method_are_in_its_own_keys_alone() -> None:
+    """Presets adapt them: without this, no finished run of another method would be found again."""
+    assert preset("toy").key() == "c91e16690f238a5a"
+    changes = {"rivals.unimatch_v2_lr": 0.5}
+    for name in ("semidavil", "unimatch", "semivl"):
+        config = preset("toy", {"training.method": name})
+        changed = config.replace(changes)
+        assert changed.key() == config.key()
+        assert not changed.differences(config)
+    config = preset("toy", {"training.method": "unimatch_v2"})
+    changed = config.replace(changes)
+    assert changed.key() != config.key()
+    assert changed.differences(config) == {"rivals.unimatch_v2_lr": (0.5, 0.006)}
+    assert "training.method" in config.differences(preset("toy"))
+    assert "training.method" in preset("toy").differences(config)
+
+
 def test_a_prompt_is_a_part_of_the_key_and_only_for_captioners_that_are_asked() -> None:
     plain = preset("paper", {"model.captions": "hf:own"})
     asked = plain.replace({"model.caption_prompt": "What is where?"})

@@ -247,7 +247,9 @@ def test_berhu_by_hand_and_without_known_depth() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["unimatch", "semivl", "sdepth"])
+@pytest.mark.parametrize(
+    "method", ["unimatch", "unimatch_v2", "semidavil_released", "semivl", "sdepth"]
+)
 def test_rivals_train_and_resume_exactly(
     method: str, tiny_toy: dict[str, str], tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ import pytest
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import ConfigError, preset
 from semidavil.names import FUSIONS, LOSSES
-from sweeps.plan.grids import GRIDS, SENSITIVITY, product, union
+from sweeps.plan.combine import product, union
+from sweeps.plan.grids import GRIDS, SENSITIVITY
 from sweeps.run.preparation import preparation_of
 
 TOY = preset("toy")
@@ -111,7 +112,9 @@ def test_the_papers_other_tables_cell_by_cell() -> None:
     losses = {"dyce", "ce", "wce", "focal", "dce", "dfl"}
     assert set(places("losses")) == set(product_of(losses, (0, 100, 200, 500, 1000, 2975)))
     assert set(places("semivl")) == set(product_of(("semidavil", "semivl"), (100, 200, 500, 1000)))
-    rivals = {"target_only", "supervised", "unimatch", "sdepth", "semivl", "semidavil"}
+    rivals = {
+        "target_only", "supervised", "unimatch", "unimatch_v2", "sdepth", "semivl", "semidavil",
+    }  # fmt: skip
     assert set(places("methods")) == {("source_only", 0), *product_of(rivals, (100,))}
     assert set(places("synapse")) == {
         (f"{m}+{x}", 4) for m, x in product_of(("uamt", "urpc"), ("ce", "dyce"))
@@ -127,12 +130,28 @@ def test_components_are_every_combination_of_the_four_parts() -> None:
     names = {name for name, _ in places("components")}
     parts = ("VL", "DLG", "CT", "DyCE")
     expected = {"+".join(c) or "nothing" for n in range(5) for c in combinations(parts, n)}
-    assert names == expected
+    assert names == expected | {"released code"}
     grid = GRIDS["components"].around(TOY)
     (bare,) = [c for c in grid.cells(TOY) if grid.variant(c) == "nothing"]
     assert (bare.model.vision_init, bare.model.fusion, bare.loss.name) == ("random", "none", "ce")
     assert bare.training.consistency_weight == 0
     assert grid.difference(bare).count(",") == 3
+    (released,) = [c for c in grid.cells(TOY) if grid.variant(c) == "released code"]
+    (whole,) = [c for c in grid.cells(TOY) if grid.variant(c) == "VL+DLG+CT+DyCE"]
+    assert set(released.differences(whole)) == {"training.method"}
+
+
+def test_semi_supervised_budgets_are_asked_for_and_are_no_benchmarks_own() -> None:
+    here = BENCHMARKS["cityscapes-cityscapes"]
+    assert here.ssl_budgets == (186, 372, 744, 1488)
+    assert not set(here.ssl_budgets) & set(here.budgets)
+    # 1/16 to 1/2 of the training images, as these papers round them.
+    assert [round(here.budgets[-1] / n) for n in here.ssl_budgets] == [16, 8, 4, 2]
+    cells = GRIDS["methods"].cells(TOY, ["cityscapes-cityscapes"], here.ssl_budgets)
+    assert {cell.data.budget for cell in cells} == set(here.ssl_budgets)
+    assert {cell.data.budget for cell in GRIDS["attention"].cells(TOY, [here.name])} == {
+        100, 200, 500, 1000, 2975,
+    }  # fmt: skip
 
 
 def test_sensitivity_changes_one_setting_at_a_time() -> None:
@@ -148,7 +167,9 @@ def test_rivals_bring_their_own_recipe() -> None:
     assert cells["semivl"].model.fusion == "vlga"
     assert cells["semivl"].model.captions == "class_names"
     assert cells["sdepth"].data.selection == "depth"
-    assert {cells[name].loss.name for name in ("semivl", "unimatch", "sdepth")} == {"ce"}
+    assert {cells[name].loss.name for name in ("semivl", "unimatch", "unimatch_v2", "sdepth")} == {
+        "ce"
+    }
     assert cells["semidavil"].key() == TOY.replace({"data.budget": 100}).key()
 
 
