@@ -12,9 +12,8 @@ from semidavil.__main__ import app
 from semidavil.config import Config, preset
 from semidavil.experiments.exporting import ExportError, export
 from semidavil.experiments.predictor import WEIGHTS, Predictor
-from semidavil.experiments.street import build_method
+from semidavil.experiments.street import build_method, vlm_of
 from semidavil.models.text import Language
-from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import save_weights
 from semidavil.names import FUSIONS, VISION_ONLY
 
@@ -22,10 +21,10 @@ pytestmark = pytest.mark.slow
 CAPTION = "a road with cars at the left"
 
 
-def untrained(folder: Path, fusion: str) -> Path:
+def untrained(folder: Path, fusion: str, **changes: str) -> Path:
     """Weights as a run leaves them, of a network as it begins."""
-    config = preset("toy", {"model.fusion": fusion})
-    network = build_method(config, load_vlm("toy", "bundled"), 19).student
+    config = preset("toy", {"model.fusion": fusion, **changes})
+    network = build_method(config, vlm_of(config), 19).student
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, network, config, "student")
     return folder / WEIGHTS
@@ -46,6 +45,14 @@ def test_every_attention_is_exported_with_its_caption(fusion: str, tmp_path: Pat
         expected = predictor.network(image, predictor.language(CAPTION))
     found = torch.export.load(str(tmp_path / "file.pt2")).module()(image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["test_vit", "test_resnet"])
+def test_encoders_of_timm_are_exported(encoder: str, tmp_path: Path) -> None:
+    chosen = {"model.encoder": f"timm:{encoder}", "model.encoder_weights": "none"}
+    predictor = Predictor.load(untrained(tmp_path, "none", **chosen), "cpu")
+    made = export(predictor, tmp_path / "file.pt2", None, window(predictor.config))
+    assert made.largest < 1e-4
 
 
 def test_onnx_takes_any_batch_and_captions_of_any_length(tmp_path: Path) -> None:
