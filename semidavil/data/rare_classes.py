@@ -116,7 +116,7 @@ def class_pixels_of_images(
     state = state_of((sample.label for sample in samples), about)
     file = cache_dir(config) / "scans" / f"{images.reader.name}-classes-{state}.npy"
     if file.exists():
-        return np.load(file)
+        return np.load(file, allow_pickle=False)
 
     def count(sample: Sample) -> np.ndarray:
         return np.bincount(images.label(sample).numpy().ravel(), minlength=256)[:classes]

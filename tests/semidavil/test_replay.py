@@ -19,7 +19,7 @@ from semidavil.train import Report, open_experiment, train
 
 CPU = torch.device("cpu")
 STREET = {name: method for name, method in METHODS.items() if method.kind == "images"}
-REPLAYED = {"supervised", "source_only", "target_only", "semidavil", "sdepth"}
+REPLAYED = {"supervised", "source_only", "target_only", "semidavil", "semidavil_released", "sdepth"}
 
 
 class OnTheCPU(Replay):
