@@ -89,12 +89,16 @@ def _panel(ax: Any, table: pd.DataFrame) -> None:
             mine["cost"], mine["mean"], xerr=mine["cost_std"], yerr=mine["std"], color=colour,
             marker=marker, label=label, elinewidth=0.7, linestyle="none",
         )  # fmt: skip
-    for encoder, pair in table.groupby("encoder"):
+    middle = (table["cost"].min() + table["cost"].max()) / 2
+    for number, (encoder, pair) in enumerate(
+        table.sort_values("cost").groupby("encoder", sort=False)
+    ):
         by_fusion = pair.set_index("fusion")
         named = by_fusion.loc["dlg" if "dlg" in by_fusion.index else by_fusion.index[0]]
+        left = named["cost"] > middle  # towards the middle, in turn above and below the point
         ax.annotate(
-            str(encoder), (named["cost"], named["mean"]), xytext=(3, 3), textcoords="offset points",
-            fontsize=5.5,
+            str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, 4 if number % 2 else -9),
+            textcoords="offset points", ha="right" if left else "left", fontsize=5.5,
         )  # fmt: skip
         if len(pair) == 2:
             ax.plot(pair["cost"], pair["mean"], color="#d0d0d0", linewidth=0.7, zorder=0)
