@@ -5,6 +5,7 @@ What is exported is the network on one window of the run's crop size, as `slidin
 """
 
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -147,6 +148,7 @@ def _write(
         return lambda: loaded(*given)
     import onnxruntime
 
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # of folds that it leaves out
     written = torch.onnx.export(
         program, given, input_names=names, output_names=["logits"], dynamo=True, verbose=False
     )
