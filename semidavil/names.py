@@ -18,6 +18,7 @@ CAPTION_KINDS = (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER")
 TIMM = "timm:"  # before the name of an encoder of timm's
 # How the VLM labels patches, see `models.dense`.
 DENSE = ("maskclip", "clearclip", "naclip")
+PICTURES = ("ids", "colours", "overlay", "confidence")  # that `predict` writes
 STREAMS = ("source", "labelled", "unlabelled")
 
 

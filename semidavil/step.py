@@ -94,12 +94,8 @@ class TrainingStep:
         device: torch.device,
         replay: bool = False,
     ) -> None:
-        self.method, self.optimizer, self.lr = (
-            experiment.method,
-            experiment.optimizer,
-            experiment.lr,
-        )
-        self.settings = settings
+        self.method, self.optimizer = experiment.method, experiment.optimizer
+        self.lr, self.settings = experiment.lr, settings
         self.divergence = Divergence(device)
         self.update: Compute = Update(experiment, autocast)
         groups = self.optimizer.param_groups

@@ -36,7 +36,9 @@ def make(tracked: Tracked) -> Table:
     here = Cells(runs, chosen.left_out)
     measured = over_budgets(runs).set_index(["variant", "budget"])
     columns = ("encoder", *(f"{budget:,}" for budget in BUDGETS))
-    numbers = measured.reset_index().assign(encoder=str(runs["model.vlm"].iloc[0]))
+    numbers = measured.reset_index().assign(
+        encoder=str(runs["model.encoder"].iloc[0] or runs["model.vlm"].iloc[0])
+    )
     variants = COMPARISONS[GRID].present(runs)
     blocks = (
         Block(f"{here.heading(BENCHMARK)}, measured", columns, _measured(numbers, variants)),

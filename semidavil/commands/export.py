@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from semidavil.commands.endings import told
+
 console = Console()
 
 
@@ -43,7 +45,7 @@ def export_command(
     from semidavil.experiments.exporting import FORMATS, export
     from semidavil.experiments.predictor import Predictor, find_weights
 
-    try:
+    with told(console, "stopped; repeat the command"):
         path = out or Path("segmenter").with_suffix(FORMATS[to])
         if path.suffix != FORMATS[to]:
             raise ValueError(
@@ -61,12 +63,6 @@ def export_command(
         )
         with console.status("exporting, which can take a minute"):
             made = export(predictor, path, caption, image)
-    except ModuleNotFoundError as error:
-        console.print(f"[bold red]error:[/] {error.name} is needed: pip install -e '.\\[export]'")
-        raise typer.Exit(1) from error
-    except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
     console.print(f"written: {made.path} and {made.path}.json, which describes it", soft_wrap=True)
     for name, shape in made.about["inputs"].items():
         console.print(f"  input {name} {shape}")

@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from semidavil.commands.endings import told
 from semidavil.data.files import DataError
+from semidavil.names import PICTURES
 
 if TYPE_CHECKING:  # seconds to import
     from semidavil.evaluation.written import Source
     from semidavil.experiments.segmenting import Scores, Segmenting
 
-KINDS = "ids,colours,overlay,confidence"
 console = Console()
 
 
@@ -35,7 +36,9 @@ def predict_command(
             help="Folder of PNGs with the pictures' names and the target data set's ids, for scores."
         ),
     ] = None,
-    write: Annotated[str, typer.Option(help="What is written of each picture.")] = KINDS,
+    write: Annotated[str, typer.Option(help="What is written of each picture.")] = ",".join(
+        PICTURES
+    ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Segments pictures of any size with a finished run; the same command goes on where it was stopped."""
@@ -43,7 +46,7 @@ def predict_command(
     from semidavil.experiments.predictor import Predictor, find_weights
     from semidavil.experiments.segmenting import Segmenting
 
-    try:
+    with told(console, "stopped; the same command goes on with what is left"):
         kinds = _kinds(write, labels)
         sources = find_sources(pictures)
         if labels and not labels.is_dir():
@@ -58,12 +61,6 @@ def predict_command(
             scores, unscored = work.score(sources, labels)
             problems += unscored
         table = work.write_table(sources, scores)
-    except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on with what is left")
-        raise typer.Exit(130) from None
     if scores and scores.per_picture:
         _print_scores(scores, work.benchmark.classes)
     console.print(f"written: {table}", soft_wrap=True, highlight=False)
@@ -74,11 +71,9 @@ def predict_command(
 
 
 def _kinds(write: str, labels: Path | None) -> list[str]:
-    from semidavil.evaluation.written import KINDS as KNOWN
-
     kinds = [kind.strip() for kind in write.split(",") if kind.strip()]
-    if unknown := [kind for kind in kinds if kind not in KNOWN]:
-        raise ValueError(f"--write knows no {unknown[0]!r}: choose from {', '.join(KNOWN)}")
+    if unknown := [kind for kind in kinds if kind not in PICTURES]:
+        raise ValueError(f"--write knows no {unknown[0]!r}: choose from {', '.join(PICTURES)}")
     if labels and "ids" not in kinds:  # they are what is scored
         kinds = ["ids", *kinds]
     return kinds

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.commands.endings import told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
 
@@ -59,7 +60,7 @@ def _run(
     from semidavil.train import Report, prepare, train
 
     console = Console()
-    try:
+    with told(console, "stopped; the same command goes on from the last checkpoint"):
         name = preset_name or default_preset(changes.get("runtime.data_root", ""))
         config = preset(name, {**changes, **parse_settings(settings)})
         refuse_oracle(config)
@@ -86,12 +87,6 @@ def _run(
                     progress.update(task, completed=report.step)
 
                 result = train(config, show, folder)
-    except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from the last checkpoint")
-        raise typer.Exit(130) from None
     _print_result(console, config, result.metrics, result.absent, result.seconds)
     for name, path in result.artifacts.items():
         console.print(f"{name} {path}")

@@ -1,19 +1,21 @@
 """What `predict` writes of a picture, and which pictures it finds."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from semidavil.benchmarks import UNKNOWN
 from semidavil.data.files import DataError, append_rows, read_rows, state_of
+from semidavil.data.folders import files_below
 from semidavil.data.images import read_indices
+from semidavil.data.readers import READERS
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-KINDS = ("ids", "colours", "overlay", "confidence")  # of pictures that are written
 OPACITY = 0.5  # of the colours that lie over a picture
 
 
@@ -50,8 +52,7 @@ def find_sources(given: Sequence[Path]) -> list[Source]:
 def _below(path: Path) -> Iterator[Source]:
     kinds = (*PICTURES, *VIDEOS)
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.suffix.lower() in kinds and f.is_file()]
-        files = [f for f in files if not any(p.startswith(".") for p in f.relative_to(path).parts)]
+        files = [file for file in sorted(files_below(path)) if file.suffix.lower() in kinds]
         if not files:
             raise DataError(f"no picture or video in {path} (known are {', '.join(kinds)})")
         for file in files:
@@ -136,27 +137,24 @@ class Done:
         self.rows[source.name] = row
 
 
-def label_of(source: Source, folder: Path) -> Path:
-    """The picture's label below a folder: of the same name, or as Cityscapes has it.
+def label_of(source: Source, folder: Path, dataset: str) -> Path:
+    """The picture's label below a folder: of the same name, or as the data set names its labels.
 
     Raises:
         DataError: there is none.
     """
-    names = [
-        f"{source.name}.png",
-        f"{source.name.removesuffix('_leftImg8bit')}_gtFine_labelIds.png",
-    ]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{source.path} has no label {folder / names[0]}")
+    names = (source.name, READERS[dataset](folder).label_of(source.name))
+    paths = [folder / f"{name}.png" for name in names]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise DataError(f"{source.path} has no label {paths[0]}")
 
 
 def confusion_of(
     labels: np.ndarray,
     label_file: Path,
     lookup: np.ndarray,
-    ids: Mapping[int, str | None],
     num_classes: int,
 ) -> np.ndarray:
     """(C, C) of one picture, rows = truth, by a label file in the target data set's own ids.
@@ -167,12 +165,12 @@ def confusion_of(
     raw = read_indices(label_file)
     if raw.shape != labels.shape:
         raise DataError(f"the label {label_file} is {raw.shape}, its picture {labels.shape} pixels")
-    unknown = sorted(set(np.unique(raw).tolist()) - ids.keys())
-    if unknown:
+    truth = lookup[raw]
+    unknown = np.unique(raw[truth == UNKNOWN])
+    if len(unknown):
         raise DataError(
             f"the label {label_file} has unknown ids: {', '.join(map(str, unknown[:8]))}"
         )
-    truth = lookup[raw]
     counted = truth < num_classes
     pairs = num_classes * truth[counted].astype(np.int64) + labels[counted]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

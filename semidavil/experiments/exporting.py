@@ -6,8 +6,6 @@ What is exported is the network on one window of the run's crop size, as `slidin
 
 import json
 import logging
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semidavil.evaluation.latency import milliseconds
 from semidavil.experiments.predictor import Predictor
 from semidavil.models.segmenter import Segmenter
 from semidavil.models.text import Language
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-REPEATS = 10  # of which a latency is the median
 
 
 class ExportError(ValueError):
@@ -90,8 +88,7 @@ def export(predictor: Predictor, path: Path, caption: str | None, image: Tensor)
         image: (1, 3, h, w) in [0, 1], of the run's crop size; what the file is compared on.
 
     Raises:
-        ExportError: the network cannot be exported so.
-        ImportError: packages of `semidavil[export]` are not here.
+        ExportError: the network cannot be exported so, or packages of `semidavil[export]` are not here.
     """
     reads_lengths = getattr(predictor.network.fusion, "reads_lengths", False)
     folded = caption is not None or not predictor.sees_captions
@@ -125,7 +122,7 @@ def export(predictor: Predictor, path: Path, caption: str | None, image: Tensor)
     }  # fmt: skip
     path.with_name(path.name + ".json").write_text(json.dumps(about, indent=2))
     largest = float((found - expected).abs().max())
-    own, file = milliseconds(lambda: network(*given)), milliseconds(run)
+    own, file = (milliseconds(each, image.device) for each in (lambda: network(*given), run))
     return Exported(path, largest, own, file, about)
 
 
@@ -146,12 +143,15 @@ def _write(
         torch.export.save(program, str(path))
         loaded = torch.export.load(str(path)).module()
         return lambda: loaded(*given)
-    import onnxruntime
-
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # of folds that it leaves out
-    written = torch.onnx.export(
-        program, given, input_names=names, output_names=["logits"], dynamo=True, verbose=False
-    )
+    try:
+        import onnxruntime
+
+        written = torch.onnx.export(
+            program, given, input_names=names, output_names=["logits"], dynamo=True, verbose=False
+        )
+    except ModuleNotFoundError as error:
+        raise ExportError(f"{error.name} is needed: pip install -e '.[export]'") from error
     assert written is not None
     written.save(str(path))
     options = onnxruntime.SessionOptions()
@@ -159,13 +159,3 @@ def _write(
     session = onnxruntime.InferenceSession(str(path), options)
     feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), given, strict=False)}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
-
-
-def milliseconds(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)

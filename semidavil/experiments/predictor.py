@@ -8,7 +8,7 @@ seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,10 +93,12 @@ class Predictor:
     Args:
         config: the run's.
         weights: as the run has saved them.
-        network: its name there.
+        about: what they say of themselves: the network's name, and its images' normalisation.
     """
 
-    def __init__(self, config: Config, weights: Path, network: str, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, weights: Path, about: Mapping[str, str], device: torch.device
+    ) -> None:
         benchmark = BENCHMARKS[config.data.benchmark]
         if benchmark.kind != "images":
             raise PredictorError(f"{weights} segments volumes ({benchmark.name}), not pictures")
@@ -113,9 +115,12 @@ class Predictor:
         # A student's image tower is the VLM's own, which captions need as it was before training.
         start = replace(self.vlm, vision=copy.deepcopy(self.vlm.vision))
         self.method = build_method(used, start, len(benchmark.classes)).to(device).eval()
-        self.network = self.method.networks()[network]
+        self.network = self.method.networks()[about["network"]]
         load_model(self.network, str(weights))
-        self._normalise_as(weights)
+        # As the run has normalised its images, which weights of an earlier version do not say.
+        for part in {"mean", "std"} & about.keys():
+            value = torch.tensor(json.loads(about[part])).view(3, 1, 1)
+            getattr(self.network.vision, part).copy_(value)
         self._captioner: Captioner | None = None if self.sees_captions else Constant("")
         amp = use_bfloat16(config.training.amp, device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
@@ -143,17 +148,7 @@ class Predictor:
                 f"{weights} is of a run that this version does not know ({error}): use the commit in the "
                 "run's tags in MLflow"
             ) from error
-        return cls(config, weights, about["network"], choose_device(device))
-
-    def _normalise_as(self, weights: Path) -> None:
-        """As the run has normalised its images, which weights of an earlier version do not say."""
-        with safe_open(weights, framework="pt") as file:
-            about = file.metadata() or {}
-        for part in ("mean", "std"):
-            if part in about:
-                getattr(self.network.vision, part).copy_(
-                    torch.tensor(json.loads(about[part])).view(3, 1, 1)
-                )
+        return cls(config, weights, about, choose_device(device))
 
     @property
     def fingerprint(self) -> str:

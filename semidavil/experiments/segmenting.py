@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from semidavil.benchmarks import LABEL_IDS
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
 from semidavil.evaluation.written import (
@@ -38,7 +37,7 @@ class Segmenting:
 
     Args:
         out: created if it is not there.
-        kinds: of `written.KINDS`.
+        kinds: of `names.PICTURES`.
         caption: what every picture is said to show; None asks the run's captioner.
     """
 
@@ -112,18 +111,17 @@ class Segmenting:
     def score(self, sources: Sequence[Source], labels: Path) -> tuple[Scores, list[str]]:
         """Scores of the pictures that are done and have a label, and why others have none."""
         classes = self.benchmark.classes
-        lookup, ids = (
-            self.benchmark.lookup(self.benchmark.target), LABEL_IDS[self.benchmark.target]
-        )  # fmt: skip
+        target = self.benchmark.target
+        lookup = self.benchmark.lookup(target)
         total = np.zeros((len(classes), len(classes)), dtype=np.int64)
         per_picture, problems = {}, []
         for source in sources:
             if source.is_video or not self.done.has(source):
                 continue
             try:
-                label = label_of(source, labels)
+                label = label_of(source, labels, target)
                 predicted = read_indices(file_of(self.out, source.name, "ids"))
-                confusion = confusion_of(predicted, label, lookup, ids, len(classes))
+                confusion = confusion_of(predicted, label, lookup, len(classes))
             except DataError as error:
                 problems.append(str(error))
                 continue

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -92,7 +92,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         vlm = vlm_of(config)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
         load_tokens(config, captions, vlm, progress)
-        said = describe_captions(config, captions, vlm)
+        said = describe_captions(config, captions, vlm).report
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
     return said
 
@@ -111,9 +111,9 @@ class StreetExperiment:
         self.constants: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         if rank() == 0 and config.model.fusion not in names.VISION_ONLY:
-            print(describe_captions(config, captions, vlm), flush=True)  # into the run's log
-            self.constants = count_captions(captions, vlm).numbers()
-            self.notes = {"caption_prompt": prompt_of(config, vlm)}
+            said = describe_captions(config, captions, vlm)
+            print(said.report, flush=True)  # into the run's log
+            self.constants, self.notes = said.counts.numbers(), {"caption_prompt": said.prompt}
         self.method = build_method(config, vlm, len(self.benchmark.classes)).to(device)
         traits = names.METHODS[config.training.method]
         workers = workers_of(config, device)
@@ -258,14 +258,28 @@ def load_tokens(
     return CaptionTokens(vlm.text, texts, cache_dir(config) / "tokens", progress)
 
 
-def count_captions(captions: Mapping[Path, Caption], vlm: VLM) -> CaptionStatistics:
-    return caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
+class Described(NamedTuple):
+    """What a run says of its captions, their counts, and what their captioner was asked."""
+
+    report: str
+    counts: CaptionStatistics
+    prompt: str
 
 
-def describe_captions(config: Config, captions: Mapping[Path, Caption], vlm: VLM) -> str:
-    """Who has made the captions, what is wrong with them, and ten of them."""
-    found, streams = count_captions(captions, vlm), captioned_streams(config)
-    return caption_report(config, found, captions, streams, prompt_of(config, vlm))
+def describe_captions(
+    config: Config,
+    captions: Mapping[Path, Caption],
+    vlm: VLM,
+    streams: Mapping[str, Sequence[Path]] | None = None,
+) -> Described:
+    """Who has made the captions, what is wrong with them, and ten of them.
+
+    Args:
+        streams: the captioned images; all of the run's if None.
+    """
+    counts = caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
+    prompt, streams = prompt_of(config, vlm), streams or captioned_streams(config)
+    return Described(caption_report(config, counts, captions, streams, prompt), counts, prompt)
 
 
 def captioned_streams(config: Config) -> dict[str, list[Path]]:
@@ -288,8 +302,7 @@ def try_captions(config: Config, device: torch.device, count: int) -> str:
     chosen = {path for paths in streams.values() for path in paths}
     some = {key: [s for s in samples if s.image in chosen] for key, samples in groups.items()}
     captions = load_captions(config, vlm, progress=True, groups=some)
-    found = count_captions(captions, vlm)
-    return caption_report(config, found, captions, streams, prompt_of(config, vlm))
+    return describe_captions(config, captions, vlm, streams).report
 
 
 def parameter_groups(method: Method, rates: Rates) -> list[dict[str, Any]]:

@@ -56,13 +56,9 @@ class ClipViT(VisionEncoder):
         for block in blocks:
             x = block(x)
         if dense != "maskclip":
-            projected = F.linear(last.ln_1(x), last.attn.in_proj_weight, last.attn.in_proj_bias)
-            query, key, value = (
-                part.unflatten(-1, (last.attn.num_heads, -1)).transpose(1, 2)
-                for part in projected.chunk(3, -1)
-            )
+            query, key, value = last.attn.heads(last.ln_1(x))
             gathered = attend(dense, query, key, value, (height, width), prefix=1)
-            x = last.ls_1(last.attn.out_proj(gathered.transpose(1, 2).flatten(2)))[:, 1:]
+            x = last.ls_1(last.attn.project(gathered))[:, 1:]
         elif tower.pool_type == "tok":
             x = x[:, 1:]
             x = x + last.ls_1(_value_path(last.attn, last.ln_1(x)))
@@ -125,10 +121,8 @@ class ClipResNet(VisionEncoder):
         return F.normalize(joint, dim=-1).transpose(1, 2).unflatten(2, (height, width))
 
     def joint_projection(self) -> nn.Linear:
-        first, second = (
-            self.tower.attnpool.v_proj,
-            self.tower.attnpool.c_proj,
-        )  # one after the other
+        pool = self.tower.attnpool
+        first, second = pool.v_proj, pool.c_proj  # one after the other
         bias = second.weight @ first.bias + second.bias
         return linear(second.weight @ first.weight, bias)
 

@@ -17,7 +17,7 @@ from typing import Any
 import timm
 from timm.models import get_pretrained_cfg, list_models, load_state_dict
 
-from semidavil.models.sources import WEIGHT_FILES, VLMError, fetch, shorten
+from semidavil.models.sources import WEIGHT_FILES, VLMError, about_fit, fetch, require_one
 from semidavil.models.timm_vision import build_timm, timm_encoder
 from semidavil.models.vision import VisionEncoder
 from semidavil.names import TIMM
@@ -120,11 +120,7 @@ def _normalisation(architecture: str, file: Path) -> tuple[Sequence[float], Sequ
     names = [f"{architecture}.{tag}" for tag in _tags(architecture)] or [architecture]
     configs: list[Any] = [get_pretrained_cfg(name) for name in names]
     choices = {(tuple(config.mean), tuple(config.std)) for config in configs}
-    if len(choices) > 1:
-        raise VLMError(
-            f"{file} does not say how its images are normalised, and weights of {TIMM}{architecture} come in "
-            f"{len(choices)} ways: put the config.json of its repository beside it"
-        )
+    require_one(choices, file, f"{TIMM}{architecture}", "config.json")
     return choices.pop()
 
 
@@ -141,11 +137,7 @@ def _build(architecture: str, file: Path | None, seed: int) -> Any:
     except Exception as error:
         if file is None:
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise VLMError(
-            f"the weights {file} do not fit {TIMM}{architecture}: {'; '.join(map(shorten, lines[:3]))}. Set "
-            "model.encoder to the architecture that they belong to, or choose other weights"
-        ) from error
+        raise VLMError(about_fit(file, f"{TIMM}{architecture}", error, "model.encoder")) from error
     network.reset_classifier(0)
     return network
 

@@ -60,14 +60,21 @@ class SelfAttention(nn.MultiheadAttention):
 
     def attend(self, x: Tensor) -> Tensor:
         """Of every token, (B, N, c), without mask and dropout."""
+        return self.project(F.scaled_dot_product_attention(*self.heads(x)))
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, N, c), each (B, heads, N, c / heads)."""
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # Split along the last axis, where three gradients are joined by one copy.
         query, key, value = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for part in projected.chunk(3, -1)
         )
-        attended = F.scaled_dot_product_attention(query, key, value)  # (B, heads, N, c / heads)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return query, key, value
+
+    def project(self, gathered: Tensor) -> Tensor:
+        """What the heads have gathered, (B, heads, N, c / heads), as tokens (B, N, c)."""
+        return self.out_proj(gathered.transpose(1, 2).flatten(2))
 
 
 def for_gpus(tower: nn.Module) -> None:

@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,11 +131,7 @@ def _presumed_normalisation(
     """
     tags = [get_pretrained_cfg(model, tag) for tag in list_pretrained_tags_by_model(model)]
     choices = {(tuple(tag["mean"]), tuple(tag["std"])) for tag in tags}
-    if len(choices) > 1:
-        raise VLMError(
-            f"{file} does not say how its images are normalised, and weights of {model} come in "
-            f"{len(choices)} ways: put the {CONFIG_FILE} of its repository beside it"
-        )
+    require_one(choices, file, model, CONFIG_FILE)
     if not quick_gelu and any(tag.get("quick_gelu") for tag in tags):
         warnings.warn(
             f"{file} does not say its activation: taking GELU, as {model} does. For weights "
@@ -229,6 +225,33 @@ def fetch(repository: str, names: Sequence[str], what: str, line: str, settings:
             f"access: {line}; copy DIR here and pass --set {settings}. Or copy that machine's Hugging Face "
             "cache here and set HF_HOME to it"
         ) from error
+
+
+def require_one(choices: Collection[object], file: Path, model: str, beside: str) -> None:
+    """Raises VLMError where weights of a model are normalised in several ways.
+
+    Args:
+        beside: the file that says it, which is in the repository of the weights.
+    """
+    if len(choices) > 1:
+        raise VLMError(
+            f"{file} does not say how its images are normalised, and weights of {model} come in "
+            f"{len(choices)} ways: put the {beside} of its repository beside it"
+        )
+
+
+def about_fit(file: Path, model: str, error: Exception, setting: str) -> str:
+    """What is to be done where weights do not fit.
+
+    Args:
+        setting: the one that names the architecture.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines.sort(key=lambda line: not line.startswith("size mismatch"))
+    return (
+        f"the weights {file} do not fit {model}: {'; '.join(map(shorten, lines[:3]))}. Set {setting} to the "
+        "architecture that they belong to, or choose other weights"
+    )
 
 
 def told(error: Exception) -> str:

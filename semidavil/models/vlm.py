@@ -29,10 +29,10 @@ from semidavil.models.sources import (
     WEIGHT_FILES,
     Source,
     VLMError,
+    about_fit,
     about_tokenizer,
     find_source,
     require_tokenizer,
-    shorten,
 )
 from semidavil.models.text import TextEncoder
 from semidavil.models.timm_vision import timm_encoder
@@ -181,9 +181,4 @@ def _load_weights(clip: nn.Module, file: Path, model: str) -> None:
                 f"{file} is a TorchScript archive, as OpenAI published its weights: use the "
                 "open_clip_model.safetensors of the same model from the Hugging Face hub"
             ) from error
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        lines.sort(key=lambda line: not line.startswith("size mismatch"))
-        raise VLMError(
-            f"the weights {file} do not fit {model}: {'; '.join(map(shorten, lines[:3]))}. Set "
-            " model.vlm to the architecture that they belong to, or choose other weights"
-        ) from error
+        raise VLMError(about_fit(file, model, error, "model.vlm")) from error

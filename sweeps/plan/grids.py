@@ -217,9 +217,7 @@ PARTS: dict[str, tuple[str, str]] = {
 }
 
 
-RELEASED = (
-    "semidavil_released"  # a variant of `components`: every part on, as the released code has it
-)
+RELEASED = "semidavil_released"  # of `components`: every part on, as the released code has it
 
 
 def components(base: Config, which: Selection) -> list[Config]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from offline_hub import OfflineHub
 from PIL import Image
 from png_files import write_png
 from small_clip import WORDS, save_clip
@@ -42,6 +43,11 @@ def tiny_abdomens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(9):
         write_case(folder / "synapse" / f"case{index:04d}.h5", index)
     return folder
+
+
+@pytest.fixture
+def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OfflineHub:
+    return OfflineHub(tmp_path / "hub", monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from offline_hub import OfflineHub
 from safetensors.torch import save_file
 
 from semidavil.config import Config, ConfigError, preset
@@ -66,18 +67,8 @@ def test_weights_with_any_classifier_or_none(classes: int, tmp_path: Path) -> No
     assert all(mine == its and torch.equal(one, other) for (mine, one), (its, other) in states)
 
 
-def test_a_cached_tag_works_without_network(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "hub" / "models--timm--test_vit.r160_in1k"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("a" * 40)
-    (folder / "snapshots" / ("a" * 40)).mkdir(parents=True)
-    (folder / "snapshots" / ("a" * 40) / "model.safetensors").symlink_to(
-        saved / "model.safetensors"
-    )
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def test_a_cached_tag_works_without_network(saved: Path, offline_hub: OfflineHub) -> None:
+    offline_hub.add("timm/test_vit.r160_in1k", saved / "model.safetensors")
     file = load_encoder("timm:test_vit", str(saved))
     for tag in ("default", "r160_in1k"):
         found = load_encoder("timm:test_vit", tag)
@@ -85,11 +76,8 @@ def test_a_cached_tag_works_without_network(
         assert all(torch.equal(one, other) for one, other in states)
 
 
-def test_what_cannot_be_had_names_the_file_and_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("offline_hub")
+def test_what_cannot_be_had_names_the_file_and_what_to_do() -> None:
     with pytest.raises(VLMError) as raised:
         load_encoder("timm:vit_base_patch16_dinov3", "default")
     repository = "timm/vit_base_patch16_dinov3.lvd1689m"

@@ -17,7 +17,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
-from semidavil.evaluation.written import KINDS, OPACITY, find_sources
+from semidavil.evaluation.written import OPACITY, find_sources
 from semidavil.experiments.predictor import (
     WEIGHTS,
     Predictor,
@@ -27,6 +27,7 @@ from semidavil.experiments.predictor import (
 )
 from semidavil.models.vlm import VLMError, load_vlm
 from semidavil.models.weights import save_weights
+from semidavil.names import PICTURES
 from semidavil.train import Result, train
 
 BENCHMARK = BENCHMARKS["gta5-cityscapes"]
@@ -97,7 +98,9 @@ def test_a_captioner_is_asked_as_in_the_run(run: Run, tmp_path: Path) -> None:
             "model.captions": f"hf:{tmp_path / 'model'}", "model.caption_prompt": prompt,
             "runtime.cache_dir": str(tmp_path),
         })  # fmt: skip
-        predictor = Predictor(config, run.folder / WEIGHTS, "teacher", torch.device("cpu"))
+        predictor = Predictor(
+            config, run.folder / WEIGHTS, {"network": "teacher"}, torch.device("cpu")
+        )
         said.add(predictor(image).captions)
     assert len(said) == 2
 
@@ -285,7 +288,7 @@ def test_what_is_no_picture_is_refused(pictures: Path, tmp_path: Path) -> None:
 def test_options_that_are_wrong_say_so(run: Run, pictures: Path, tmp_path: Path) -> None:
     code, output = run.predict(pictures, "--out", tmp_path, "--write", "ids,depth")
     assert code == 1
-    assert f"knows no 'depth': choose from {', '.join(KINDS)}" in output
+    assert f"knows no 'depth': choose from {', '.join(PICTURES)}" in output
     code, output = run.predict(pictures, "--out", tmp_path, "--labels", tmp_path / "gone")
     assert code == 1
     assert "there is no folder" in output

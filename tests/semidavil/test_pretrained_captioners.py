@@ -159,11 +159,8 @@ def test_captioning_models_in_their_real_format(
         captions_of(paths, name, None, CLASSES, cache)
 
 
-def test_a_missing_captioning_model_names_what_to_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("offline_hub")
+def test_a_missing_captioning_model_names_what_to_download(tmp_path: Path) -> None:
     with pytest.raises(CaptionError) as raised:
         captions_of([], "blip2:Salesforce/blip2-opt-2.7b", None, CLASSES, tmp_path / "cache")
     for part in (

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from offline_hub import OfflineHub
 from safetensors.torch import load_file, save_file
 from small_clip import MEAN, clip_config, save_clip
 
@@ -57,24 +58,12 @@ def test_a_bare_file_of_an_architecture_with_both_activations_warns(
         load_vlm("ViT-L-14", file)
 
 
-def fill_cache(home: Path, repository: str, file: Path) -> None:
-    """The Hugging Face cache as a download leaves it."""
-    folder = home / "hub" / f"models--{repository.replace('/', '--')}"
-    commit = "a" * 40
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(commit)
-    (folder / "snapshots" / commit).mkdir(parents=True)
-    (folder / "snapshots" / commit / file.name).symlink_to(file)
-
-
 def test_a_cached_tag_works_without_network_and_brings_its_activation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, offline_hub: OfflineHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_clip(tmp_path / "clip", quick_gelu=True)
     file = tmp_path / "clip" / "open_clip_model.safetensors"
-    fill_cache(tmp_path, "timm/vit_base_patch16_clip_224.openai", file)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    offline_hub.add("timm/vit_base_patch16_clip_224.openai", file)
     for name in ("ViT-B-16", "ViT-B-16-quickgelu"):
         config = clip_config(quick_gelu=name.endswith("quickgelu"))
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
@@ -89,11 +78,8 @@ def test_a_cached_tag_works_without_network_and_brings_its_activation(
     assert type(openai.vision.tower.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
 
 
-def test_missing_weights_name_the_file_and_what_to_do_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+@pytest.mark.usefixtures("offline_hub")
+def test_missing_weights_name_the_file_and_what_to_do_with_it() -> None:
     with pytest.raises(VLMError) as raised:
         load_vlm("ViT-B-16", "openai")
     for part in (
