@@ -19,10 +19,10 @@ HERE = "cityscapes-cityscapes"
 OFF = {"model__fusion": "none", "loss__name": "ce"}
 
 
-def add_methods(store: Writer, budgets: tuple[int, ...]) -> None:
+def add_methods(store: Writer, budgets: tuple[int, ...], **more: str) -> None:
     scores = {"semidavil": 40.0, "unimatch_v2": 30.0}
     for (method, score), budget, seed in itertools.product(scores.items(), budgets, (0, 1, 2)):
-        cell = settings(HERE, budget, seed, training__method=method)
+        cell = settings(HERE, budget, seed, training__method=method, **more)
         store.run("methods", cell, {"miou": score + seed + budget / 1000})
 
 
@@ -50,6 +50,12 @@ def test_semi_supervised_papers_stand_apart_from_what_was_measured(store: Writer
     numbers = table.numbers[table.numbers["elsewhere"].notna()]
     assert len(numbers) == 4 * len(paper.ELSEWHERE)
     assert numbers["mean"].isna().all()
+
+
+def test_the_encoder_of_measured_rows_is_the_one_that_sees(store: Writer) -> None:
+    add_methods(store, (186,), model__encoder="timm:resnet50")
+    measured, _ = TABLES["ssl"](load_runs(store.uri)).blocks
+    assert {entries[0].text for _, entries in measured.rows} == {"timm:resnet50"}
 
 
 def test_without_such_runs_the_table_says_how_to_make_them(store: Writer) -> None:

@@ -44,6 +44,7 @@ def test_every_attention_is_exported_with_its_caption(fusion: str, tmp_path: Pat
     with torch.no_grad():
         expected = predictor.network(image, predictor.language(CAPTION))
     found = torch.export.load(str(tmp_path / "file.pt2")).module()(image)
+    assert made.largest == pytest.approx(float((found - expected).abs().max()), rel=0.5, abs=1e-9)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -17,7 +17,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
-from semidavil.evaluation.written import OPACITY, find_sources
+from semidavil.evaluation.written import OPACITY, confusion_of, find_sources
 from semidavil.experiments.predictor import (
     WEIGHTS,
     Predictor,
@@ -188,6 +188,16 @@ def test_labels_that_do_not_fit_are_named(run: Run, pictures: Path, tmp_path: Pa
         )
         assert code == 1
         assert message in output
+
+
+def test_a_confusion_by_hand(tmp_path: Path) -> None:
+    """Of Cityscapes' ids, 7 is road, 26 car, 0 ignored; the network says road, car, car, road."""
+    cv2.imwrite(str(tmp_path / "label.png"), np.array([[7, 7, 26, 0]], np.uint8))
+    road, car = BENCHMARK.classes.index("road"), BENCHMARK.classes.index("car")
+    labels = np.array([[road, car, car, road]], np.uint8)
+    found = confusion_of(labels, tmp_path / "label.png", BENCHMARK.lookup("cityscapes"), 19)
+    assert found.sum() == 3
+    assert found[road, road] == found[road, car] == found[car, car] == 1
 
 
 def test_a_video_is_one_with_the_classes_over_it(run: Run, tmp_path: Path) -> None:

@@ -128,6 +128,14 @@ def test_a_resumed_optimizer_computes_as_it_would_have_from_the_start() -> None:
     torch.testing.assert_close(other.weight, layer.weight, rtol=1e-6, atol=1e-7)
 
 
+def test_a_checkpoint_without_recordings_leaves_an_optimizer_ready_for_them() -> None:
+    layer = nn.Linear(4, 3)
+    mine, saved = (adamw([{"params": layer.parameters(), "scale": 1.0}]) for _ in range(2))
+    mine.param_groups[0]["capturable"] = True
+    load_optimizer(mine, saved.state_dict())
+    assert mine.param_groups[0]["capturable"]
+
+
 def test_adamw_by_its_equations() -> None:
     """Loshchilov and Hutter (ICLR 2019), algorithm 2, in float64; two steps."""
     torch.manual_seed(1)
@@ -153,6 +161,12 @@ def test_determinism_is_strict_where_kernels_have_a_choice() -> None:
         assert not torch.utils.deterministic.fill_uninitialized_memory
         make_deterministic(0, 1, CPU)
         assert torch.get_deterministic_debug_mode() == 1
+        make_deterministic(0, 1, torch.device("cuda"), strict=False)
+        assert torch.get_deterministic_debug_mode() == 0
+        assert torch.backends.cudnn.benchmark
+        make_deterministic(0, 1, CPU, strict=False)  # which has no choice
+        assert torch.get_deterministic_debug_mode() == 1
+        assert not torch.backends.cudnn.benchmark
     finally:
         torch.set_deterministic_debug_mode(state)
 
