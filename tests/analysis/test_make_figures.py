@@ -113,7 +113,7 @@ def test_a_server_that_goes_away_while_runs_are_read_is_an_error(
 def test_figures_need_no_torch(
     everything: str, without_torch: dict[str, str], tmp_path: Path
 ) -> None:
-    options = ["--only", "methods", "--only", "losses", "--format", "png", "--no-keep"]
+    options = ["--only", "methods", "--only", "losses", "--format", "png"]
     place = ["--tracking-uri", everything, "--out", str(tmp_path / "out")]
     done = run(*options, *place, env=without_torch)
     assert done.returncode == 0, done
