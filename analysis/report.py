@@ -38,6 +38,7 @@ class Section:
     Attributes:
         name: its anchor.
         picture, thumbnail: the figure as data URIs; empty for a table alone.
+        width: of the picture at most, in pixels: one that is a column wide stays small.
         about: the table's caption.
         run_ids: of the runs behind figure and table.
         commands: that make these runs once more.
@@ -52,6 +53,7 @@ class Section:
     about: str
     picture: str
     thumbnail: str
+    width: int
     run_ids: tuple[str, ...]
     commands: list[str]
     missing: str
@@ -166,6 +168,7 @@ def _section(
         about=short_caption(worded) if worded else "",
         picture=_data_uri(figure, "svg") if figure else "",
         thumbnail=_data_uri(figure, "png", THUMBNAIL_DPI) if figure else "",
+        width=round(140 * figure.figure.get_figwidth()) if figure else 0,
         run_ids=tuple(sorted(ids)),
         commands=commands(runs, one.grid),
         missing=one.missing,

@@ -64,7 +64,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         row = shown[i % len(shown)]
         ax.set_ylabel(f"minus {style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)")
     legend(frame.figure)
-    told, tests = verdicts(chosen)
+    told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Drawn(
         figure=frame.figure,
         title=f"{comparison.title}: mIoU against label budget",
@@ -215,6 +215,7 @@ def _published(
             color=look.colour, marker=look.marker, linestyle=look.dash, linewidth=0.7,
             markerfacecolor="white",
         )  # fmt: skip
+    axes.margins(0.08, 0.12)
 
 
 def _alt(numbers: pd.DataFrame, looks: dict[str, Look], verdicts: Sequence[str]) -> str:

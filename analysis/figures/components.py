@@ -35,7 +35,7 @@ def draw(tracked: Tracked) -> Drawn:
         table = over_seeds(runs, parts).sort_values("mean", ignore_index=True)
         effects = factorial(runs, parts)
         tables.append(_numbers(table, effects, released, benchmark))
-    figure = plt.figure(figsize=(style.PAGE, 3.4))
+    figure = plt.figure(figsize=(style.PAGE, 3.4), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=[2, 1], width_ratios=[2.6, 1])
     top, bars = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     matrix = figure.add_subplot(grid[1, 0], sharex=top)

@@ -41,7 +41,7 @@ def draw(tracked: Tracked) -> Drawn:
                 break
     if not found:
         raise AnalysisError(f"no evaluations of {OURS} and another method on one benchmark")
-    frame = panels(list(found), 1, 3.5, share=False)
+    frame = panels(list(found), 1, 3.9, share=False)
     rows, told = [], []
     # Almost all: one class that is hardly there would else make the others pale.
     values = np.concatenate([np.abs(matrix).ravel() for _, matrix, _ in found.values()])
@@ -73,7 +73,7 @@ def draw(tracked: Tracked) -> Drawn:
     frame.figure.colorbar(
         image,
         ax=frame.figure.axes,
-        shrink=0.75,
+        location="bottom", shrink=0.6, aspect=40,
         extend="both",
         label="better (purple) or worse, points",
     )

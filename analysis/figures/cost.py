@@ -36,6 +36,7 @@ def draw(tracked: Tracked) -> Drawn:
                     color=look.colour, marker=look.marker, label=look.label, elinewidth=0.7,
                     linestyle="none", markerfacecolor=look.colour if one["compared"] else "white",
                 )  # fmt: skip
+        ax.set_xlim(left=max(0.0, ax.get_xlim()[0]))
     legend(frame.figure)
     front = numbers[numbers["pareto"] & (numbers["of"] == numbers["of"].iloc[0])]
     told = "; ".join(

@@ -1,5 +1,6 @@
 """Accuracy against what an encoder costs, milliseconds for an image and parameters, with the Pareto front."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -43,7 +44,7 @@ def draw(tracked: Tracked) -> Drawn:
         f"by {COSTS[str(cost)]}: {', '.join(dict.fromkeys(group['variant']))}"
         for cost, group in numbers[numbers["pareto"]].groupby("of", sort=False)
     )
-    verdict, tests = verdicts(type(chosen)(runs, chosen.left_out))
+    verdict, tests = verdicts(replace(chosen, runs=runs))
     return Drawn(
         figure=frame.figure,
         title="Encoders",

@@ -69,7 +69,7 @@ def draw(tracked: Tracked) -> Drawn:
     tables = {name: scores(gallery, name) for name, gallery in found.items()}
     picks = {name: choose(gallery, tables[name], name) for name, gallery in found.items()}
     heights = [_height(picks[name]) for name in found]
-    figure = plt.figure(figsize=(style.PAGE, sum(heights)), layout="none")
+    figure = plt.figure(figsize=(style.PAGE, sum(heights)))
     panels = figure.subfigures(len(found), 1, squeeze=False, height_ratios=heights, hspace=0)[:, 0]
     rows, told = [], []
     for panel, (name, gallery) in zip(panels, found.items(), strict=True):

@@ -39,7 +39,7 @@ def make(tracked: Tracked, name: str) -> Table:
         blocks.append(block)
         rows += numbers
     table = pd.DataFrame(rows)
-    told, tests = verdicts(chosen)
+    told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Table(
         name=name,
         title=f"{comparison.title}: mIoU by label budget",

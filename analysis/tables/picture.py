@@ -30,7 +30,7 @@ def picture(table: Table) -> Figure:
     width = max(sum(widths), *(_inches(block.title) for block in table.blocks))
     figure = plt.figure(figsize=(width, total * LINE))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(total, 0))
+    axes.set(xlim=(-0.02, width + 0.04), ylim=(total, 0))  # letters reach past their place
     axes.set_axis_off()
     places = [sum(widths[: i + 2]) for i in range(count)]
     y = 0.2

@@ -63,8 +63,7 @@ def latex(table: Table, how: Shown | None = None) -> str:
     table = shown(table, how)
     width = max(len(block.columns) for block in table.blocks)
     environment = "table*" if how.columns == 2 else "table"
-    whole = max((len(e.text.partition(".")[0]) for e in table.entries if e.n), default=2)
-    column = rf"S[table-format={whole}.{how.decimals},table-align-text-after=false]"
+    specs = "".join(_column(table, i, how.decimals) for i in range(width))
     # What is wider than the page is made as wide as it: six budgets with their spreads are.
     begin = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     lines = [
@@ -75,7 +74,7 @@ def latex(table: Table, how: Shown | None = None) -> str:
         rf"\caption{{{escape_latex(short_caption(table))}}}",
         rf"\label{{tab:{table.name}}}",
         begin,
-        rf"\begin{{tabular}}{{l*{{{width}}}{{{column}}}}}",
+        rf"\begin{{tabular}}{{l{specs}}}",
         r"\toprule",
     ]
     for i, block in enumerate(table.blocks):
@@ -97,15 +96,30 @@ def latex(table: Table, how: Shown | None = None) -> str:
     return "\n".join([*lines, *end])
 
 
+def _column(table: Table, place: int, decimals: int) -> str:
+    """Numbers stand on their decimal point, with room for the longest spread; texts in the middle."""
+    entries = [row[place] for b in table.blocks for _, row in b.rows if place < len(row)]
+    numbers = [entry for entry in entries if entry.n]
+    if not numbers:
+        return "c"
+    whole = max(len(entry.text.partition(".")[0]) for entry in numbers)
+    tail = max((entry.tail for entry in numbers), key=len)
+    room = rf",table-space-text-post={{{_tail(tail)}}}" if tail else ""
+    return f"S[table-format={whole}.{decimals}{room}]"
+
+
+def _tail(tail: str) -> str:
+    return rf"{{\,\scriptsize {escape_latex(tail)}}}" if tail else ""
+
+
 def _text(text: str) -> str:
     return f"{{{escape_latex(text)}}}"
 
 
 def _latex_entry(entry: Entry) -> str:
     if not entry.n:
-        return _text(rf"{entry.words}") if entry.words else ""
-    tail = rf"{{\,\scriptsize {escape_latex(entry.tail)}}}" if entry.tail else ""
-    return (r"\bfseries " if entry.mark else "") + entry.text + tail
+        return _text(entry.words) if entry.words else ""
+    return (r"\bfseries " if entry.mark else "") + entry.text + _tail(entry.tail)
 
 
 def _latex_row(texts: list[str]) -> str:
