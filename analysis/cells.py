@@ -101,7 +101,9 @@ class Cells:
         """`2 diverged, 1 running`; of one variant, or by variant: `VLGA: 2 diverged`."""
         if variant:
             here = self.unfinished[self.unfinished["variant"] == variant]
-            return ", ".join(f"{n} {why}" for why, n in here["why"].value_counts().items())
+            return ", ".join(
+                f"{n} {why}" for why, n in here["why"].value_counts().sort_index().items()
+            )
         there = dict.fromkeys(self.unfinished["variant"])
         return "; ".join(f"{style.label(v)}: {self.without_result(v)}" for v in there)
 

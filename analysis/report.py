@@ -123,7 +123,7 @@ def facts(tracked: Tracked) -> dict[str, str]:
     runs = tracked.table
     told = {"finished runs": f"{len(runs):,}", "seeds": f"{runs['seed'].nunique()}"}
     if len(tracked.open):
-        counts = tracked.open["why"].value_counts()
+        counts = tracked.open["why"].value_counts().sort_index()
         told["without a result"] = ", ".join(f"{n:,} {why}" for why, n in counts.items())
     ended = pd.to_datetime(runs["ended"].max(), unit="ms")
     told["newest end of a run"] = f"{ended:%Y-%m-%d %H:%M} UTC"

@@ -18,9 +18,9 @@ POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
     f"'sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}'"
 )
-COLUMNS = {"benchmark": "Benchmark", "variant": "Variant", "budget": "Labels", "seed": "Seed", "score": "Score",
-           "state": "State", "steps": "Steps", "minutes": "Minutes", "preset": "Preset", "device": "Device",
-           "commit": "Commit", "ended": "Ended (UTC)"}  # fmt: skip
+COLUMNS = {"benchmark": "Benchmark", "variant": "Variant", "budget": "Labels", "seed": "Seed",
+           "score": "Score", "state": "State", "steps": "Steps", "minutes": "Minutes", "preset": "Preset",
+           "device": "Device", "commit": "Commit", "ended": "Ended (UTC)"}  # fmt: skip
 
 
 def mlflow_address(uri: str, experiment_id: str, run_id: str) -> str:
@@ -88,12 +88,13 @@ def run_pages(tracked: Tracked, folder: Path, css: str) -> dict[str, bytes]:
 def _page(
     run: dict[str, Any], defaults: dict[str, Any], metrics: list[str], uri: str, css: str
 ) -> str:
-    title = f"{style.benchmark_name(run['benchmark'])}, {_variant(run)}, {run['budget']:,} labels, seed {run['seed']}"
+    where = f"{run['budget']:,} labels, seed {run['seed']}"
+    title = f"{style.benchmark_name(run['benchmark'])}, {_variant(run)}, {where}"
     ours = {s: style.setting_text(run[s]) for s, v in defaults.items() if run[s] != v}
     numbers = {
         m: f"{run[m]:.4g}" for m in metrics if isinstance(run[m], float) and run[m] == run[m]
     }
-    where = {name: str(run[f"env/{name}"]) for name in ENVIRONMENT if run[f"env/{name}"]}
+    made = {name: str(run[f"env/{name}"]) for name in ENVIRONMENT if run[f"env/{name}"]}
     run_id = run["run_id"]
     link = escape(mlflow_address(uri, run["experiment_id"], run_id), quote=True)
     facts = {
@@ -102,7 +103,7 @@ def _page(
         "data": run["data"],
     }
     parts = [("The run", facts), ("Numbers", numbers), ("Settings that differ from the paper's", ours),
-             ("Where it was made", where)]  # fmt: skip
+             ("Where it was made", made)]  # fmt: skip
     tables = "".join(f"<h2>{escape(name)}</h2>{_pairs(pairs)}" for name, pairs in parts if pairs)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -110,7 +111,8 @@ def _page(
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{css}</style></head><body><main>"
-        f'<p><a href="../report.html">Report</a> · <a href="../runs.html">All runs</a></p><h1>{escape(title)}</h1>'
+        f'<p><a href="../report.html">Report</a> · <a href="../runs.html">All runs</a></p>'
+        f"<h1>{escape(title)}</h1>"
         f'<p><a href="{link}">In MLflow</a></p>'
         f"<h2>Once more, or in use</h2><pre>python sweeps/run.py --rerun {escape(run_id)}\n"
         f"python -m semidavil predict {escape(run_id)} IMAGES --out seen</pre>{tables}</main></body></html>\n"

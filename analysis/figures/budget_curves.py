@@ -62,7 +62,9 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         axes[-1].set_xlabel("labelled target images (not to scale)")
     for i, ax in enumerate(frame.first):
         row = shown[i % len(shown)]
-        ax.set_ylabel(f"minus {style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)")
+        ax.set_ylabel(
+            f"minus\n{style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)"
+        )
     legend(frame.figure)
     told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Drawn(
@@ -72,7 +74,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
             [*told, *_caption(comparison, bool(points), bool(len(gaps))), chosen.note()]
         ),
         alt=_alt(numbers, looks, told),
-        numbers=pd.concat([numbers, gaps.assign(caveat="difference")]) if len(gaps) else numbers,
+        numbers=_with_differences(numbers, gaps),
         run_ids=chosen.run_ids,
         grid=comparison.grid,
         missing=comparison.missing(chosen.runs, chosen.benchmarks),
@@ -144,6 +146,15 @@ def differences(chosen: Cells, reference: str) -> pd.DataFrame:
     names = ["benchmark", "variant", "budget", "difference", "low", "high", "p", "n"]
     found = pd.DataFrame(rows, columns=names)
     return found if (found["n"] > 1).any() else found.iloc[:0]
+
+
+def _with_differences(numbers: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """Differences beside the means; those over all budgets are rows without a budget."""
+    renamed = gaps.rename(
+        columns={"low": "difference_low", "high": "difference_high", "n": "pairs"}
+    )
+    renamed["budget"] = pd.to_numeric(renamed["budget"], errors="coerce")
+    return numbers.merge(renamed, how="outer", on=["benchmark", "variant", "budget"])
 
 
 def _apart(axes: Axes, place: int, count: int):  # type: ignore[no-untyped-def]

@@ -73,7 +73,9 @@ def draw(tracked: Tracked) -> Drawn:
     frame.figure.colorbar(
         image,
         ax=frame.figure.axes,
-        location="bottom", shrink=0.6, aspect=40,
+        location="bottom",
+        shrink=0.6,
+        aspect=40,
         extend="both",
         label="better (purple) or worse, points",
     )
@@ -92,7 +94,7 @@ def draw(tracked: Tracked) -> Drawn:
 
 
 def shares(tracked: Tracked, runs: pd.DataFrame) -> np.ndarray | None:
-    """(C, C) per cent of a true class's pixels by prediction, mean over runs that have it; rows without pixels NaN."""
+    """(C, C) per cent of a true class's pixels by prediction, mean over runs that have it; NaN for none."""
     found = [tracked.evaluation(run_id) for run_id in runs["run_id"]]
     counts = [one.confusion.astype(float) for one in found if one is not None]
     if not counts:

@@ -90,7 +90,8 @@ def _draw(
     return Drawn(
         figure=frame.figure,
         title=title,
-        caption=f"{about}, by training step; {labelled}mean over seeds that were all evaluated at the step, band: standard deviation. "
+        caption=f"{about}, by training step; {labelled}mean over seeds that were all "
+        "evaluated at the step, band: standard deviation. "
         f"{chosen.note()}",
         alt=f"Line chart over training steps. At the end: {told}.",
         numbers=numbers,

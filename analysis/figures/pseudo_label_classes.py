@@ -20,7 +20,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no run was evaluated more than once.
     """
-    start = f"pseudo/{next(iter(METRICS))}/"
+    start = "iou/"
     classes = [c.removeprefix(start) for c in tracked.table.columns if c.startswith(start)]
     metrics = [f"val/pseudo/{metric}/{name}" for metric in METRICS for name in classes]
     grid, chosen, numbers = evaluated_on_the_way(tracked, metrics, (OURS,))

@@ -90,7 +90,8 @@ def draw(tracked: Tracked) -> Drawn:
         + f". Above the bars, the change in per cent where CE is above a Dice of {LEAST_DICE:g}, else the "
         "Dice that it starts from. ASD in mm is symmetric and has no bar where a network never finds the "
         "organ; in voxels it is GenericSSL's and DHC's: one way, and 128 for an organ that is missed. "
-        f"Mean over {seeds} with its 95% t interval, uncorrected; {int(runs['budget'].iloc[0])} labelled scans, split "
+        f"Mean over {seeds} with its 95% t interval, uncorrected; "
+        f"{int(runs['budget'].iloc[0])} labelled scans, split "
         f"{' and '.join(sorted(runs['volumes.split'].unique()))}. {SYNAPSE_WORDS} {chosen.note()}",
         alt="Bars per organ of the gain in Dice and the change in surface distance of DyCE over "
         "cross-entropy. Mean gain in Dice, points: "

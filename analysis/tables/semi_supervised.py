@@ -48,8 +48,8 @@ def make(tracked: Tracked) -> Table:
     return Table(
         name="ssl",
         title="Semi-supervised learning on Cityscapes",
-        about="Mean IoU (%) by number of labelled images; above: measured, below: published elsewhere, which is "
-        "not compared.",
+        about="Mean IoU (%) by number of labelled images; above: measured, below: published elsewhere, "
+        "which is not compared.",
         caption="Mean IoU (%) on the validation images by number of labelled images, 1/16 to 1/2 of the "
         "training set. Above: measured. Below: what "
         f"{ELSEWHERE_SOURCE} reports for methods with encoders, decoders, crops, schedules and labelled "

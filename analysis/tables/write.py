@@ -9,7 +9,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "→": r"$\rightarrow$", "\N{EN DASH}": "--",
-    "\N{EM DASH}": "---", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$", "≤": r"$\leq$", "×": r"$\times$",
+    "\N{EM DASH}": "---", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$", "≤": r"$\leq$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{MINUS SIGN}": "$-$", "²": r"$^2$", "·": r"$\cdot$", "…": r"\dots{}", "“": "``", "”": "''",
     "\N{LEFT SINGLE QUOTATION MARK}": "`", "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\u00a0": "~",
     "λ": r"$\lambda$", "ω": r"$\omega$", "τ": r"$\tau$", "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}",
@@ -68,7 +69,7 @@ def latex(table: Table, how: Shown | None = None) -> str:
     begin = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     lines = [
         PACKAGES,
-        *(f"% {line}" for line in (*table.verdicts, table.caption) if line),
+        *(f"% {escape_latex(line)}" for line in (*table.verdicts, table.caption) if line),
         rf"\begin{{{environment}}}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{escape_latex(short_caption(table))}}}",

@@ -174,7 +174,7 @@ def test_benchmarks_weigh_the_same_however_many_budgets_they_have() -> None:
 def test_ranks_and_their_critical_difference() -> None:
     """Demsar's example of four classifiers: q = 2.569 for k = 4, of fourteen data sets CD = 1.25."""
     rng = np.random.default_rng(0)
-    scores = pd.DataFrame(rng.normal(0, 1, (14, 4)) + [3, 2, 1, 0], columns=list("abcd"))
+    scores = pd.DataFrame(rng.normal([3, 2, 1, 0], 1, (14, 4)), columns=list("abcd"))
     found = ranks(scores)
     assert found.mean.tolist() == sorted(found.mean)
     assert found.critical == pytest.approx(1.25, abs=0.005)
