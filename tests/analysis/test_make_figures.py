@@ -29,7 +29,8 @@ def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: P
         assert done.returncode == 0, done.stdout + done.stderr
         assert "not run yet: 20 cells" in done.stdout
         assert "baselines is left out" in done.stdout
-    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    names = sorted(str(p.relative_to(tmp_path / "a")) for p in files)
     assert {"attention.pdf", "attention_table.tex", "report.html"} <= set(names)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
