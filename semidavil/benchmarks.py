@@ -7,6 +7,7 @@ how the sources' classes read in CamVid's: that table is ours. CamVid has one cl
 splits in several (vehicles, signs, two-wheelers with their riders), and its fences include guard rails.
 """
 
+import colorsys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -97,6 +98,10 @@ class Benchmark:
         ssl_budgets: those that papers of semi-supervised learning compare, 1/16 to 1/2 of the set.
         subsets: further means over some classes, by name.
         synonyms: class names of the source that are called otherwise here.
+        colours: of classes in pictures, where they are not Cityscapes'.
+        words: what classes are also called, in prompts.
+        scene: what captions begin with.
+        disparity: whether the target's description says where its disparities are.
     """
 
     name: str
@@ -109,6 +114,10 @@ class Benchmark:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["images", "volumes"] = "images"
     metric: str = "miou"
+    colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scene: str = "a street scene"
+    disparity: bool = False
 
     @property
     def score(self) -> str:
@@ -122,7 +131,7 @@ class Benchmark:
     @property
     def has_disparity(self) -> bool:
         """Whether the target's images come with disparity maps."""
-        return self.target in WITH_DISPARITY
+        return self.disparity or self.target in WITH_DISPARITY
 
     def lookup(self, dataset: str) -> np.ndarray:
         """Class index by raw label id (65536,) uint8: 255 is ignored, 254 an unknown id."""
@@ -136,8 +145,18 @@ class Benchmark:
     def palette(self) -> np.ndarray:
         """Colours (256, 3) uint8 by class index; ignored pixels are black."""
         colours = np.zeros((256, 3), dtype=np.uint8)
-        colours[: len(self.classes)] = [PALETTE[name] for name in self.classes]
+        known = PALETTE | dict(self.colours)
+        colours[: len(self.classes)] = [
+            known.get(name) or made_colour(number) for number, name in enumerate(self.classes)
+        ]
         return colours
+
+
+def made_colour(number: int) -> tuple[int, int, int]:
+    """A colour for a class that has none, far from those of its neighbours: hues a golden angle apart."""
+    hue, value = number * 0.618034 % 1, (1.0, 0.72)[number % 2]
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 _CITYSCAPES_BUDGETS = (0, 100, 200, 500, 1000, 2975)
