@@ -8,7 +8,8 @@ splits in several (vehicles, signs, two-wheelers with their riders), and its fen
 """
 
 import colorsys
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -144,19 +145,32 @@ class Benchmark:
     @property
     def palette(self) -> np.ndarray:
         """Colours (256, 3) uint8 by class index; ignored pixels are black."""
-        colours = np.zeros((256, 3), dtype=np.uint8)
-        known = PALETTE | dict(self.colours)
-        colours[: len(self.classes)] = [
-            known.get(name) or made_colour(number) for number, name in enumerate(self.classes)
-        ]
-        return colours
+        return palette_of(self.classes, self.colours)
 
 
-def made_colour(number: int) -> tuple[int, int, int]:
-    """A colour for a class that has none, far from those of its neighbours: hues a golden angle apart."""
-    hue, value = number * 0.618034 % 1, (1.0, 0.72)[number % 2]
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.65, value)
-    return round(255 * red), round(255 * green), round(255 * blue)
+def palette_of(
+    classes: Sequence[str], colours: Mapping[str, tuple[int, int, int]]
+) -> np.ndarray:
+    """Colours (256, 3) uint8 by class index: those given, Cityscapes', or made ones; all else is black."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    known = PALETTE | dict(colours)
+    taken = [known[name] for name in classes if name in known]
+    for index, name in enumerate(classes):
+        if name not in known:
+            taken.append(known.setdefault(name, _unlike(taken)))
+        palette[index] = known[name]
+    return palette
+
+
+def _unlike(taken: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """A colour for a class that has none: of many, the one that is farthest from those taken."""
+    shades = itertools.product(range(24), ((0.65, 1.0), (0.8, 0.65), (0.35, 0.95)))
+    made = [colorsys.hsv_to_rgb(hue / 24, *shade) for hue, shade in shades]
+    table = np.array(made).reshape(-1, 1, 3) * 255
+    others = np.array([(0, 0, 0), *taken], float)  # black is what is ignored
+    distance = np.square(table - others).sum(2).min(1)
+    red, green, blue = table[int(distance.argmax()), 0].round().astype(int).tolist()
+    return red, green, blue
 
 
 _CITYSCAPES_BUDGETS = (0, 100, 200, 500, 1000, 2975)

@@ -206,6 +206,13 @@ class DataSet(_Entry):
         return found | {codes[v]: name for name, c in self.classes.items() for v in c.values}
 
     @property
+    def colours(self) -> dict[str, Colour]:
+        """Of classes in pictures, as far as the description says; where labels are colours, those."""
+        by_label = {name: rgb(c.values[0]) for name, c in self.classes.items()}
+        said = {name: c.colour for name, c in self.classes.items() if c.colour}
+        return (by_label if self.encoding == "colour" else {}) | said
+
+    @property
     def key(self) -> str:
         """Its name, with a hash of all that changes what a reader gives."""
         content = self.model_dump(mode="json", exclude=_NO_RESULT)
@@ -315,8 +322,7 @@ class BenchmarkFile(_Entry):
             for name, category in one.classes.items():
                 name = self.renamed.get(name, name)
                 words[name] = tuple(dict.fromkeys([*words.get(name, ()), *category.synonyms]))
-                if colour := category.colour or _label_colour(one, category):
-                    colours[name] = colour
+            colours |= {self.renamed.get(name, name): c for name, c in one.colours.items()}
         scene = self.scene or (self.target.scene if isinstance(self.target, DataSet) else "")
         return Benchmark(
             self.key,
@@ -473,10 +479,6 @@ def _colour(said: Any, where: str) -> int:
     raise ValueError(
         f'{where}: {said!r} is no colour: write [128, 0, 0] or "#800000" (in quotes)'
     )
-
-
-def _label_colour(one: DataSet, category: Category) -> Colour | None:
-    return rgb(category.values[0]) if one.encoding == "colour" else None
 
 
 def _words(pattern: str) -> set[str]:

@@ -38,6 +38,26 @@ class DescribedReader(Reader):
     def has(self, split: str) -> bool:
         return split in self.splits
 
+    def left_over(self) -> list[str]:
+        used, present, said = set[str](), set[str](), []
+        masks, labels = set[str](), set[str]()
+        for split in self.splits:
+            images = self.images_of(split)
+            pattern = self._pattern("labels", split)
+            files = [path for path in self._files(pattern.folder) if pattern.find(path)]
+            found = self._beside("labels", split, images, files)
+            masks |= set(found.values())
+            labels |= set(files)
+            used |= images.keys()
+            pictures = self._pattern("images", split)
+            present |= {path for path in self._files(pictures.folder) if pictures.find(path)}
+        # Where both lie in one folder, a pattern may fit either.
+        if lost := sorted(labels - masks - used - present):
+            said.append(f"{len(lost)} labels have no picture; the first is {self.root / lost[0]}")
+        if unused := sorted(present - used - masks - labels):
+            said.append(f"{len(unused)} pictures are in no split; the first is {self.root / unused[0]}")
+        return said
+
     def label_of(self, image: str) -> str:
         """The label of an image of this name, both without endings and folders."""
         name = os.path.splitext(Pattern(self.about.images, "").text.rpartition("/")[2])[0]

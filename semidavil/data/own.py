@@ -149,7 +149,7 @@ def _budgets(file: BenchmarkFile, folders: dict[str, str], data_root: str) -> tu
     if isinstance(one := file.target, DataSet):
         folder = Path(folders.get(one.key) or Path(data_root) / one.name)
         try:
-            count = len(DescribedReader(one, folder).images_of("train"))
+            count = len(DescribedReader(one, folder).samples("train"))
         except DataError:  # the check will say so
             count = 0
         known = tuple(dict.fromkeys(n for n in (count // share for share in SHARES) if n))

@@ -64,6 +64,10 @@ class Reader:
         """The folders of a split's images and labels."""
         raise NotImplementedError
 
+    def left_over(self) -> list[str]:
+        """What lies in the folders and is no part of any split, in sentences."""
+        return []
+
     def has(self, split: str) -> bool:
         """Whether a split's folder is there."""
         return self.folders(split)[0].is_dir()
