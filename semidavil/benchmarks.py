@@ -148,9 +148,7 @@ class Benchmark:
         return palette_of(self.classes, self.colours)
 
 
-def palette_of(
-    classes: Sequence[str], colours: Mapping[str, tuple[int, int, int]]
-) -> np.ndarray:
+def palette_of(classes: Sequence[str], colours: Mapping[str, tuple[int, int, int]]) -> np.ndarray:
     """Colours (256, 3) uint8 by class index: those given, Cityscapes', or made ones; all else is black."""
     palette = np.zeros((256, 3), dtype=np.uint8)
     known = PALETTE | dict(colours)

@@ -4,17 +4,13 @@
                             "splits": {"train": "rest", "val": "frames/seq7/**"},
                             "classes": {"water": 1, "quay": [2, 3]}, "ignored": [0]})
 
-A description says what files mean and never where a folder lies: it is the same after a move. `register`
-makes a described benchmark known under a name that ends in a hash of what it says (`quay@1f3a9c2b`), so that
-everything that looks a benchmark up by its name finds it, two versions of a description are two benchmarks,
-and a run's parameters (`data.own`) are enough to know it on a worker, in a rerun or in a figure.
+A description says what files mean and never where a folder lies: it is the same after a move. Its key is its
+name with a hash of what it says (`quay@1f3a9c2b`): two versions of a description are two data sets.
 """
 
-import base64
 import hashlib
 import json
 import re
-import zlib
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -33,14 +29,12 @@ Colour = tuple[int, int, int]
 REST = "rest"  # of a split: the images that no other split has
 MARK = "@"  # between a name and the hash of what was described
 MOST_CLASSES = 250  # a class index is a byte, of which some values mean something else
-PLAIN_CHARACTERS, MOST_CHARACTERS = 3_000, 6_000  # of `data.own`; MLflow takes no longer parameters
-_PACKED = "zlib:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_NO_RESULT = {"about": True, "licence": True}  # what changes no result, of a data set
+NO_RESULT = {"about", "licence"}  # what changes no result, of a data set
 
 
 class DescriptionError(ValueError):
-    """A description that is wrong, or of something that it cannot be of; the message names the entry."""
+    """A description that is wrong; the message names the entry."""
 
 
 class _Entry(BaseModel):
@@ -66,13 +60,16 @@ class DataSet(_Entry):
 
     Attributes:
         images, labels, disparity: patterns of paths below its folder. `*` is anything in one name, `**/` any
-            folders, `{stem}` and other words in braces one name or a part of it, `{split}` what `splits` says;
+            folders, `{stem}` and other words in braces one name or a part of it, `{split}` what
+            `splits` says;
             labels and disparities repeat what the image's path had. `.*` at the end is any ending.
-        splits: by name: a folder's name that stands for `{split}`; or, without `{split}` in `images`, a list of
+        splits: by name: a folder's name that stands for `{split}`; or, without `{split}` in `images`,
+        a list of
             files (`val.txt`), patterns of images, or "rest".
         classes: in the order in which they are trained.
         ignored: ids or colours (0xRRGGBB) that exist and are no class.
-        encoding: index: a grey or paletted file of ids; colour: a picture of colours; red: 16-bit RGB whose first
+        encoding: index: a grey or paletted file of ids; colour: a picture of colours; red: 16-bit RGB
+        whose first
             channel is the id (SYNTHIA); panoptic: COCO's, with `segments`.
         divide: what ids in the files are divided by (1000 of Cityscapes' instance ids).
         segments: the pattern of COCO's JSON, from segments to categories.
@@ -215,7 +212,7 @@ class DataSet(_Entry):
     @property
     def key(self) -> str:
         """Its name, with a hash of all that changes what a reader gives."""
-        content = self.model_dump(mode="json", exclude=_NO_RESULT)
+        content = self.model_dump(mode="json", exclude=NO_RESULT)
         for category in content["classes"].values():
             del category["colour"]
         return f"{self.name}{MARK}{_hash(content)}"
@@ -255,13 +252,15 @@ class BenchmarkFile(_Entry):
             one = getattr(self, role)
             if isinstance(one, str) and one not in LABEL_IDS:
                 known = ", ".join(name for name in LABEL_IDS if MARK not in name)
-                raise ValueError(f"{role}: there is no data set {one!r}: {known}, or a dataset.yaml")
+                raise ValueError(
+                    f"{role}: there is no data set {one!r}: {known}, or a dataset.yaml"
+                )
             missing = [s for s in splits if isinstance(one, DataSet) and s not in one.splits]
             if missing:
                 raise ValueError(f"{role}: {one.name} has no split {missing[0]}, which is needed")
-        if isinstance(self.source, DataSet) and isinstance(self.target, DataSet):
-            if self.source.key == self.target.key:
-                raise ValueError("source and target are one data set: leave the source out")
+        keys = [one.key if isinstance(one, DataSet) else one for one in datasets.values()]
+        if len(set(keys)) < len(keys):
+            raise ValueError("source and target are one data set: leave the source out")
         if len(set(classes)) != len(classes):
             raise ValueError("classes: one is named twice")
         names = {role: self._names_of(one) for role, one in datasets.items()}
@@ -334,81 +333,10 @@ class BenchmarkFile(_Entry):
             colours=colours,
             words={name: said for name, said in words.items() if said and name in self.trained},
             scene=scene or Benchmark.scene,
-            disparity=bool(described) and described[-1] is self.target and bool(described[-1].disparity),
+            disparity=bool(described)
+            and described[-1] is self.target
+            and bool(described[-1].disparity),
         )
-
-
-DATASETS: dict[str, DataSet] = {}  # those that were registered, by key
-_TEXTS: dict[str, str] = {}  # of registered benchmarks, by key
-
-
-def register(text: str) -> str:
-    """Makes a described benchmark known; returns the key that it is known by.
-
-    Args:
-        text: `text_of` it.
-
-    Raises:
-        DescriptionError: the text was written by another version.
-    """
-    try:
-        plain = text
-        if text.startswith(_PACKED):
-            plain = zlib.decompress(base64.b85decode(text.removeprefix(_PACKED))).decode()
-        file = BenchmarkFile.model_validate(json.loads(plain))
-    except (ValueError, zlib.error) as error:
-        raise DescriptionError(
-            f"the described benchmark {text[:60]!r}... cannot be read ({error}): name its file once more with "
-            "--benchmark"
-        ) from error
-    return add(file, text)
-
-
-def add(file: BenchmarkFile, text: str = "") -> str:
-    """`register` of a description that is at hand."""
-    text = text or text_of(file)
-    key = file.key
-    if _TEXTS.get(key) != text:
-        for one in file.datasets.values():
-            if isinstance(one, DataSet):
-                add_dataset(one)
-        BENCHMARKS[key] = file.benchmark
-        _TEXTS[key] = text
-    return key
-
-
-def add_dataset(one: DataSet) -> str:
-    """Makes a described data set known; returns its key."""
-    key = one.key
-    DATASETS[key] = one
-    LABEL_IDS[key] = one.label_ids
-    return key
-
-
-def registered(benchmark: str) -> str:
-    """The text of a benchmark that was registered; empty for a built-in one."""
-    return _TEXTS.get(benchmark, "")
-
-
-def text_of(file: BenchmarkFile) -> str:
-    """As one line that fits into a parameter of MLflow.
-
-    Raises:
-        DescriptionError: it is too long even when it is compressed.
-    """
-    tree = file.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    for role in ("source", "target"):  # what people are told, not what a run needs
-        if isinstance(tree.get(role), dict):
-            tree[role] = {k: v for k, v in tree[role].items() if k not in _NO_RESULT}
-    text = json.dumps(tree, separators=(",", ":"))
-    if len(text) > PLAIN_CHARACTERS:
-        text = _PACKED + base64.b85encode(zlib.compress(text.encode(), 9)).decode()
-    if len(text) > MOST_CHARACTERS:
-        raise DescriptionError(
-            f"{file.name}: the descriptions are too long to be kept with each run ({len(text)} characters of "
-            f"{MOST_CHARACTERS}, compressed): leave out synonyms, or join classes"
-        )
-    return text
 
 
 def explained(error: ValidationError) -> str:
@@ -445,9 +373,7 @@ def _category(name: str, said: Any, colours: bool) -> Any:
     if isinstance(words := said.get("synonyms", []), str):
         said["synonyms"] = words = [words]
     shown = said.get("colour")
-    labels = (
-        said.get("colours", shown) if colours else said.get("ids", said.get("id"))
-    )
+    labels = said.get("colours", shown) if colours else said.get("ids", said.get("id"))
     found: dict[str, Any] = {
         "values": [] if labels is None else _values(labels, colours, f"classes: {name}"),
         "synonyms": words,
@@ -473,12 +399,10 @@ def _colour(said: Any, where: str) -> int:
     """0xRRGGBB of `[128, 0, 0]` or `#800000`."""
     if isinstance(said, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", said):
         return int(said[1:], 16)
-    if isinstance(said, list | tuple) and len(said) == 3:
-        if all(isinstance(v, int) and 0 <= v <= 255 for v in said):
-            return said[0] << 16 | said[1] << 8 | said[2]
-    raise ValueError(
-        f'{where}: {said!r} is no colour: write [128, 0, 0] or "#800000" (in quotes)'
-    )
+    is_triple = isinstance(said, list | tuple) and len(said) == 3
+    if is_triple and all(isinstance(v, int) and 0 <= v <= 255 for v in said):
+        return int(said[0] << 16 | said[1] << 8 | said[2])
+    raise ValueError(f'{where}: {said!r} is no colour: write [128, 0, 0] or "#800000" (in quotes)')
 
 
 def _words(pattern: str) -> set[str]:
@@ -496,4 +420,3 @@ def _plain(name: str) -> str:
 def _hash(content: object) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-

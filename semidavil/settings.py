@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.descriptions import MARK, register, registered
+from semidavil.descriptions import MARK
 from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS, SHUFFLED, TIMM
+from semidavil.registry import register, registered
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -50,7 +51,8 @@ class Data(Section):
     # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
     # takes the first that there is room for. The pixels are the same: no part of a run's identity.
     store: Literal["auto", "raw", "packed", "off"] = "auto"
-    # What a user's own benchmark says, see `descriptions`; empty for a built-in one. The name in `benchmark` ends
+    # What a user's own benchmark says, see `descriptions`; empty for a built-in one. The name in
+    # `benchmark` ends
     # in its hash, so that this is no part of a run's identity.
     own: str = ""
 

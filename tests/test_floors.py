@@ -23,6 +23,7 @@ FLOORS = (
         "semidavil.machine",
         "semidavil.marks",
         "semidavil.descriptions",
+        "semidavil.registry",
     },
     {"semidavil.settings"},
     {"semidavil.config"},

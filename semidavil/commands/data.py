@@ -27,8 +27,8 @@ from semidavil.data.readers import READERS, Reader
 from semidavil.data.scans import Scan, describe
 from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
-from semidavil.descriptions import DATASETS
 from semidavil.evaluation.data_page import PICTURES, DataPage
+from semidavil.registry import DATASETS
 from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
@@ -159,7 +159,8 @@ def _init(folder: Path, source: str) -> None:
     for line in first.said:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(
-        f"written: {first.path}\nlook at {folder / SHEET}, give the classes their names in {first.path.name}, "
+        f"written: {first.path}\nlook at {folder / SHEET}, give the classes their names in "
+        f"{first.path.name}, "
         f"then: python -m semidavil data --benchmark {first.path}",
         soft_wrap=True, highlight=False, markup=False,
     )  # fmt: skip
@@ -168,14 +169,15 @@ def _init(folder: Path, source: str) -> None:
 def _places(
     benchmark: str | None, toy: bool, data_root: Path | None, cache_dir: Path
 ) -> tuple[str, Path | None, dict[str, str]]:
-    """The benchmark's name, the folder that holds a folder per data set, and a described benchmark's settings."""
+    """The benchmark's name, the folder of data sets, and the settings of a described benchmark."""
     if benchmark and is_file(benchmark):
         settings = own_benchmark(benchmark, str(data_root or ""))
         return settings["data.benchmark"], data_root, settings
     if benchmark is not None and benchmark not in BENCHMARKS:
         choices = ", ".join(BENCHMARKS)
         raise DataError(
-            f"unknown benchmark {benchmark!r}: choose from {choices}, or name a benchmark.yaml or dataset.yaml"
+            f"unknown benchmark {benchmark!r}: choose from {choices}, or name a benchmark.yaml or "
+            "dataset.yaml"
         )
     root = ensure_toy_data(cache_dir / "toy") if toy else data_root
     if root is None:
@@ -186,9 +188,7 @@ def _places(
     return benchmark or "", root.absolute(), {}
 
 
-def _datasets(
-    dataset: list[str] | None, chosen: Benchmark | None, root: Path | None
-) -> list[str]:
+def _datasets(dataset: list[str] | None, chosen: Benchmark | None, root: Path | None) -> list[str]:
     known = (*READERS, SYNAPSE, *(chosen.datasets if chosen else ()))
     unknown = [name for name in dataset or () if name not in known]
     if unknown:
@@ -209,7 +209,8 @@ def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: 
         if found.mismatched and not reader.drop_size_mismatch:
             first = found.mismatched[0]
             about.problems.append(
-                f"{where}: {len(found.mismatched)} labels have another size than their image, the first is that of "
+                f"{where}: {len(found.mismatched)} labels have another size than their image, the "
+                "first is that of "
                 f"{first}"
             )
     about.suspicions += suspicions(about.benchmark, reader, scans, memo)

@@ -14,7 +14,6 @@ from semidavil.commands.endings import told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
 from semidavil.data.own import is_file, own_benchmark
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
-
 from semidavil.settings import Data
 
 

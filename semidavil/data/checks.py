@@ -17,8 +17,8 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
-from semidavil.descriptions import DATASETS
 from semidavil.names import METHODS, ORACLE, SHUFFLED, VISION_ONLY
+from semidavil.registry import DATASETS
 from semidavil.toy import clip
 
 
@@ -56,7 +56,9 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
             problems += [f"the label of {path} has another size" for path in found.mismatched]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise DataError(f"{title_of(dataset)}, {split}: {'; '.join(problems[:3])}{more}. {remedy(dataset)}")
+            raise DataError(
+                f"{title_of(dataset)}, {split}: {'; '.join(problems[:3])}{more}. {remedy(dataset)}"
+            )
         if looks_at_labels(config, dataset, split):
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
     if words := unknown_words(config):
@@ -64,7 +66,7 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
 
 
 def unknown_values(dataset: str, found: Scan) -> str:
-    """What labels of a described data set hold that its description does not have; all of it in one sentence."""
+    """What labels of a described data set hold that its description lacks, in one sentence."""
     if dataset not in DATASETS or not found.unknown:
         return ""
     what = "colours" if DATASETS[dataset].encoding == "colour" else "ids"
@@ -72,7 +74,8 @@ def unknown_values(dataset: str, found: Scan) -> str:
     more = f" and {len(found.unknown) - 12} more" if len(found.unknown) > 12 else ""
     blends = " (so many are blends, as of labels saved as JPEG)" if len(found.unknown) > 32 else ""
     return (
-        f"labels hold the {what} {', '.join(shown)}{more}{blends}, which {DATASETS[dataset].name}'s description "
+        f"labels hold the {what} {', '.join(shown)}{more}{blends}, which "
+        f"{DATASETS[dataset].name}'s description "
         f"does not have; the first: {found.errors[0]}"
     )
 
@@ -85,7 +88,7 @@ def remedy(dataset: str) -> str:
 
 
 def unknown_words(config: Config) -> str:
-    """Class names that the bundled CLIP has no word for, in a sentence; other models spell what they do not know."""
+    """Class names that the bundled CLIP has no word for, in a sentence; other models spell them."""
     benchmark, model = BENCHMARKS[config.data.benchmark], config.model
     kind = model.captions.removeprefix(SHUFFLED)
     reads = model.fusion not in VISION_ONLY and kind in ("positions", "class_names", ORACLE)
@@ -100,7 +103,8 @@ def unknown_words(config: Config) -> str:
     if not lacking:
         return ""
     return (
-        f"the bundled CLIP does not know the words {', '.join(lacking)}: captions call these classes alike. Take a "
+        f"the bundled CLIP does not know the words {', '.join(lacking)}: captions call these "
+        "classes alike. Take a "
         "real model (--set model.vlm=ViT-B-16 model.weights=openai), or names that it knows"
     )
 
@@ -117,7 +121,8 @@ def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan)
     lookup = benchmark.lookup(dataset)
     if all(lookup[raw] in (IGNORE_INDEX, UNKNOWN) for raw in found.pixels):
         raise DataError(
-            f"{title_of(dataset)}, {split}: no label holds a class of {benchmark.name}: all is void, as in a test "
+            f"{title_of(dataset)}, {split}: no label holds a class of {benchmark.name}: all is "
+            "void, as in a test "
             "split whose labels are not published. Use the split's real labels"
         )
 

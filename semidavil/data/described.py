@@ -14,7 +14,8 @@ from semidavil.data.folders import entries_in, names_below
 from semidavil.data.images import read_indices, read_unchanged
 from semidavil.data.patterns import Found, Pattern, is_in
 from semidavil.data.readers import READERS, Reader, Sample, UnknownValues
-from semidavil.descriptions import DATASETS, MARK, REST, DataSet, rgb
+from semidavil.descriptions import MARK, REST, DataSet, rgb
+from semidavil.registry import DATASETS
 
 LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
 UNKNOWN_CODE = 2**16  # of a value that the description does not have
@@ -55,7 +56,9 @@ class DescribedReader(Reader):
         if lost := sorted(labels - masks - used - present):
             said.append(f"{len(lost)} labels have no picture; the first is {self.root / lost[0]}")
         if unused := sorted(present - used - masks - labels):
-            said.append(f"{len(unused)} pictures are in no split; the first is {self.root / unused[0]}")
+            said.append(
+                f"{len(unused)} pictures are in no split; the first is {self.root / unused[0]}"
+            )
         return said
 
     def label_of(self, image: str) -> str:
@@ -87,8 +90,10 @@ class DescribedReader(Reader):
         if missing := [path for path in images if path not in labels]:
             pattern = self._pattern("labels", split)
             raise DataError(
-                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first is "
-                f"{self.root / missing[0]}, whose label would be {self.root / pattern.of(images[missing[0]])}: "
+                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; "
+                "the first is "
+                f"{self.root / missing[0]}, whose label would be "
+                f"{self.root / pattern.of(images[missing[0]])}: "
                 "add it, or leave the image out of its split"
             )
         if not images:
@@ -108,7 +113,7 @@ class DescribedReader(Reader):
         labels: Mapping[str, str],
         disparities: Mapping[str, str],
     ) -> list[Sample]:
-        """By folder and name, as paths are sorted; the path tells apart what has one name in several folders."""
+        """In the order of paths; the path tells apart what has one name in several folders."""
         start = len(f"{folder}/") if (folder := self._pattern("images", split).folder) else 0
         stems = {path: os.path.splitext(path[start:])[0] for path in images}
         counts = Counter(stem.rpartition("/")[2] for stem in stems.values())
@@ -116,7 +121,8 @@ class DescribedReader(Reader):
         for path in sorted(images, key=lambda path: path.split("/")):
             if (stem := stems[path]) in seen:  # it would count, and be drawn, twice
                 raise DataError(
-                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one picture in two "
+                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one "
+                    "picture in two "
                     "files: remove one of each"
                 )
             seen[stem] = path
@@ -182,19 +188,21 @@ class DescribedReader(Reader):
         for path in images:
             for name in {os.path.splitext(path)[0].rpartition("/")[2], images[path].words["stem"]}:
                 by_name[name].append(path)
-        found, missing = [], []
+        found, missing = list[str](), list[str]()
         for entry in entries_in(file):
             candidates = by_name.get(entry.rpartition("/")[2], [])
             best = _most_alike(entry, candidates)
             if len(best) > 1:
                 raise DataError(
-                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as {best[1]}: write more "
+                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as "
+                    f"{best[1]}: write more "
                     "of its path"
                 )
             (found if best else missing).append(best[0] if best else entry)
         if missing:
             raise DataError(
-                f"{self.title}: {file} lists {len(missing)} images that are not there, the first is {missing[0]}"
+                f"{self.title}: {file} lists {len(missing)} images that are not there, the first "
+                f"is {missing[0]}"
             )
         return found
 
@@ -237,15 +245,20 @@ class DescribedReader(Reader):
         order = np.argsort(-counts)
         is_colour = self.about.encoding == "colour"
         by_name = {
-            str(list(rgb(int(found[i]))) if is_colour else int(found[i])): int(counts[i]) for i in order
+            str(list(rgb(int(found[i]))) if is_colour else int(found[i])): int(counts[i])
+            for i in order
         }
         shown = [f"{name} ({100 * n / pixels:.2g}%)" for name, n in list(by_name.items())[:SHOWN]]
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         blend = ""
         if is_colour and len(found) > 32:
-            blend = ": so many are blends at borders, of a picture that was saved as JPEG or smoothed"
+            blend = (
+                ": so many are blends at borders, of a picture that was saved as JPEG or smoothed"
+            )
         what = "colours" if is_colour else "ids"
-        message = f"the label {sample.label} holds the unknown {what} {', '.join(shown)}{more}{blend}"
+        message = (
+            f"the label {sample.label} holds the unknown {what} {', '.join(shown)}{more}{blend}"
+        )
         return UnknownValues(message, by_name)
 
     def _segments_of(self, split: str) -> Path:
@@ -317,7 +330,9 @@ def _packed_colours(title: str, path: Path) -> np.ndarray:
     """The colours (H, W) of a picture as 0xRRGGBB; transparency is left out."""
     label = read_unchanged(path)
     if label.dtype != np.uint8:
-        raise DataError(f"{title}: the label {path} has {label.dtype} values, not colours of a byte")
+        raise DataError(
+            f"{title}: the label {path} has {label.dtype} values, not colours of a byte"
+        )
     if label.ndim == 2:
         label = np.repeat(label[..., None], 3, 2)
     blue, green, red = (label[..., channel].astype(np.uint32) for channel in range(3))

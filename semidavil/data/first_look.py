@@ -15,11 +15,18 @@ from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
 from semidavil.data.folders import names_below
 from semidavil.data.formats import find_format
-from semidavil.data.images import PALETTED, PNG, read_rgb, read_unchanged, resize_image, resize_nearest
+from semidavil.data.images import (
+    PALETTED,
+    PNG,
+    read_rgb,
+    read_unchanged,
+    resize_image,
+    resize_nearest,
+)
 from semidavil.data.own import DATASET_FILE, read_dataset
 from semidavil.data.pairing import find_pairing
 from semidavil.data.readers import Sample
-from semidavil.descriptions import DataSet, rgb
+from semidavil.descriptions import REST, DataSet, rgb
 
 SHEET = "dataset.png"  # the contact sheet, beside the description
 READ = 200  # labels that are read for their ids
@@ -40,14 +47,17 @@ def write_first_description(folder: Path) -> First:
     """Writes `dataset.yaml` and the contact sheet into a folder.
 
     Raises:
-        DataError: there is a description already, or what is in the folder tells too little; the message says what.
+        DataError: there is a description already, or what is in the folder tells too little; the
+        message says what.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder} (--init)")
     first = First(folder / DATASET_FILE)
     for path in (first.path, folder / SHEET):
         if path.exists():
-            raise DataError(f"{path} is there already: remove or rename it, --init overwrites nothing")
+            raise DataError(
+                f"{path} is there already: remove or rename it, --init overwrites nothing"
+            )
     files = [name for name in names_below(folder) if not name.lower().endswith(".zip")]
     if found := find_format(folder, files):
         kind, text = found
@@ -70,11 +80,11 @@ def write_first_description(folder: Path) -> First:
 def _guess(folder: Path, files: Sequence[str], said: list[str]) -> str:
     found = find_pairing(folder, files)
     said.append(f"{found.pairs} pictures ({found.images}) have labels ({found.labels})")
-    about = DataSet(
-        name=_name(folder), images=found.images, labels=found.labels,
-        splits={name: (word,) for name, word in found.splits.items()} or {"train": ("rest",)},
-        classes={"none yet": {"values": (0,)}},  # type: ignore[dict-item]
-    )  # fmt: skip
+    entries = {
+        "name": _name(folder), "images": found.images, "labels": found.labels,
+        "splits": found.splits or {"train": REST}, "classes": {"none yet": 0},
+    }  # fmt: skip
+    about = DataSet.model_validate(entries)
     reader = DescribedReader(about, folder)
     samples = [sample for split in reader.splits for sample in reader.samples(split)]
     splits = found.splits or _hold_out(folder, samples, files)
@@ -125,7 +135,8 @@ def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
         )
     if len(counts) > 250:
         raise DataError(
-            f"labels hold {len(counts)} different values, as {samples[0].label}: too many for classes. Were they "
+            f"labels hold {len(counts)} different values, as {samples[0].label}: too many for "
+            "classes. Were they "
             "saved as JPEG, or smoothed? Save them as PNG without smoothing"
         )
     total = sum(counts.values())
@@ -136,7 +147,11 @@ def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
 def _hold_out(folder: Path, samples: Sequence[Sample], files: Sequence[str]) -> dict[str, object]:
     """Which images are for validation: lists that are there, else whole folders, else the last by name."""
     lists = {name.lower(): name for name in files if name.count("/") <= 2}
-    by_name = {os.path.splitext(name)[0].rpartition("/")[2]: path for name, path in lists.items() if name.endswith(".txt")}
+    by_name = {
+        os.path.splitext(name)[0].rpartition("/")[2]: path
+        for name, path in lists.items()
+        if name.endswith(".txt")
+    }
     if "train" in by_name and "val" in by_name:
         return {name: by_name[name] for name in ("train", "val")}
     paths = sorted(os.path.relpath(sample.image, folder).replace(os.sep, "/") for sample in samples)
@@ -163,12 +178,14 @@ def _hold_out(folder: Path, samples: Sequence[Sample], files: Sequence[str]) -> 
 
 
 def _name(folder: Path) -> str:
-    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name).strip("-")
+    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name).strip(
+        "-"
+    )
     return name or "mine"
 
 
-_HEAD = """# What pictures and labels of this folder mean. Written by `python -m semidavil data --init`: give the classes
-# their names, which captions and prompts use, and move ids that are no class to `ignored`.
+_HEAD = """# What pictures and labels of this folder mean. Written by `python -m semidavil data --init`: give the
+# classes their names, which captions and prompts use, and move ids that are no class to `ignored`.
 #   * anything in one name   **/ any folders   {stem} the name that picture and label have in common
 """
 
@@ -192,14 +209,24 @@ def _text(about: DataSet, splits: Mapping[str, object], values: _Values) -> str:
             said = f"{{id: {value}, colour: {list(values.palette[value])}}}"
         lines.append(f"  {name}: {said}  # {100 * share:.3g}% of the pixels")
     if not lines:
-        raise DataError("labels hold nothing but what is usually ignored (255, black): is that all there is?")
-    parts = [_HEAD, f"name: {about.name}", f'images: "{about.images}"', f'labels: "{about.labels}"', "splits:"]
+        raise DataError(
+            "labels hold nothing but what is usually ignored (255, black): is that all there is?"
+        )
+    parts = [
+        _HEAD,
+        f"name: {about.name}",
+        f'images: "{about.images}"',
+        f'labels: "{about.labels}"',
+        "splits:",
+    ]
     for split, chosen in splits.items():
         listed = [f"    - {one}" for one in chosen] if isinstance(chosen, list) else []
         parts += [f"  {split}:{'' if listed else f' {chosen}'}", *listed]
     parts += [f"encoding: {values.encoding}"] if values.encoding != "index" else []
     parts += ["classes:", *lines, f"ignored: [{', '.join(ignored)}]"]
-    parts.append('scene: a scene  # what captions begin with, such as "a street scene" or "a harbour"')
+    parts.append(
+        'scene: a scene  # what captions begin with, such as "a street scene" or "a harbour"'
+    )
     return "\n".join(parts) + "\n"
 
 
@@ -215,7 +242,9 @@ def _write_sheet(reader: DescribedReader, path: Path) -> None:
         size = max(1, round(image.shape[0] * WIDTH / image.shape[1])), WIDTH
         shown = palette[resize_nearest(label, size)]
         small = resize_image(image, size)
-        rows.append(np.concatenate([small, cv2.addWeighted(small, 0.4, shown, 0.6, 0), shown], axis=1))
+        rows.append(
+            np.concatenate([small, cv2.addWeighted(small, 0.4, shown, 0.6, 0), shown], axis=1)
+        )
     legend = Image.new("RGB", (3 * WIDTH, 16 * (-(-len(classes) // 4)) + 8), "white")
     draw = ImageDraw.Draw(legend)
     for number, name in enumerate(classes):

@@ -1,6 +1,7 @@
 """Folders as annotation tools and published data sets lay them out, recognised for `--init`.
 
-CVAT's "Segmentation mask" export and COCO-panoptic bring their classes along, and so does Mapillary Vistas; for
+CVAT's "Segmentation mask" export and COCO-panoptic bring their classes along, and so does Mapillary
+Vistas; for
 data sets whose classes are published, `ready/` has descriptions.
 """
 
@@ -23,7 +24,11 @@ def find_format(folder: Path, files: Sequence[str]) -> tuple[str, str] | None:
     Raises:
         DataError: it is one of them, and something is missing.
     """
-    for kind, describe in (("CVAT's export", _cvat), ("COCO-panoptic", _coco), ("Mapillary", _mapillary)):
+    for kind, describe in (
+        ("CVAT's export", _cvat),
+        ("COCO-panoptic", _coco),
+        ("Mapillary", _mapillary),
+    ):
         if text := describe(folder, files):
             return kind, text
     for name in ready_names():
@@ -109,7 +114,9 @@ def _coco(folder: Path, files: Sequence[str]) -> str | None:
         taken.add(name)
         said: dict[str, Any] = {"id": one["id"]}
         classes[name] = said | ({"colour": one["color"]} if "color" in one else {})
-    prefix = next((p for p in ("", "images/") if any(n.startswith(f"{p}{found[0][2]}/") for n in files)), None)
+    prefix = next(
+        (p for p in ("", "images/") if any(n.startswith(f"{p}{found[0][2]}/") for n in files)), None
+    )
     if prefix is None:
         raise DataError(f"{folder} has no folder {found[0][2]} of pictures beside its annotations")
     return _text(
@@ -126,15 +133,23 @@ def _mapillary(folder: Path, files: Sequence[str]) -> str | None:
     for config in sorted(configs):
         version = match[1] if (match := re.search(r"_(v[\d.]+)\.json", config)) else ""
         inner = next(
-            (p for p in (f"{version}/labels/", "labels/") if any(n.startswith(f"training/{p}") for n in files)),
+            (
+                p
+                for p in (f"{version}/labels/", "labels/")
+                if any(n.startswith(f"training/{p}") for n in files)
+            ),
             None,
         )
         if inner:
             break
     else:
-        raise DataError(f"{folder} has {', '.join(configs)} and no training/*/labels of that version")
+        raise DataError(
+            f"{folder} has {', '.join(configs)} and no training/*/labels of that version"
+        )
     classes, ignored = dict[str, Any](), list[str]()
-    for index, one in enumerate(json.loads((folder / config).read_text(encoding="utf-8"))["labels"]):
+    for index, one in enumerate(
+        json.loads((folder / config).read_text(encoding="utf-8"))["labels"]
+    ):
         if not one.get("evaluate", True):
             ignored.append(str(index))
             continue
@@ -143,7 +158,13 @@ def _mapillary(folder: Path, files: Sequence[str]) -> str | None:
         classes[name] = {"id": index, "colour": one["color"]}
     splits = {"train": "training", "val": "validation"}
     return _text(
-        folder, "{split}/images/{stem}.jpg", f"{{split}}/{inner}{{stem}}.png", splits, classes, ignored, ""
+        folder,
+        "{split}/images/{stem}.jpg",
+        f"{{split}}/{inner}{{stem}}.png",
+        splits,
+        classes,
+        ignored,
+        "",
     )
 
 

@@ -2,7 +2,8 @@
 
     python -m semidavil data --init scenes --from hf:org/scenes     # or hf:FOLDER, of `save_to_disk`
 
-Files are written once, as they are in the data set, so that everything else treats them like own pictures: checks,
+Files are written once, as they are in the data set, so that everything else treats them like own
+pictures: checks,
 hashes, decoded copies. Code that comes with a data set is never executed.
 """
 
@@ -30,7 +31,8 @@ def copy_dataset(source: str, folder: Path) -> None:
         source: `hf:org/name`, `hf:org/name,config`, or `hf:` and a folder that `save_to_disk` has written.
 
     Raises:
-        DataError: `datasets` is not installed, there is no such data set, or it has no column of pictures or labels.
+        DataError: `datasets` is not installed, there is no such data set, or it has no column of
+        pictures or labels.
     """
     kind, _, name = source.partition(":")
     if kind != "hf" or not name:
@@ -45,7 +47,8 @@ def copy_dataset(source: str, folder: Path) -> None:
         raise DataError(f"{folder} is not empty: name a new folder for the copy")
     found = _load(datasets, name)
     splits = {
-        SPLIT_WORDS.get(re.split(r"\W", split)[0].lower(), split): part for split, part in found.items()
+        SPLIT_WORDS.get(re.split(r"\W", split)[0].lower(), split): part
+        for split, part in found.items()
     }
     written = 0
     for split, part in splits.items():

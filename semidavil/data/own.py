@@ -4,7 +4,8 @@
     config = preset("small", {**settings, "data.budget": 10})
 
 A benchmark's file says what it trains on and where it is scored (source and target are built-in names, ready
-descriptions or paths of a `dataset.yaml`, relative to the file), a data set's file what its pictures and labels
+descriptions or paths of a `dataset.yaml`, relative to the file), a data set's file what its pictures
+and labels
 mean. A data set lies in the folder of its file.
 """
 
@@ -20,15 +21,8 @@ from pydantic import ValidationError
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
-from semidavil.descriptions import (
-    MARK,
-    BenchmarkFile,
-    DataSet,
-    DescriptionError,
-    add,
-    explained,
-    registered,
-)
+from semidavil.descriptions import MARK, BenchmarkFile, DataSet, DescriptionError, explained
+from semidavil.registry import add, registered
 
 ENDINGS = (".yaml", ".yml")
 READY = Path(__file__).parent / "ready"  # descriptions of published data sets
@@ -121,9 +115,7 @@ def _dataset(said: str, beside: Path, folders: dict[str, str]) -> DataSet | str:
     path = path / DATASET_FILE if path.is_dir() else path
     if not path.is_file():
         known = ", ".join([*(n for n in LABEL_IDS if MARK not in n), *ready_names()])
-        raise DescriptionError(
-            f"{beside}: {said!r} is neither a file beside it nor one of {known}"
-        )
+        raise DescriptionError(f"{beside}: {said!r} is neither a file beside it nor one of {known}")
     one = read_dataset(path)
     folders[one.key] = str(path.parent.resolve())
     return one
@@ -134,7 +126,8 @@ def _tree(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DescriptionError(
-            f"{path} cannot be read ({error.strerror}): python -m semidavil data --init FOLDER writes a first one"
+            f"{path} cannot be read ({error.strerror}): python -m semidavil data --init FOLDER "
+            "writes a first one"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DescriptionError(f"{path} is no YAML: {' '.join(str(error).split())}") from None

@@ -83,7 +83,8 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
         folders = Counter(path.rpartition("/")[0] or "." for path in pictures)
         shown = ", ".join(f"{name} ({count})" for name, count in folders.most_common(5))
         raise DataError(
-            f"{root}: no picture has a label that could be told by its name. There are pictures in {shown}. Labels "
+            f"{root}: no picture has a label that could be told by its name. There are pictures "
+            f"in {shown}. Labels "
             "are PNGs with the names of their pictures in a folder of their own, or with _mask at the end of "
             "their names"
         )
@@ -145,9 +146,10 @@ def _common_tail(stems: Sequence[str]) -> str:
     """What all names end with, from a `_` or `-` on; nothing of a single name."""
     if len(stems) < 2:
         return next((mark for mark in MARKS if stems and stems[0].endswith(mark)), "")
-    tail = os.path.commonprefix([stem.rpartition("/")[2][::-1] for stem in stems])[::-1]
-    match = re.search(r"[_-][A-Za-z].*$", tail)
-    return match[0] if match else ""
+    names = {stem.rpartition("/")[2] for stem in stems}
+    candidates = re.finditer(r"[_-](?=[A-Za-z])", min(names))
+    tails = [min(names)[match.start() :] for match in candidates]  # the longest first
+    return next((tail for tail in tails if all(name.endswith(tail) for name in names)), "")
 
 
 def _in_one_folder(shapes: dict[str, _Shape]) -> tuple[str, str, int] | None:
@@ -191,7 +193,9 @@ def _are_labels(root: Path, paths: Sequence[str]) -> bool | None:
 
 def is_label(picture: np.ndarray) -> bool:
     """Whether a picture (H, W) or (H, W, C) has as few values as a label."""
-    flat = picture.reshape(-1, *picture.shape[2:])[:: max(1, picture.shape[0] * picture.shape[1] // 50_000)]
+    flat = picture.reshape(-1, *picture.shape[2:])[
+        :: max(1, picture.shape[0] * picture.shape[1] // 50_000)
+    ]
     return len(np.unique(flat, axis=0)) <= MOST_COLOURS and _is_flat(picture)
 
 

@@ -33,7 +33,9 @@ class Pattern:
     def __init__(self, text: str, split: str = "") -> None:
         self.text = text.replace("{split}", split)
         stem, _, name = self.text.rpartition("/")
-        if "{stem}" not in self.text and "*" in name.removesuffix(".*"):  # the first star of its name
+        if "{stem}" not in self.text and "*" in name.removesuffix(
+            ".*"
+        ):  # the first star of its name
             name = name.replace("*", "{stem}", 1)
             self.text = f"{stem}/{name}" if stem else name
 
@@ -88,7 +90,7 @@ class Pattern:
 
 
 def is_in(pattern: str, path: str) -> bool:
-    """Whether a path is what a pattern says, or lies in a folder that it says; a final `/**` may be left out."""
+    """Whether a path is what a pattern says, or lies in a folder that it says (`a/` and `a/**` are `a`)."""
     parts = _PARTS.findall(pattern.removesuffix("/**").rstrip("/"))
     regex = {"**/": "(?:[^/]+/)*", "*": "[^/]*"}
     body = "".join(regex.get(part) or re.escape(part) for part in parts)

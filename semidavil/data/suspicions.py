@@ -57,11 +57,13 @@ def suspicions(
             said.append(f"{where}: {100 * shares[-1]:.0f}% of all pixels are ignored")
         if found.void:
             said.append(
-                f"{where}: {len(found.void)} labels have no class at all; the first is that of {found.void[0]}"
+                f"{where}: {len(found.void)} labels have no class at all; the first is that of "
+                f"{found.void[0]}"
             )
         if len(shapes := {_shape(size) for size in found.sizes}) > 1:
             said.append(
-                f"{where}: images of {len(shapes)} shapes are all resized to one: {', '.join(sorted(shapes)[:4])}"
+                f"{where}: images of {len(shapes)} shapes are all resized to one: "
+                f"{', '.join(sorted(shapes)[:4])}"
             )
         if is_target and split == "val" and found.count < FEW:
             said.append(f"{where}: a score over {found.count} images says little")

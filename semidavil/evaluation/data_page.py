@@ -1,4 +1,4 @@
-"""A page about a benchmark's data: counts, classes, sizes, pictures with labels drawn over, what is suspicious."""
+"""A page about a benchmark's data: counts, classes, sizes, labels drawn over pictures, what is odd."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -81,12 +81,19 @@ class DataPage:
             used = split == "train" or (reader.name == self.benchmark.target and split == "val")
             self.splits.append(
                 SplitOnPage(
-                    f"{title_of(reader.name)}, {split}", found.count, sizes, rows, float(shares[-1]), used
+                    f"{title_of(reader.name)}, {split}",
+                    found.count,
+                    sizes,
+                    rows,
+                    float(shares[-1]),
+                    used,
                 )
             )
 
-    def add_pictures(self, reader: Reader, split: str, samples: Sequence[Sample], most: int) -> None:
-        """Some of a split's pictures, evenly spaced; broken ones are left out, as they are named elsewhere."""
+    def add_pictures(
+        self, reader: Reader, split: str, samples: Sequence[Sample], most: int
+    ) -> None:
+        """Some of a split's pictures, evenly spaced; broken ones, which are named elsewhere, are left out."""
         chosen = {round(i) for i in np.linspace(0, len(samples) - 1, min(most, len(samples)))}
         for number in sorted(chosen):
             try:

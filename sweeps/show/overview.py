@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from semidavil.config import ConfigError
-from semidavil.descriptions import registered
+from semidavil.registry import registered
 from sweeps.plan.cells import ON_OTHER, Plan, State, make_plan
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.spec import Spec
@@ -52,7 +52,11 @@ def open_overview(
                 spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
     run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
     chosen = {name for selection in spec.selections for name in selection.benchmarks}
-    said = {f"{DESCRIBED}{name.replace('@', '.')}": registered(name) for name in chosen if registered(name)}
+    said = {
+        f"{DESCRIBED}{name.replace('@', '.')}": registered(name)
+        for name in chosen
+        if registered(name)
+    }
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
     store.log(run_id, tags={**tags, **said, **data.tags, **owner_tags()})

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from mlflow.entities import LifecycleStage, Run
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.descriptions import DescriptionError, register
+from semidavil.descriptions import DescriptionError
+from semidavil.registry import register
 
 PREFIX = "semidavil."  # of all our tags
 DESCRIBED = "described."  # of the tags that say what a user's own benchmark is
