@@ -84,9 +84,6 @@ class DescribedReader(Reader):
         images = self.images_of(split)
         files = self._files(self._pattern("labels", split).folder)
         labels = self._beside("labels", split, images, files)
-        # Of pictures and masks in one folder, a pattern of pictures may fit the masks as well.
-        masks = set(labels.values())
-        images = {path: found for path, found in images.items() if path not in masks}
         if missing := [path for path in images if path not in labels]:
             pattern = self._pattern("labels", split)
             raise DataError(
@@ -156,6 +153,9 @@ class DescribedReader(Reader):
         """The images of a split by path, whether they have labels or not."""
         pattern = self._pattern("images", split)
         found = {p: f for p in self._files(pattern.folder) if (f := pattern.find(p))}
+        # Of pictures and masks in one folder, a pattern of pictures may fit the masks as well.
+        masks = {_lower_ending(self._pattern("labels", split).of(one)) for one in found.values()}
+        found = {p: f for p, f in found.items() if _lower_ending(p) not in masks}
         if "{split}" in self.about.images:
             return found
         said = self.about.splits[split]

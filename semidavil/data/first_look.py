@@ -184,9 +184,9 @@ def _name(folder: Path) -> str:
     return name or "mine"
 
 
-_HEAD = """# What pictures and labels of this folder mean. Written by `python -m semidavil data --init`: give the
-# classes their names, which captions and prompts use, and move ids that are no class to `ignored`.
-#   * anything in one name   **/ any folders   {stem} the name that picture and label have in common
+_HEAD = """# What pictures and labels of this folder mean. Written by `python -m semidavil data --init`: give
+# the classes their names, which captions and prompts use, and move ids that are no class to `ignored`.
+#   * anything in one name   **/ any folders   {stem} the name that both have in common
 """
 
 

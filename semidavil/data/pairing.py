@@ -80,6 +80,14 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
         splits, shapes = {}, {path: _Shape(path, "") for path in pictures}
     found = _in_two_folders(root, shapes) or _in_one_folder(shapes)
     if found is None:
+        if same := _in_two_folders(root, shapes, whatever=True):
+            raise DataError(
+                f"{root}: {same[0]} and {same[1]} have pictures of the same names, of which "
+                "neither are labels: "
+                f"those are PNGs of at most {MOST_COLOURS} ids or colours in flat areas. Were "
+                "they saved as JPEG, "
+                "or smoothed?"
+            )
         folders = Counter(path.rpartition("/")[0] or "." for path in pictures)
         shown = ", ".join(f"{name} ({count})" for name, count in folders.most_common(5))
         raise DataError(
@@ -93,8 +101,14 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
     return Pairing(images, labels, pairs, used)
 
 
-def _in_two_folders(root: Path, shapes: dict[str, _Shape]) -> tuple[str, str, int] | None:
-    """Patterns of pictures and labels in folders of their own, and how many pairs there are."""
+def _in_two_folders(
+    root: Path, shapes: dict[str, _Shape], whatever: bool = False
+) -> tuple[str, str, int] | None:
+    """Patterns of pictures and labels in folders of their own, and how many pairs there are.
+
+    Args:
+        whatever: what is in the files does not count.
+    """
     below: dict[str, list[str]] = defaultdict(list)  # paths by each folder that they lie in
     for path, shape in shapes.items():
         parts = shape.path.split("/")[:-1]
@@ -111,7 +125,8 @@ def _in_two_folders(root: Path, shapes: dict[str, _Shape]) -> tuple[str, str, in
             )
             if image_folder == label_folder or nested:
                 continue
-            if kinds[image_folder] is not False or kinds[label_folder] is not True:
+            fits = kinds[image_folder] is False and kinds[label_folder] is True
+            if not (fits or whatever):
                 continue
             ours, theirs = names[image_folder], names[label_folder]
             count = len(ours.stems & theirs.stems)
@@ -173,7 +188,7 @@ def _in_one_folder(shapes: dict[str, _Shape]) -> tuple[str, str, int] | None:
     endings = {os.path.splitext(shape)[1].lower() for shape in pictures}
     ending = endings.pop() if len(endings) == 1 else ".*"
     folder = os.path.commonpath([shape.rpartition("/")[0] or "." for shape in pictures])
-    folder = "" if folder == "." else f"{folder}/"
+    folder = "" if folder in ("", ".") else f"{folder}/"
     deep = "**/" if any("/" in shape[len(folder) :] for shape in pictures) else ""
     patterns = f"{folder}{deep}{{stem}}{ending}", f"{folder}{deep}{{stem}}{mark}.png"
     return *patterns, len(pictures)
