@@ -36,7 +36,7 @@ TIMM = [name for name, tower in FAMILIES.items() if tower]
 TRANSFORMERS = [name for name in TIMM if STRIDES.get(name, 8) != 32]
 OTHERS = ["test_vit", "test_resnet"]
 LARGER_OTHERS = ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
-# One of each kind of tower: open_clip's, timm's with attention pooling, with rotary positions, of convolutions.
+# One of each kind of tower: open_clip's, and timm's with attention pooling, rotary positions, convolutions.
 QUICK = ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP2", "PE-Core-B-16", "MobileCLIP2-S0")
 
 
