@@ -36,8 +36,7 @@ from semidavil.models.layers import upsample
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
-
-WEIGHTS = "segmenter.safetensors"
+from semidavil.names import WEIGHTS
 
 
 class PredictorError(ValueError):

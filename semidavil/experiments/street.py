@@ -159,7 +159,7 @@ class StreetExperiment:
 
     def save(self, name: str, evaluation: Evaluation, folder: Path) -> dict[str, Path]:
         files = {
-            "weights": folder / "segmenter.safetensors",
+            "weights": folder / names.WEIGHTS,
             "examples": folder / "examples.png",
             "evaluation": folder / "evaluation.npz",
             "gallery": folder / "gallery.npz",
