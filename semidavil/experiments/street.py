@@ -164,7 +164,8 @@ class StreetExperiment:
             "evaluation": folder / "evaluation.npz",
             "gallery": folder / "gallery.npz",
         }
-        save_weights(files["weights"], self.method.networks()[name], self.config, name)
+        network = self.method.networks()[name]
+        save_weights(files["weights"], network, self.config, name, self.data)
         evaluation.save(files["evaluation"])
         predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])
