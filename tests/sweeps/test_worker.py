@@ -109,7 +109,7 @@ def test_a_finished_run_has_its_scores_and_artifacts_and_leaves_no_folder(store:
     assert finished.metrics["final/steps"] == STEPS
     assert finished.tags["caption_prompt"] == "What is where?"  # what training notes of a run
     kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
-    assert kept == {"config.json", "segmenter.safetensors", "train.log"}
+    assert kept == {"config.json", "network.bin", "train.log"}
     assert not folder.exists()
     first, *_, last, _ = sweep.events
     assert isinstance(first, Progress)
