@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sweeps
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import (
     PRESETS,
@@ -22,6 +21,7 @@ from semidavil.config import (
 )
 from semidavil.data.own import is_file, own_benchmarks
 from semidavil.descriptions import DescriptionError
+from semidavil.place import home
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
@@ -31,7 +31,7 @@ from sweeps.run.events import TRAIN
 if TYPE_CHECKING:  # it imports MLflow
     from sweeps.plan.data import PresentData
 
-ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs
+ROOT = home()
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 

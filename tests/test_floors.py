@@ -24,6 +24,7 @@ FLOORS = (
         "semidavil.marks",
         "semidavil.descriptions",
         "semidavil.registry",
+        "semidavil.place",
     },
     {"semidavil.settings"},
     {"semidavil.config"},
