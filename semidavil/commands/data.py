@@ -171,6 +171,10 @@ def _places(
 ) -> tuple[str, Path | None, dict[str, str]]:
     """The benchmark's name, the folder of data sets, and the settings of a described benchmark."""
     if benchmark and is_file(benchmark):
+        if toy:
+            raise DataError(
+                f"--toy is generated data, and {benchmark} has images of its own: leave one out"
+            )
         settings = own_benchmark(benchmark, str(data_root or ""))
         return settings["data.benchmark"], data_root, settings
     if benchmark is not None and benchmark not in BENCHMARKS:
