@@ -58,13 +58,24 @@ def commands_of(block: Block) -> str:
 
 def pages_of(root: Path) -> list[Path]:
     """README.md, then the docs' pages in the order of their navigation."""
-    nav = re.findall(r"^ +- (?:.*: )?([\w/.-]+\.md)$", (root / "mkdocs.yml").read_text(), re.MULTILINE)
+    nav = re.findall(
+        r"^ +- (?:.*: )?([\w/.-]+\.md)$", (root / "mkdocs.yml").read_text(), re.MULTILINE
+    )
     return [root / "README.md", *(root / "docs" / name for name in nav)]
 
 
 def copy_of(root: Path, target: Path) -> None:
     """What git tracks or would add, as it is now, with the same data."""
-    listed = ("git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = (
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    )
     names = subprocess.run(listed, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
         if (root / name).exists():
