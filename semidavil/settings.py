@@ -4,12 +4,14 @@ The defaults are the paper's, or those of the paper that a rival method comes fr
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.descriptions import MARK
 from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS, SHUFFLED, TIMM
+from semidavil.registry import register, registered
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -49,11 +51,38 @@ class Data(Section):
     # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
     # takes the first that there is room for. The pixels are the same: no part of a run's identity.
     store: Literal["auto", "raw", "packed", "off"] = "auto"
+    # What a user's own benchmark says, see `descriptions`; empty for a built-in one. The name in
+    # `benchmark` ends
+    # in its hash, so that this is no part of a run's identity.
+    own: str = ""
 
-    @field_validator("benchmark")
+    @model_validator(mode="before")
     @classmethod
-    def _known_benchmark(cls, value: str) -> str:
-        return _one_of(value, BENCHMARKS, "benchmark")
+    def _known_benchmark(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Learns a described benchmark, and brings along what the chosen one says."""
+        if said := values.get("own"):
+            register(said)
+        name = values.get("benchmark", cls.model_fields["benchmark"].default)
+        if name not in BENCHMARKS and MARK in name:
+            raise ValueError(
+                f"nothing here says what the benchmark {name} is: name its file with --benchmark"
+            )
+        _one_of(name, [n for n in BENCHMARKS if MARK not in n or n == name], "benchmark")
+        return {**values, "own": registered(name)}
+
+    @model_validator(mode="after")
+    def _not_generated(self) -> Self:
+        if self.own and self.toy:
+            raise ValueError(
+                f"{self.benchmark} has images of its own, and data.toy draws generated scenes: set "
+                "data.toy=false"
+            )
+        return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)  # in another process, which may not know the benchmark
+        if self.own:
+            register(self.own)
 
 
 class Model(Section):
@@ -223,6 +252,8 @@ class Runtime(Section):
     """
 
     data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
+    # Where data sets lie that a user has described, as JSON: folder by name. Others are below `data_root`.
+    folders: str = ""
     cache_dir: str = ""  # toy data and captions; empty: `data/` in the current directory
     device: str = "auto"
     # Processes that load batches; auto: on a GPU, one for each CPU of the run but one; on a CPU, none.

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
 from semidavil.place import CHECKOUT
@@ -29,6 +28,7 @@ from sweeps.request import (
     data_are_here,
     present_data,
     requested,
+    require_benchmark,
     require_known,
     searched,
 )
@@ -54,7 +54,7 @@ def run(options: Options, console: Console) -> int:
     if options.grid is not None:
         require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
     for benchmark in options.benchmark:
-        require_known(benchmark, BENCHMARKS, "benchmark")
+        require_benchmark(benchmark)
     if options.grid == SEARCH:
         return _search(options, console)
     return _list(options, console) if options.list_only else _sweep(options, console)
@@ -341,7 +341,8 @@ def _rerun(options: Options, console: Console) -> int:
     for path in parse_settings(options.settings):
         if not path.startswith("runtime."):
             raise ConfigError(f"--rerun with --set {path}: only runtime.* may differ from the run")
-    changes, train = asked.settings_of(options), asked.train_function()
+    settings, train = asked.settings_of(options), asked.train_function()
+    changes = {name: value for name, value in settings.items() if name.startswith("runtime.")}
     store = open_store(options)
     return DONE if rerun(store, options.rerun, changes, CHECKOUT, console, train) else WRONG
 

@@ -12,7 +12,9 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.commands.endings import told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
+from semidavil.data.own import is_file, own_benchmark
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
+from semidavil.settings import Data
 
 
 def train_command(
@@ -22,7 +24,9 @@ def train_command(
             "--preset", help="toy, toy-long, small or paper. [default: toy, small with --data-root]"
         ),
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="Source and target.")] = "",
+    benchmark: Annotated[
+        str, typer.Option(help="Source and target, by name, or a benchmark.yaml or dataset.yaml.")
+    ] = "",
     budget: Annotated[int | None, typer.Option(help="Labelled target images.")] = None,
     method: Annotated[str, typer.Option(help="What a training step is.")] = "",
     fusion: Annotated[str, typer.Option(help="How image and caption meet.")] = "",
@@ -61,8 +65,14 @@ def _run(
 
     console = Console()
     with told(console, "stopped; the same command goes on from the last checkpoint"):
-        name = preset_name or default_preset(changes.get("runtime.data_root", ""))
-        config = preset(name, {**changes, **parse_settings(settings)})
+        place, root = changes.get("data.benchmark", ""), changes.get("runtime.data_root", "")
+        own = own_benchmark(place, root) if is_file(place) else {}
+        name = preset_name or default_preset(root or own.get("runtime.folders", ""))
+        chosen = {**changes, **own}
+        if own and "data.budget" not in chosen:  # the usual hundred may be more than there are
+            budgets = BENCHMARKS[own["data.benchmark"]].budgets
+            chosen["data.budget"] = max((n for n in budgets if n <= Data().budget), default=0)
+        config = preset(name, {**chosen, **parse_settings(settings)})
         refuse_oracle(config)
         benchmark = BENCHMARKS[config.data.benchmark]
         folder = out or Path("checkpoints") / config.key()
