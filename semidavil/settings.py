@@ -9,7 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS, SHUFFLED, TIMM
+from semidavil.names import (
+    CAPTION_KINDS,
+    DENSE,
+    ENCODERS,
+    FUSIONS,
+    LOSSES,
+    METHODS,
+    SHUFFLED,
+    TIMM,
+)
+from semidavil.plugins import Names, Table
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -24,7 +34,10 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 def _one_of(value: str, names: Collection[str], what: str) -> str:
     if value not in names:
-        raise ValueError(f"unknown {what} {value!r}: choose from {', '.join(names)}")
+        known = f"choose from {', '.join(names)}"
+        of_plugins = isinstance(names, Names | Table)
+        hint = ", or name the file that defines it: --plugin FILE" if of_plugins else ""
+        raise ValueError(f"unknown {what} {value!r}: {known}{hint}")
     return value
 
 
@@ -83,9 +96,10 @@ class Model(Section):
     @field_validator("encoder")
     @classmethod
     def _known_encoder(cls, value: str) -> str:
-        if value and (not value.startswith(TIMM) or value == TIMM):
+        if value and value not in ENCODERS and (not value.startswith(TIMM) or value == TIMM):
+            of_plugins = "".join(f"{name}, " for name in ENCODERS)
             raise ValueError(
-                f"unknown encoder {value!r}: write {TIMM}NAME, or nothing for the VLM's own"
+                f"unknown encoder {value!r}: write {of_plugins}{TIMM}NAME, or nothing for the VLM's own"
             )
         return value
 

@@ -17,6 +17,7 @@ FLOORS = (
     {
         "semidavil",
         "semidavil.names",
+        "semidavil.plugins",
         "semidavil.benchmarks",
         "semidavil.seeds",
         "semidavil.full_disk",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semidavil.commands.endings import told
+from semidavil.commands.endings import PLUGIN, told
 
 console = Console()
 
@@ -36,6 +36,7 @@ def export_command(
     picture: Annotated[
         Path | None, typer.Option(help="What the file is compared on. [default: noise]")
     ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
 ) -> None:
     """Writes a finished run's network, on one window of its crops' size, and compares the file with it."""
     import torch
@@ -45,7 +46,7 @@ def export_command(
     from semidavil.experiments.exporting import FORMATS, export
     from semidavil.experiments.predictor import Predictor, find_weights
 
-    with told(console, "stopped; repeat the command"):
+    with told(console, "stopped; repeat the command", plugin or ()):
         path = out or Path("segmenter").with_suffix(FORMATS[to])
         if path.suffix != FORMATS[to]:
             raise ValueError(
