@@ -19,7 +19,7 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
-from semidavil.plugins import in_use
+from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
@@ -116,7 +116,8 @@ def _job(spec: Spec, base: Config) -> Job:
     cells = spec.cells(base)
     if not cells:
         raise ConfigError(f"no cell has all of --only {' '.join(selection.only)}: name fewer")
-    return Job(spec, grid, cells)
+    used = {provider("GRIDS", spec.grid), *(id for cell in cells for id in cell.plugins)}
+    return Job(replace(spec, plugins=tuple(sorted(filter(None, used)))), grid, cells)
 
 
 def data_are_here(options: Options, base: Config) -> bool:
@@ -172,8 +173,7 @@ def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
     lasting = [f"{k}={value}" for k, value in settings.items() if not k.startswith("runtime.")]
     budgets, seeds = tuple(options.budgets or ()), tuple(options.seeds or (0,))
     selection = Selection(tuple(options.benchmark), budgets, seeds, tuple(only))
-    plugins = tuple(sorted(source.id for source in in_use()))
-    return Spec(grid, name, tuple(lasting), (selection,), swept=tuple(swept), plugins=plugins), base
+    return Spec(grid, name, tuple(lasting), (selection,), swept=tuple(swept)), base
 
 
 def _of_file(options: Options, varied: Mapping[str, object]) -> dict[str, str]:

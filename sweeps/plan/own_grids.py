@@ -15,6 +15,7 @@ what it is. A `sweeps.plan.grid.Grid` is taken as it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from semidavil.config import Config, ConfigError, read_value
@@ -22,7 +23,7 @@ from sweeps.plan.combine import Selection, everywhere
 from sweeps.plan.grid import Grid
 
 PARTS = ("about", "variants", "budgets", "benchmarks")
-BUDGETS, BENCHMARKS = (100,), ("gta5-cityscapes",)  # unless a grid names others
+BUDGETS, BENCHMARKS = (100,), ("gta5-cityscapes",)  # unless a grid or the command names others
 
 Settings = Mapping[str, Any]
 
@@ -49,10 +50,11 @@ def own_grid(name: str, entry: Any) -> Grid:
             "{'model.fusion': 'vlga'}]"
         )
     axes = dict.fromkeys(axis for variant in each for axis in variant)
-    budgets = tuple(parts.get("budgets", BUDGETS))
+    budgets = tuple(parts.get("budgets", ()))
 
     def build(base: Config, which: Selection) -> list[Config]:
-        return everywhere(base, which, each, usual=budgets)
+        chosen = replace(which, budgets=which.budgets or budgets)
+        return everywhere(base, chosen, each, usual=BUDGETS)
 
     build.__doc__ = parts.get("about") or f"{len(each)} variants of a plugin."
     benchmarks = tuple(parts.get("benchmarks", BENCHMARKS))

@@ -28,7 +28,7 @@ class Spec:
     trials: int = 0  # of a search alone, as is the study
     study: str = ""
     swept: tuple[str, ...] = ()  # settings with several values: `training.lr=1e-4,3e-4`
-    plugins: tuple[str, ...] = ()  # ids of those that were given, see `semidavil.plugins`
+    plugins: tuple[str, ...] = ()  # ids of those that it uses, see `semidavil.plugins`
 
     @property
     def label(self) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from semidavil.config import Config
-from semidavil.names import METHODS, VISION_ONLY
-from semidavil.plugins import Source, in_use, use
+from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
+from semidavil.plugins import Source, in_use, provider, use
 from sweeps.run.worker import load_training
 
 Preparation = tuple[str | bool, ...]
@@ -24,7 +24,8 @@ def preparation_of(config: Config) -> Preparation:
         model.weights,
         f"{model.encoder} {model.encoder_weights} {model.vision_init}" if model.encoder else "",
         METHODS[config.training.method].disparity,
-        *config.plugins,  # such as the captioner or the encoder
+        provider("CAPTIONERS", model.captions.removeprefix(SHUFFLED).partition(":")[0]) or "",
+        provider("ENCODERS", model.encoder) or "",
     )
 
 

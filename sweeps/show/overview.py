@@ -24,6 +24,7 @@ from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
 WIDTH = 120  # characters of the table of results
+MOST_KEYS = 450  # that MLflow takes as one tag, which may have 8,000 characters
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ def open_overview(
     run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
+    if spec.plugins:  # without these, nobody can say later which cells were asked for
+        keys = [cell.key() for cell in spec.cells()]
+        tags["cells"] = " ".join(keys) if len(keys) <= MOST_KEYS else ""
     store.log(run_id, tags={**tags, **data.tags, **owner_tags()})
     return Overview(run_id, spec, concurrency, data)
 
