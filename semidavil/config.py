@@ -42,6 +42,7 @@ class Config(Section):
     volumes: Volumes = Field(default_factory=Volumes)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Fixes the whole run: which images are labelled, how networks begin, each step's draws."""
     # Ids of the plugins that the run uses something of, see `semidavil.plugins`. They follow from the rest.
     plugins: tuple[str, ...] = ()
 

@@ -4,7 +4,7 @@ print(to_yaml(config, "toy"))
 preset_name, changes = read_yaml(Path("mine.yaml"))
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,10 +13,20 @@ from pydantic.fields import FieldInfo
 from rich.markup import escape
 from rich.table import Table
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, Config, ConfigError, every_setting
+from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS
 from semidavil.settings import Section
 
 PRESET = "preset"  # the key of a file that says what it began with
+CHOICES: dict[str, Collection[str]] = {
+    "data.benchmark": BENCHMARKS,
+    "model.dense": DENSE,
+    "model.fusion": FUSIONS,
+    "model.captions": CAPTION_KINDS,
+    "loss.name": LOSSES,
+    "training.method": METHODS,
+}
 # Where files lie on one machine.
 PLACES = ("runtime.data_root", "runtime.cache_dir")
 
@@ -30,7 +40,7 @@ def settings_table(config: Config, preset_name: str) -> Table:
     for path, info in _fields(Config):
         value, default = values[path], defaults[path]
         about = " ".join((info.description or "").split())
-        if choices := _choices(info.annotation):
+        if choices := _choices(path, info.annotation):
             about = f"{', '.join(choices)}. {about}"
         shown = [path, value, "" if value == default else default, about]
         table.add_row(*map(escape, shown))
@@ -46,8 +56,10 @@ def _fields(model: type[Section], prefix: str = "") -> Iterator[tuple[str, Field
             yield f"{prefix}{name}", info
 
 
-def _choices(annotation: Any) -> list[str]:
-    """The words of a `Literal`."""
+def _choices(path: str, annotation: Any) -> list[str]:
+    """The words of a `Literal`, or of a table."""
+    if path in CHOICES:
+        return list(CHOICES[path])
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     return []

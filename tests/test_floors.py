@@ -26,6 +26,7 @@ FLOORS = (
     },
     {"semidavil.settings"},
     {"semidavil.config"},
+    {"semidavil.describe"},
     {"semidavil.toy"},
     {"semidavil.data"},
     {
