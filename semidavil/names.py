@@ -25,6 +25,7 @@ TIMM = "timm:"  # before the name of an encoder of timm's
 DENSE = ("maskclip", "clearclip", "naclip")
 PICTURES = ("ids", "colours", "overlay", "confidence")  # that `predict` writes
 STREAMS = ("source", "labelled", "unlabelled")
+WEIGHTS = "segmenter.safetensors"  # the file of a finished run that holds its network
 
 
 @dataclass(frozen=True)

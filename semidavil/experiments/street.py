@@ -159,12 +159,13 @@ class StreetExperiment:
 
     def save(self, name: str, evaluation: Evaluation, folder: Path) -> dict[str, Path]:
         files = {
-            "weights": folder / "segmenter.safetensors",
+            "weights": folder / names.WEIGHTS,
             "examples": folder / "examples.png",
             "evaluation": folder / "evaluation.npz",
             "gallery": folder / "gallery.npz",
         }
-        save_weights(files["weights"], self.method.networks()[name], self.config, name)
+        network = self.method.networks()[name]
+        save_weights(files["weights"], network, self.config, name, self.data)
         evaluation.save(files["evaluation"])
         predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])
