@@ -58,6 +58,8 @@ def run(options: Options, console: Console) -> int:
     if options.grid is None and not options.list_only:
         raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
     if options.grid is not None:
+        if options.grid.endswith(".py"):
+            raise ConfigError(f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME")
         require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
     for benchmark in options.benchmark:
         require_known(benchmark, BENCHMARKS, "benchmark")

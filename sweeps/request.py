@@ -222,4 +222,4 @@ def searched(options: Options) -> tuple[Spec, Config]:
         raise ConfigError(
             f"--confirm-seeds {base.seed}: the search itself chooses with this seed; give others"
         )
-    return replace(spec, trials=options.trials), base
+    return replace(spec, trials=options.trials, plugins=base.plugins), base

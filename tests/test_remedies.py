@@ -5,6 +5,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def texts(path: Path) -> Iterator[str]:
             yield "".join(map(str, parts))
 
 
+@cache
 def all_texts() -> list[tuple[str, str]]:
     files = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
     return [(str(path.relative_to(ROOT)), text) for path in files for text in texts(path)]

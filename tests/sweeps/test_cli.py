@@ -60,6 +60,7 @@ def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--grid", "attention", "--set", "training.lr=1e-3,"], "between two commas"),
         (["--grid", "attention", "--set", "runtime.threads=1,2"], "threads"),
         (["--grid", "search", "--set", "training.lr=1e-3,1e-2"], "one value of each setting"),
+        (["--grid", "my.py"], "--grid my.py:NAME"),
         (["--grid", "attention", "--plugin", "nowhere.py"], "nowhere.py cannot be read"),
         (["--grid", "attention", "--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
         (["--grid", "attention", "--preset", "toy", "--data-root", "/data"], "would leave"),
