@@ -18,6 +18,7 @@ from semidavil.names import captions_name
 from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -213,6 +214,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
     if KEY not in tags or not final:
         return None
+    learn_benchmarks(run)
     settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
     shared = [name for name in tags.get(f"{PREFIX}grids", "").split() if name != experiment]
     return {

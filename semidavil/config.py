@@ -197,8 +197,11 @@ def owner_of(path: str) -> str | None:
     return next((name for start, name in _OWN.items() if path.startswith(start)), None)
 
 
+# What follows from files that a command names: --plugin, --benchmark.
+NOT_SET = ("plugins", "data.own", "runtime.folders")
 # What changes no result: where and how a run executes, and how its images are kept.
-_NO_RESULT: Any = {"runtime": True, "data": {"store"}}
+# A described benchmark's name has a hash of what `own` says.
+_NO_RESULT: Any = {"runtime": True, "data": {"store", "own"}}
 
 
 @cache
@@ -253,10 +256,9 @@ def _require_known(path: str, fields: Mapping[str, Any]) -> None:
 
 @cache
 def every_setting() -> dict[str, Any]:
-    """The default of every setting, those included that change no result, by path."""
+    """The default of every setting that people set, those included that change no result, by path."""
     fields = dict(_leaves(Config().model_dump(mode="json")))
-    del fields["plugins"]  # which nobody sets
-    return fields
+    return {path: value for path, value in fields.items() if path not in NOT_SET}
 
 
 def read_value(path: str, value: Any) -> Any:

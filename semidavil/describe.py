@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.config import PRESETS, Config, ConfigError, every_setting
+from semidavil.config import NOT_SET, PRESETS, Config, ConfigError, every_setting
 from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS
 from semidavil.settings import Section
 
@@ -68,7 +68,7 @@ def _choices(path: str, annotation: Any) -> list[str]:
 def to_yaml(config: Config, preset_name: str, leave_out: tuple[str, ...] = ()) -> str:
     """Every setting of a Config, by section; without `leave_out` and what is of one machine alone."""
     tree = config.model_dump(mode="json")
-    for path in (*leave_out, *PLACES, "plugins"):
+    for path in (*leave_out, *PLACES, *NOT_SET):
         section, _, name = path.rpartition(".")
         del (tree[section] if section else tree)[name]
     lines = [f"# it uses --plugin {each}" for each in config.plugins]

@@ -4,11 +4,12 @@ The defaults are the paper's, or those of the paper that a rival method comes fr
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.descriptions import MARK
 from semidavil.names import (
     CAPTION_KINDS,
     DENSE,
@@ -20,6 +21,7 @@ from semidavil.names import (
     TIMM,
 )
 from semidavil.plugins import Names, Table
+from semidavil.registry import register, registered
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -75,11 +77,37 @@ class Data(Section):
     store: Literal["auto", "raw", "packed", "off"] = "auto"
     """How decoded images and labels are kept on disk: as they are, compressed without loss, not at all;
     auto takes the first that there is room for. The pixels are the same: no part of a run's identity."""
+    own: str = ""
+    """What a user's own benchmark says, see `descriptions`; empty for a built-in one. The name in `benchmark`
+    ends in its hash, so that this is no part of a run's identity."""
 
-    @field_validator("benchmark")
+    @model_validator(mode="before")
     @classmethod
-    def _known_benchmark(cls, value: str) -> str:
-        return _one_of(value, BENCHMARKS, "benchmark")
+    def _known_benchmark(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Learns a described benchmark, and brings along what the chosen one says."""
+        if said := values.get("own"):
+            register(said)
+        name = values.get("benchmark", cls.model_fields["benchmark"].default)
+        if name not in BENCHMARKS and MARK in name:
+            raise ValueError(
+                f"nothing here says what the benchmark {name} is: name its file with --benchmark"
+            )
+        _one_of(name, [n for n in BENCHMARKS if MARK not in n or n == name], "benchmark")
+        return {**values, "own": registered(name)}
+
+    @model_validator(mode="after")
+    def _not_generated(self) -> Self:
+        if self.own and self.toy:
+            raise ValueError(
+                f"{self.benchmark} has images of its own, and data.toy draws generated scenes: set "
+                "data.toy=false"
+            )
+        return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)  # in another process, which may not know the benchmark
+        if self.own:
+            register(self.own)
 
 
 class Model(Section):
@@ -316,6 +344,8 @@ class Runtime(Section):
 
     data_root: str = ""
     """A folder per data set; empty: the generated toy data's own folder."""
+    folders: str = ""
+    """Where described data sets lie, as JSON: folder by name. Others are below `data_root`."""
     cache_dir: str = ""
     """Toy data and captions; empty: `data/` in the current directory."""
     device: str = "auto"

@@ -72,7 +72,8 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add = run.add_argument_group("what to run").add_argument
     add("--grid", metavar="NAME", help="one of the grids below, or all of them")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
-        help="source and target, one or more [default: the grid's own; toy: its first]")
+        help="source and target, one or more by name, or a benchmark.yaml or dataset.yaml of your own "
+        "[default: the grid's own; toy: its first]")
     add("--budgets", metavar="N", nargs="+", type=_whole(0),
         help="numbers of labelled target images [default: each benchmark's own"
         f"{_ssl_budgets()}]")

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
 from semidavil.place import CHECKOUT
@@ -30,6 +29,7 @@ from sweeps.request import (
     data_are_here,
     present_data,
     requested,
+    require_benchmark,
     require_known,
     searched,
     spec_and_base,
@@ -59,10 +59,12 @@ def run(options: Options, console: Console) -> int:
         raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
     if options.grid is not None:
         if options.grid.endswith(".py"):
-            raise ConfigError(f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME")
+            raise ConfigError(
+                f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME"
+            )
         require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
     for benchmark in options.benchmark:
-        require_known(benchmark, BENCHMARKS, "benchmark")
+        require_benchmark(benchmark)
     if options.grid == SEARCH:
         return _search(options, console)
     return _list(options, console) if options.list_only else _sweep(options, console)
@@ -369,7 +371,8 @@ def _rerun(options: Options, console: Console) -> int:
     for path in parse_settings(options.settings):
         if not path.startswith("runtime."):
             raise ConfigError(f"--rerun with --set {path}: only runtime.* may differ from the run")
-    changes, train = asked.settings_of(options), asked.train_function()
+    settings, train = asked.settings_of(options), asked.train_function()
+    changes = {name: value for name, value in settings.items() if name.startswith("runtime.")}
     store = open_store(options)
     return DONE if rerun(store, options.rerun, changes, CHECKOUT, console, train) else WRONG
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import (
     PRESETS,
     Config,
@@ -18,6 +19,8 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
+from semidavil.data.own import is_file, own_benchmarks
+from semidavil.descriptions import DescriptionError
 from semidavil.place import home
 from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
@@ -45,6 +48,12 @@ class Options(argparse.Namespace):
         """The same command once more, with options that it may lack."""
         given = [*self.given, *(option for option in more if option not in self.given)]
         return shlex.join(["python", f"sweeps/{self.command}.py", *given])
+
+
+def require_benchmark(name: str) -> None:
+    """Raises ConfigError for a benchmark that is neither built in nor a file."""
+    if not is_file(name):
+        require_known(name, BENCHMARKS, "benchmark")
 
 
 def require_known(name: str, table: Mapping[str, object], what: str) -> None:
@@ -142,11 +151,12 @@ def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
 
     Raises ConfigError for an unknown name, or a setting that the grid varies or that contradicts another.
     """
-    name = options.preset or default_preset(options.data_root)
+    given = settings_of(options)
+    name = options.preset or default_preset(options.data_root or given.get("runtime.folders", ""))
     require_known(name, PRESETS, "preset")
     varied = GRIDS[grid].baseline if grid in GRIDS else {}
     settings, swept, only = dict[str, str](), list[str](), list[str](options.only)
-    for path, text in {**_of_file(options, varied), **settings_of(options)}.items():
+    for path, text in {**_of_file(options, varied), **given}.items():
         if path in SHARED_AXES:
             raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
         values = values_of(path, text)
@@ -172,7 +182,7 @@ def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
     refuse_oracle(base)
     lasting = [f"{k}={value}" for k, value in settings.items() if not k.startswith("runtime.")]
     budgets, seeds = tuple(options.budgets or ()), tuple(options.seeds or (0,))
-    selection = Selection(tuple(options.benchmark), budgets, seeds, tuple(only))
+    selection = Selection(tuple(chosen_benchmarks(options)[0]), budgets, seeds, tuple(only))
     return Spec(grid, name, tuple(lasting), (selection,), swept=tuple(swept)), base
 
 
@@ -188,11 +198,22 @@ def settings_of(options: Options) -> dict[str, str]:
         settings["runtime.data_root"] = options.data_root
     if (gpus := options.gpus_per_trial or 0) > 1:  # each is driven by a process of its own
         settings["runtime.world_size"] = f"{gpus:g}"
-    settings.update(parse_settings(options.settings))
+    settings.update(chosen_benchmarks(options)[1] | parse_settings(options.settings))
     for path in ("runtime.data_root", "runtime.cache_dir"):
         if settings.get(path):  # workers may run in another folder
             settings[path] = str(Path(settings[path]).expanduser().resolve())
     return settings
+
+
+def chosen_benchmarks(options: Options) -> tuple[list[str], dict[str, str]]:
+    """The names of the benchmarks asked for, and what those need that come from files.
+
+    Raises ConfigError for a file that is wrong.
+    """
+    try:
+        return own_benchmarks(options.benchmark, options.data_root)
+    except DescriptionError as error:
+        raise ConfigError(str(error)) from None
 
 
 def train_function() -> str:
@@ -206,7 +227,7 @@ def searched(options: Options) -> tuple[Spec, Config]:
     """
     spec, base = spec_and_base(options, SEARCH)
     chosen: dict[str, Sequence[object] | None] = {
-        "data.benchmark": options.benchmark, "data.budget": options.budgets, "seed": options.seeds
+        "data.benchmark": chosen_benchmarks(options)[0], "data.budget": options.budgets, "seed": options.seeds
     }  # fmt: skip
     changes: dict[str, object] = {}
     for path, values in chosen.items():

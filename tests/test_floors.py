@@ -23,6 +23,8 @@ FLOORS = (
         "semidavil.full_disk",
         "semidavil.machine",
         "semidavil.marks",
+        "semidavil.descriptions",
+        "semidavil.registry",
         "semidavil.place",
     },
     {"semidavil.settings"},

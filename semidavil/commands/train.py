@@ -12,9 +12,11 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
+from semidavil.data.own import is_file, own_benchmark
 from semidavil.describe import read_yaml, to_yaml
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
 from semidavil.plugins import PLUGINS, in_use
+from semidavil.settings import Data
 
 
 def train_command(
@@ -24,7 +26,9 @@ def train_command(
             "--preset", help="toy, toy-long, small or paper. [default: toy, small with --data-root]"
         ),
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="Source and target.")] = "",
+    benchmark: Annotated[
+        str, typer.Option(help="Source and target, by name, or a benchmark.yaml or dataset.yaml.")
+    ] = "",
     budget: Annotated[int | None, typer.Option(help="Labelled target images.")] = None,
     method: Annotated[str, typer.Option(help="What a training step is.")] = "",
     fusion: Annotated[str, typer.Option(help="How image and caption meet.")] = "",
@@ -63,8 +67,13 @@ def train_command(
     told_when_stopped = "stopped; the same command goes on from the last checkpoint"
     with told(console := Console(), told_when_stopped, plugin or ()):
         name, of_file = read_yaml(config) if config else ("", {})
-        name = preset_name or name or default_preset(data_root)
-        chosen = preset(name, {**of_file, **changes, **parse_settings(settings or [])})
+        own = own_benchmark(benchmark, data_root) if is_file(benchmark) else {}
+        name = preset_name or name or default_preset(data_root or own.get("runtime.folders", ""))
+        changes = {**of_file, **changes, **own}
+        if own and "data.budget" not in changes:  # the usual hundred may be more than there are
+            budgets = BENCHMARKS[own["data.benchmark"]].budgets
+            changes["data.budget"] = max((n for n in budgets if n <= Data().budget), default=0)
+        chosen = preset(name, {**changes, **parse_settings(settings or [])})
         refuse_oracle(chosen)
         if print_config:
             print(to_yaml(chosen, name), end="")

@@ -4,8 +4,8 @@
 classes, which the paper's captions do not.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from semidavil.benchmarks import Benchmark
 from semidavil.language.base import Captioner, CaptionError, Size
 from semidavil.language.positions import Positions
 from semidavil.language.pretrained import Pretrained
@@ -46,6 +47,8 @@ class Setting:
     device: torch.device  # of the captioners that are not the VLM
     memo: Path  # remembers the hashes of model files
     prompt: str  # what a captioning model is asked; empty: its family's default
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what classes are also called
+    scene: str = Benchmark.scene  # what `positions` begins with
 
 
 def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
@@ -55,7 +58,9 @@ def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
 
 
 _CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
-    "positions": lambda _, setting: Positions(setting.vlm, setting.classes, setting.size),
+    "positions": lambda _, setting: Positions(
+        setting.vlm, setting.classes, setting.size, setting.words, setting.scene
+    ),
     "class_names": lambda _, setting: Constant(", ".join(setting.classes)),
     "none": lambda _, setting: Constant(""),
     "blip": partial(_pretrained, "blip"),

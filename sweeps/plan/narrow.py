@@ -9,8 +9,8 @@ from sweeps.plan.combine import product
 from sweeps.plan.grid import Grid, short
 
 VARIANT = "variant"  # in --only: what a grid calls its variants
-# Free text, in which a comma is one.
-TEXTS = ("model.caption_prompt",)
+# Free text, and JSON, in which a comma is one.
+TEXTS = ("model.caption_prompt", "data.own")
 
 
 def values_of(path: str, text: str) -> list[str]:
