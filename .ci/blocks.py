@@ -91,7 +91,7 @@ def newest_run(place: Path) -> str:
         "from pathlib import Path\n"
         "from sweeps.track.store import Store\n"
         "runs = [r for r in Store(Path.cwd()).runs() if r.status == 'FINISHED']\n"
-        "print(max(runs, key=lambda r: r.ended or 0).run_id if runs else '')"
+        "print(max(runs, key=lambda r: r.started).run_id if runs else '')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True

@@ -195,8 +195,12 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that may change its result, by dotted name, with its default."""
-    return {name: _plain(value) for name, value in Config().settings(of_all_methods=True)}
+    """Every setting of a run that may change its result, by dotted name, with its default.
+
+    Plugins follow from the variants that are chosen, and are no setting.
+    """
+    settings = Config().settings(of_all_methods=True)
+    return {name: _plain(value) for name, value in settings if name != "plugins"}
 
 
 def _plain(value: Any) -> Any:
@@ -221,6 +225,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "ended": run.info.end_time,
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
+        "plugins": params.get("plugins", "[]"),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(

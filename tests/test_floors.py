@@ -17,6 +17,7 @@ FLOORS = (
     {
         "semidavil",
         "semidavil.names",
+        "semidavil.plugins",
         "semidavil.benchmarks",
         "semidavil.seeds",
         "semidavil.full_disk",
@@ -28,6 +29,7 @@ FLOORS = (
     },
     {"semidavil.settings"},
     {"semidavil.config"},
+    {"semidavil.describe"},
     {"semidavil.toy"},
     {"semidavil.data"},
     {

@@ -25,6 +25,7 @@ from sweeps.track.runs import DESCRIBED, TrackedRun
 from sweeps.track.store import Store
 
 WIDTH = 120  # characters of the table of results
+MOST_KEYS = 450  # that MLflow takes as one tag, which may have 8,000 characters
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def open_overview(
     }
     now = str(int(time.time()))
     tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
+    if spec.plugins:  # without these, nobody can say later which cells were asked for
+        keys = [cell.key() for cell in spec.cells()]
+        tags["cells"] = " ".join(keys) if len(keys) <= MOST_KEYS else ""
     store.log(run_id, tags={**tags, **said, **data.tags, **owner_tags()})
     return Overview(run_id, spec, concurrency, data)
 
