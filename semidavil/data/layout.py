@@ -32,7 +32,7 @@ def data_root(config: Config) -> Path:
     return existing_root(config.data.benchmark, config.runtime.data_root)
 
 
-def existing_root(benchmark: str, data_root: str) -> Path:
+def existing_root(what: str, data_root: str) -> Path:
     """The folder that `runtime.data_root` names.
 
     Raises:
@@ -40,7 +40,7 @@ def existing_root(benchmark: str, data_root: str) -> Path:
     """
     if not data_root:
         raise DataError(
-            f"{benchmark} needs its data sets: pass --data-root with the folder that holds one folder "
+            f"{what} needs its images: pass --data-root with the folder that holds one folder "
             "per data set, or use the toy preset, which generates its own"
         )
     root = Path(data_root).expanduser().absolute()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
-from semidavil.data.described import reader_of
+from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.layout import folder_of
 from semidavil.data.synapse import SHARES, Synapse
@@ -100,7 +100,7 @@ def _wrong_budget(config: Config, benchmark: Benchmark, size: int) -> str:
     what = "images" if benchmark.kind == "images" else "scans"
     return (
         f"a budget of {budget} labelled {what} is larger than the training set of "
-        f"{benchmark.target}, {size}: choose at most {size} (--budgets)"
+        f"{title_of(benchmark.target)}, {size}: choose at most {size} (--budgets)"
     )
 
 
