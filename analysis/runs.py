@@ -15,13 +15,13 @@ import pandas as pd
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from semidavil.names import captions_name
+from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "semidavil."  # of the tags that the sweeps write
 KEY = f"{PREFIX}key"
 OVERVIEW = f"{PREFIX}overview"  # of the run that stands for a grid; its value is the grid
@@ -144,7 +144,7 @@ def command(grid: str) -> str:
 
 def default_uri() -> str:
     """The store that `sweeps/run.py` writes to."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracked:

@@ -317,7 +317,8 @@ def consistency_loss(
 
     Args:
         logits: the student's on the strong view, (B, C, H, W).
-        pseudo_labels, confidence: the teacher's argmax and maximum probability, (B, H, W).
+        pseudo_labels: the teacher's argmax, (B, H, W).
+        confidence: its maximum probability, (B, H, W).
     """
     learn_from = confidence >= threshold
     losses = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")

@@ -19,6 +19,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
+from semidavil.place import CHECKOUT
 from sweeps import request as asked
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH
@@ -222,8 +223,8 @@ def _sweep_options(
     from sweeps.run.driver import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
 
-    tags = code_tags(asked.ROOT)
-    if changes := code_changes(asked.ROOT):
+    tags = code_tags(CHECKOUT)
+    if changes := code_changes(CHECKOUT):
         store.attachments = {tags["changes"]: changes}
     return SweepOptions(
         tags={**tags, "preset": spec.preset, "results_version": str(RESULTS_VERSION)},
@@ -342,7 +343,7 @@ def _rerun(options: Options, console: Console) -> int:
             raise ConfigError(f"--rerun with --set {path}: only runtime.* may differ from the run")
     changes, train = asked.settings_of(options), asked.train_function()
     store = open_store(options)
-    return DONE if rerun(store, options.rerun, changes, asked.ROOT, console, train) else WRONG
+    return DONE if rerun(store, options.rerun, changes, CHECKOUT, console, train) else WRONG
 
 
 def status(options: Options, console: Console) -> int:

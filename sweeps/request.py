@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sweeps
 from semidavil.config import (
     PRESETS,
     Config,
@@ -19,6 +18,7 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
+from semidavil.place import home
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
@@ -28,7 +28,7 @@ from sweeps.run.events import TRAIN
 if TYPE_CHECKING:  # it imports MLflow
     from sweeps.plan.data import PresentData
 
-ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs
+ROOT = home()
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 

@@ -22,6 +22,7 @@ FLOORS = (
         "semidavil.full_disk",
         "semidavil.machine",
         "semidavil.marks",
+        "semidavil.place",
     },
     {"semidavil.settings"},
     {"semidavil.config"},

@@ -27,7 +27,12 @@ TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no d
 
 
 def rerun(
-    store: Store, run_id: str, changes: Mapping[str, str], root: Path, console: Console, train: str
+    store: Store,
+    run_id: str,
+    changes: Mapping[str, str],
+    root: Path | None,
+    console: Console,
+    train: str,
 ) -> bool:
     """Prints recorded and new numbers; returns whether the score is the same.
 

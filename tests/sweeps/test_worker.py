@@ -203,7 +203,7 @@ def test_a_trial_that_tune_ends_writes_its_checkpoint(store: Store) -> None:
     assert logged_steps(store, task.run_id) == list(range(1, 8))
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("gone", [False, *also_slow(True)])
 def test_a_run_that_is_not_ours_any_more_is_left_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
@@ -319,7 +319,7 @@ class Gauge:
         self.samples = []
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("gpus", [1, *also_slow(0)])
 def test_runs_on_gpus_have_system_metrics(
     store: Store, monkeypatch: pytest.MonkeyPatch, gpus: int
 ) -> None:
