@@ -58,13 +58,24 @@ def commands_of(block: Block) -> str:
 
 def pages_of(root: Path) -> list[Path]:
     """README.md, then the docs' pages in the order of their navigation."""
-    nav = re.findall(r"^ +- (?:.*: )?([\w/.-]+\.md)$", (root / "mkdocs.yml").read_text(), re.MULTILINE)
+    nav = re.findall(
+        r"^ +- (?:.*: )?([\w/.-]+\.md)$", (root / "mkdocs.yml").read_text(), re.MULTILINE
+    )
     return [root / "README.md", *(root / "docs" / name for name in nav)]
 
 
 def copy_of(root: Path, target: Path) -> None:
     """What git tracks or would add, as it is now, with the same data."""
-    listed = ("git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    listed = (
+        "git",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    )
     names = subprocess.run(listed, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
         if (root / name).exists():
@@ -80,7 +91,7 @@ def newest_run(place: Path) -> str:
         "from pathlib import Path\n"
         "from sweeps.track.store import Store\n"
         "runs = [r for r in Store(Path.cwd()).runs() if r.status == 'FINISHED']\n"
-        "print(max(runs, key=lambda r: r.ended or 0).run_id if runs else '')"
+        "print(max(runs, key=lambda r: r.started).run_id if runs else '')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=True

@@ -59,7 +59,8 @@ class Seen:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights of a finished run: a file, a folder that holds them, or a run's id in `mlruns/`.
+    """The weights of a finished run: a file, a folder that holds them, or the first digits of its id in
+    `mlruns/`.
 
     Raises:
         PredictorError: there are none, or a run of this id has not finished here.
@@ -76,7 +77,10 @@ def find_weights(source: str | Path) -> Path:
                 f"{path} holds the weights of {len(found)} runs: name one of them, as {found[0].parent}"
             )
         raise PredictorError(f"there is no {WEIGHTS} in {path}: has the run finished?")
-    kept = sorted(Path("mlruns").glob(f"*/{source}/artifacts/{WEIGHTS}"))
+    kept = sorted(Path("mlruns").glob(f"*/{source}*/artifacts/{WEIGHTS}"))
+    if len(kept) > 1:
+        ids = ", ".join(path.parents[1].name for path in kept[:3])
+        raise PredictorError(f"{len(kept)} runs begin with {source}: write more of its id ({ids})")
     if kept:
         return kept[0]
     raise PredictorError(
