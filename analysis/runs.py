@@ -18,6 +18,7 @@ from semidavil.names import captions_name
 from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -194,8 +195,12 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that may change its result, by dotted name, with its default."""
-    return {name: _plain(value) for name, value in Config().settings(of_all_methods=True)}
+    """Every setting of a run that may change its result, by dotted name, with its default.
+
+    Plugins follow from the variants that are chosen, and are no setting.
+    """
+    settings = Config().settings(of_all_methods=True)
+    return {name: _plain(value) for name, value in settings if name != "plugins"}
 
 
 def _plain(value: Any) -> Any:
@@ -209,6 +214,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
     if KEY not in tags or not final:
         return None
+    learn_benchmarks(run)
     settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
     shared = [name for name in tags.get(f"{PREFIX}grids", "").split() if name != experiment]
     return {
@@ -219,6 +225,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "ended": run.info.end_time,
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
+        "plugins": params.get("plugins", "[]"),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from semidavil.benchmarks import IGNORE_INDEX
+from semidavil.plugins import Table
 from semidavil.settings import Loss
 
 
@@ -333,7 +334,7 @@ def gradient_norm(loss: Callable[[Sequence[Tensor]], Tensor], logits: Sequence[T
     return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
-LOSSES: dict[str, type[PixelLoss]] = {
+_LOSSES: dict[str, type[PixelLoss]] = {
     "ce": CrossEntropy,
     "wce": WeightedCrossEntropy,
     "focal": Focal,
@@ -341,6 +342,7 @@ LOSSES: dict[str, type[PixelLoss]] = {
     "dfl": DualFocal,
     "dyce": DyCE,
 }
+LOSSES = Table("LOSSES", _LOSSES)
 
 
 def build_loss(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semidavil.commands.endings import told
+from semidavil.commands.endings import PLUGIN, told
 
 console = Console()
 
@@ -43,6 +43,7 @@ def export_command(
     picture: Annotated[
         Path | None, typer.Option(help="What the file is compared on. [default: noise]")
     ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
     name: Annotated[
         str, typer.Option(help="Of the model, on a hub. [default: the folder's name]")
     ] = "",
@@ -52,7 +53,7 @@ def export_command(
 ) -> None:
     """Writes a finished run's network: as a file, which it compares with the network, or for a hub."""
     if to is Format.hub:
-        with told(console, "stopped; repeat the command"):
+        with told(console, "stopped; repeat the command", plugin or ()):
             if caption is not None or picture:
                 raise ValueError(
                     "--caption and --picture are for --to onnx and --to torch: leave them out"
@@ -69,7 +70,7 @@ def export_command(
     from semidavil.experiments.exporting import FORMATS, export
     from semidavil.experiments.predictor import Predictor, find_weights
 
-    with told(console, "stopped; repeat the command"):
+    with told(console, "stopped; repeat the command", plugin or ()):
         path = out or Path("segmenter").with_suffix(FORMATS[to])
         if path.suffix != FORMATS[to]:
             raise ValueError(

@@ -8,6 +8,7 @@ seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32
 import copy
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
 from semidavil.names import WEIGHTS
+from semidavil.plugins import PLUGINS, missing
 
 
 class PredictorError(ValueError):
@@ -103,8 +105,11 @@ def read_about(weights: Path) -> tuple[Config, dict[str, str]]:
         raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
     if "config" not in about:
         raise PredictorError(f"{weights} does not say which run it is of: name a run's {WEIGHTS}")
+    params = json.loads(about["config"])
+    if why := missing(json.loads(params.get("plugins", "[]"))):
+        raise PredictorError(f"{weights} cannot be used alone: {why}{_kept(weights)}")
     try:
-        config = Config.from_params(json.loads(about["config"]))
+        config = Config.from_params(params)
     except ConfigError as error:
         raise PredictorError(
             f"{weights} is of a run that this version does not know ({error}): use the commit in the "
@@ -233,6 +238,13 @@ class Predictor:
 
     def _needs_vlm(self, config: Config) -> bool:
         return self.sees_captions or config.training.method == "semivl"
+
+
+def _kept(weights: Path) -> str:
+    """Where the plugins of a run lie beside its weights."""
+    found = sorted(str(path) for path in weights.parent.glob(f"{PLUGINS}/*"))
+    options = " ".join(f"--plugin {shlex.quote(path)}" for path in found)
+    return f". The run has kept what it used; read it before you run it: {options}" if found else ""
 
 
 def classes_at(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:

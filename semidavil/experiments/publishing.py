@@ -21,6 +21,7 @@ from semidavil.experiments.predictor import PredictorError, read_about
 from semidavil.marks import MEANING, TOY, mark
 from semidavil.metrics import absent_classes, summarise
 from semidavil.names import ORACLE, VISION_ONLY, WEIGHTS, captions_name
+from semidavil.plugins import PLUGINS, in_use
 
 CARD, SETTINGS, EVALUATION, EXAMPLES = "README.md", "config.json", "evaluation.npz", "examples.png"
 LICENCE_TOLD = "other"  # where nobody has said one
@@ -109,6 +110,8 @@ def publish(run: FinishedRun, out: Path, name: str, licence: str = "") -> list[s
     (out / WEIGHTS).chmod(0o644)  # it is written for its owner alone
     params = json.dumps(clean.to_params(), indent=2, sort_keys=True)
     (out / SETTINGS).write_text(params + "\n")
+    for plugin in in_use(run.config.plugins):
+        plugin.write(out / PLUGINS)
     examples = run.weights.with_name(EXAMPLES)
     if examples.is_file():
         shutil.copyfile(examples, out / EXAMPLES)

@@ -204,13 +204,16 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
 def captioner_of(config: Config, vlm: VLM) -> Captioner:
     """What describes the run's images; of shuffled captions, who has made them."""
     by_window = config.model.caption_region == "window"
+    benchmark = BENCHMARKS[config.data.benchmark]
     setting = Setting(
         vlm,
-        BENCHMARKS[config.data.benchmark].classes,
+        benchmark.classes,
         size_of_windows(vlm, config.data.crop) if by_window else None,
         vlm.device,
         cache_dir(config) / "captions" / "hashes.jsonl",
         config.model.caption_prompt,
+        benchmark.words,
+        benchmark.scene,
     )
     return build_captioner(inner_captioner(captions_of(config)), setting)
 
