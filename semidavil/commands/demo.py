@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from semidavil.commands.endings import told
+from semidavil.commands.endings import PLUGIN, told
 
 if TYPE_CHECKING:  # seconds to import
     import gradio
@@ -42,11 +42,12 @@ def demo_command(
     port: Annotated[
         int | None, typer.Option(help="[default: the first that is free from 7860 on]")
     ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
 ) -> None:
     """Opens a page: drop a picture, edit its caption, see classes and where each word matters."""
     from semidavil.experiments.predictor import Predictor, find_weights
 
-    with told(console, "stopped"):
+    with told(console, "stopped", plugin or ()):
         predictor = Predictor.load(find_weights(run), device)
         blocks = build_page(predictor)
         _, address, _ = launch(blocks, host, port)
