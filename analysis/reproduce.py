@@ -1,5 +1,9 @@
-"""The commands that make some tracked runs once more: benchmark, budgets, seeds, preset, data, settings."""
+"""The commands that make some tracked runs once more: benchmark, budgets, seeds, preset, data, settings.
 
+`FILE` stands for the description of a benchmark of the user's own, which is not kept by its path.
+"""
+
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +57,8 @@ def _settings_of(runs: pd.DataFrame, grid: str) -> list[tuple[tuple[str, ...], p
         every = int(first["runtime.eval_every"])
         if every != preset(name).runtime.eval_every:
             changed["runtime.eval_every"] = every
-        changed.pop("data.toy", None)  # the preset's, or that of data
+        for given_otherwise in ("data.toy", "data.own"):  # by the preset, or by data; by a file
+            changed.pop(given_otherwise, None)
         given = [f"{s}={setting_text(v)}" for s, v in changed.items()]
         found.append((("--preset", name, *root, *(["--set", *given] if given else [])), here))
     return found
@@ -64,7 +69,18 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
-    given = ["--benchmark", *sorted(runs["benchmark"].unique())]
+    own = (
+        runs["data.own"] != ""
+    )  # described by a user's file, of which a run knows the content alone
+    given = [
+        "--benchmark",
+        *sorted(runs["benchmark"][~own].unique()),
+        *(["FILE"] if own.any() else []),
+    ]
+    if plugins := {
+        name.partition("@")[0] for text in runs["plugins"].unique() for name in json.loads(text)
+    }:
+        given += ["--plugin", *sorted(plugins)]
     budgets = sorted(map(int, runs["budget"].unique()))
     if grid not in GRIDS or set(budgets) != _usual_budgets(grid, options, runs):
         given += ["--budgets", *map(str, budgets)]

@@ -16,13 +16,14 @@ import pandas as pd
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from semidavil.names import captions_name
+from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "semidavil."  # of the tags that the sweeps write
 KEY = f"{PREFIX}key"
 OVERVIEW = f"{PREFIX}overview"  # of the run that stands for a grid; its value is the grid
@@ -165,7 +166,7 @@ def command(grid: str) -> str:
 
 def default_uri() -> str:
     """The store that `sweeps/run.py` writes to."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def load_runs(
@@ -255,8 +256,12 @@ def _why(run: Any) -> str:
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that may change its result, by dotted name, with its default."""
-    return {name: _plain(value) for name, value in Config().settings(of_all_methods=True)}
+    """Every setting of a run that may change its result, by dotted name, with its default.
+
+    Plugins follow from the variants that are chosen, and are no setting.
+    """
+    settings = Config().settings(of_all_methods=True)
+    return {name: _plain(value) for name, value in settings if name != "plugins"}
 
 
 def _plain(value: Any) -> Any:
@@ -271,6 +276,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     why = _why(run)
     if KEY not in tags or not (final or why):
         return None
+    learn_benchmarks(run)
     settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
     shared = [name for name in tags.get(f"{PREFIX}grids", "").split() if name != experiment]
     return {
@@ -285,6 +291,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "data": tags.get(f"{PREFIX}data", ""),
         "runtime.data_root": params.get("runtime.data_root", ""),
         "runtime.eval_every": params.get("runtime.eval_every", "0"),
+        "plugins": params.get("plugins", "[]"),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(

@@ -8,6 +8,7 @@ seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32
 import copy
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from semidavil.models.layers import upsample
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
-
-WEIGHTS = "segmenter.safetensors"
+from semidavil.names import WEIGHTS
+from semidavil.plugins import PLUGINS, missing
 
 
 class PredictorError(ValueError):
@@ -60,7 +61,8 @@ class Seen:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights of a finished run: a file, a folder that holds them, or a run's id in `mlruns/`.
+    """The weights of a finished run: a file, a folder that holds them, or the first digits of its id in
+    `mlruns/`.
 
     Raises:
         PredictorError: there are none, or a run of this id has not finished here.
@@ -77,7 +79,10 @@ def find_weights(source: str | Path) -> Path:
                 f"{path} holds the weights of {len(found)} runs: name one of them, as {found[0].parent}"
             )
         raise PredictorError(f"there is no {WEIGHTS} in {path}: has the run finished?")
-    kept = sorted(Path("mlruns").glob(f"*/{source}/artifacts/{WEIGHTS}"))
+    kept = sorted(Path("mlruns").glob(f"*/{source}*/artifacts/{WEIGHTS}"))
+    if len(kept) > 1:
+        ids = ", ".join(path.parents[1].name for path in kept[:3])
+        raise PredictorError(f"{len(kept)} runs begin with {source}: write more of its id ({ids})")
     if kept:
         return kept[0]
     raise PredictorError(
@@ -85,6 +90,32 @@ def find_weights(source: str | Path) -> Path:
         f"here. From a tracking server: `mlflow artifacts download --run-id {source} --dst-path DIR`, then "
         "name DIR"
     )
+
+
+def read_about(weights: Path) -> tuple[Config, dict[str, str]]:
+    """The run that weights are of, and what else they say of themselves.
+
+    Raises:
+        PredictorError: the file is none of a finished run, or its settings are not known here.
+    """
+    try:
+        with safe_open(weights, framework="pt") as file:
+            about = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
+    if "config" not in about:
+        raise PredictorError(f"{weights} does not say which run it is of: name a run's {WEIGHTS}")
+    params = json.loads(about["config"])
+    if why := missing(json.loads(params.get("plugins", "[]"))):
+        raise PredictorError(f"{weights} cannot be used alone: {why}{_kept(weights)}")
+    try:
+        config = Config.from_params(params)
+    except ConfigError as error:
+        raise PredictorError(
+            f"{weights} is of a run that this version does not know ({error}): use the commit in the "
+            "run's tags in MLflow"
+        ) from error
+    return config, about
 
 
 class Predictor:
@@ -123,7 +154,7 @@ class Predictor:
             getattr(self.network.vision, part).copy_(value)
         self._captioner: Captioner | None = None if self.sees_captions else Constant("")
         amp = use_bfloat16(config.training.amp, device)
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
 
     @classmethod
     def load(cls, weights: Path, device: str = "auto") -> "Predictor":
@@ -132,22 +163,7 @@ class Predictor:
             PredictorError: the file is none of a finished run, or its settings are not known here.
             VLMError: the VLM that the run began with is not here.
         """
-        try:
-            with safe_open(weights, framework="pt") as file:
-                about = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
-        if "config" not in about:
-            raise PredictorError(
-                f"{weights} does not say which run it is of: name a run's {WEIGHTS}"
-            )
-        try:
-            config = Config.from_params(json.loads(about["config"]))
-        except ConfigError as error:
-            raise PredictorError(
-                f"{weights} is of a run that this version does not know ({error}): use the commit in the "
-                "run's tags in MLflow"
-            ) from error
+        config, about = read_about(weights)
         return cls(config, weights, about, choose_device(device))
 
     @property
@@ -183,7 +199,7 @@ class Predictor:
         images = as_floats(small.permute(2, 0, 1)[None].to(self.device))
         languages = [self.language(text) for text in captions]
         batch = self.config.runtime.eval_batch_size
-        with self._autocast:
+        with self.autocast:
             logits = sliding_window(self.network, images, languages, crop, batch)
         labels, confidence = classes_at(logits, image.shape[:2])
         return Seen(labels.byte().cpu().numpy(), confidence.cpu().numpy(), captions)
@@ -210,6 +226,11 @@ class Predictor:
             )
         return captioner_of(self.config, self.vlm)
 
+    def own_caption(self, image: np.ndarray) -> str:
+        """What the run's captioner says of a whole picture, also where the run's captions are of windows."""
+        captioner = self._captioner = self._captioner or self._own_captioner()
+        return captioner(cut_parts(image, None, captioner.size))[0]
+
     def language(self, caption: str) -> Language:
         with one_thread(self.device):
             language = self.vlm.text([caption])
@@ -217,6 +238,13 @@ class Predictor:
 
     def _needs_vlm(self, config: Config) -> bool:
         return self.sees_captions or config.training.method == "semivl"
+
+
+def _kept(weights: Path) -> str:
+    """Where the plugins of a run lie beside its weights."""
+    found = sorted(str(path) for path in weights.parent.glob(f"{PLUGINS}/*"))
+    options = " ".join(f"--plugin {shlex.quote(path)}" for path in found)
+    return f". The run has kept what it used; read it before you run it: {options}" if found else ""
 
 
 def classes_at(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:

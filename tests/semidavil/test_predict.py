@@ -17,6 +17,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
+from semidavil.data.readers import READERS
 from semidavil.evaluation.written import OPACITY, confusion_of, find_sources
 from semidavil.experiments.predictor import (
     WEIGHTS,
@@ -195,7 +196,13 @@ def test_a_confusion_by_hand(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "label.png"), np.array([[7, 7, 26, 0]], np.uint8))
     road, car = BENCHMARK.classes.index("road"), BENCHMARK.classes.index("car")
     labels = np.array([[road, car, car, road]], np.uint8)
-    found = confusion_of(labels, tmp_path / "label.png", BENCHMARK.lookup("cityscapes"), 19)
+    found = confusion_of(
+        labels,
+        tmp_path / "label.png",
+        READERS["cityscapes"](tmp_path),
+        BENCHMARK.lookup("cityscapes"),
+        19,
+    )
     assert found.sum() == 3
     assert found[road, road] == found[road, car] == found[car, car] == 1
 
@@ -227,11 +234,14 @@ def test_weights_are_found_by_file_folder_and_run(
     assert find_weights(weights) == find_weights(run.folder) == weights
     kept = Path("mlruns") / "attention" / "0123abcd" / "artifacts"
     shutil.copytree(run.folder, kept)
-    assert find_weights("0123abcd") == kept / WEIGHTS
-    with pytest.raises(PredictorError, match="mlflow artifacts download --run-id 0123"):
+    assert find_weights("0123abcd") == find_weights("0123a") == kept / WEIGHTS
+    shutil.copytree(run.folder, Path("mlruns") / "losses" / "0123beef" / "artifacts")
+    with pytest.raises(PredictorError, match="2 runs begin with 0123: write more"):
         find_weights("0123")
+    with pytest.raises(PredictorError, match="mlflow artifacts download --run-id 4567"):
+        find_weights("4567")
     shutil.copytree(run.folder, Path("mlruns") / "attention" / "other")
-    with pytest.raises(PredictorError, match="weights of 2 runs"):
+    with pytest.raises(PredictorError, match="weights of 3 runs"):
         find_weights("mlruns")
     Path("empty").mkdir()
     with pytest.raises(PredictorError, match="has the run finished"):
