@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -54,8 +55,12 @@ def figure_bytes(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     """A figure as one of `FORMATS`, exactly as large as it was made."""
     buffer = io.BytesIO()
     with paper_style():
-        resolution = {} if dpi is None else {"dpi": dpi}
-        figure.savefig(buffer, format=kind, metadata=_METADATA[kind], **resolution)
+        figure.savefig(
+            buffer,
+            format=kind,
+            metadata=_METADATA[kind],
+            dpi=dpi or matplotlib.rcParams["savefig.dpi"],
+        )
     return buffer.getvalue()
 
 

@@ -26,6 +26,7 @@ class Frame:
     figure: Figure
     names: tuple[str, ...]
     axes: tuple[tuple[Axes, ...], ...]
+    across: int
 
     def __iter__(self) -> Iterator[tuple[str, tuple[Axes, ...]]]:
         return iter(zip(self.names, self.axes, strict=True))
@@ -33,7 +34,7 @@ class Frame:
     @property
     def first(self) -> tuple[Axes, ...]:
         """The axes of the panels that begin a row: those that name what is on the left."""
-        across = self.axes[0][0].get_gridspec().ncols
+        across = min(self.across, len(self.names))
         return tuple(ax for i, column in enumerate(self.axes) if i % across == 0 for ax in column)
 
 
@@ -72,7 +73,7 @@ def panels(
             if row < rows - 1:
                 own[-1].tick_params(labelbottom=False)
         found.append(tuple(own))
-    return Frame(figure, tuple(names), tuple(found))
+    return Frame(figure, tuple(names), tuple(found), across)
 
 
 def legend(figure: Figure) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def run_rows(tracked: Tracked) -> list[dict[str, Any]]:
     return rows
 
 
-def _variant(run: dict[str, Any]) -> str:
+def _variant(run: Mapping[Any, Any]) -> str:
     parts = (run["method"], run["fusion"], run["loss"], run["captions"])
     return ", ".join(map(str, parts))
 
@@ -86,7 +87,7 @@ def run_pages(tracked: Tracked, folder: Path, css: str) -> dict[str, bytes]:
 
 
 def _page(
-    run: dict[str, Any], defaults: dict[str, Any], metrics: list[str], uri: str, css: str
+    run: Mapping[Any, Any], defaults: dict[str, Any], metrics: list[str], uri: str, css: str
 ) -> str:
     where = f"{run['budget']:,} labels, seed {run['seed']}"
     title = f"{style.benchmark_name(run['benchmark'])}, {_variant(run)}, {where}"

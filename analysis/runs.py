@@ -236,7 +236,8 @@ def load_runs(
 
 def _experiments(client: Any) -> dict[str, str]:
     """Name by id, of however many there are."""
-    found, token = {}, None
+    found: dict[str, str] = {}
+    token: str | None = None
     while True:
         page = client.search_experiments(max_results=PAGE, page_token=token)
         found |= {one.experiment_id: one.name for one in page}
@@ -292,6 +293,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "runtime.data_root": params.get("runtime.data_root", ""),
         "runtime.eval_every": params.get("runtime.eval_every", "0"),
         "plugins": params.get("plugins", "[]"),
+        "data.own": params.get("data.own", ""),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(

@@ -161,7 +161,7 @@ def verdict(runs: pd.DataFrame, metric: str = "miou") -> Verdict | None:
     if len(variants) < 2:
         return None
     table = known.pivot(index="seed", columns=["variant", *CONDITION], values=metric)
-    conditions = table.columns.droplevel(0).unique()
+    conditions = pd.MultiIndex.from_frame(table.columns.to_frame()[CONDITION]).unique()
     full = table.reindex(columns=[(v, *c) for v in variants for c in conditions])
     values = full.to_numpy(float).reshape(len(table), len(variants), len(conditions))
     benchmarks = conditions.get_level_values(0)

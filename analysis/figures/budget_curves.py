@@ -50,8 +50,8 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         if points:
             some = [p for p in points if p.benchmark == benchmark]
             _published(rows["published"], some, budgets, looks)
-            told = "published (paper, real images)" if some else "nothing published here"
-            rows["published"].set_title(f"{style.benchmark_name(benchmark)}\n{told}", loc="left")
+            which = "published (paper, real images)" if some else "nothing published here"
+            rows["published"].set_title(f"{style.benchmark_name(benchmark)}\n{which}", loc="left")
             heading = chosen.mark(benchmark) or "measured"
         seeds = seeds_of([int(n) for n in here["n"]])
         rows["measured"].set_title(f"{heading}, {seeds}", loc="left")

@@ -47,7 +47,7 @@ def draw(tracked: Tracked) -> Drawn:
     values = np.concatenate([np.abs(matrix).ravel() for _, matrix, _ in found.values()])
     limit = float(np.nanpercentile(values, 99)) or 1.0
     for benchmark, (ax,) in frame:
-        rival, matrix, seeds = found[benchmark]
+        rival, matrix, count = found[benchmark]
         classes = chosen.classes(benchmark)
         if len(classes) != len(matrix):
             classes = [str(i) for i in range(len(matrix))]
@@ -59,14 +59,14 @@ def draw(tracked: Tracked) -> Drawn:
         ax.set_xlabel("predicted")
         ax.set_ylabel("truth")
         ax.set_title(
-            f"{chosen.heading(benchmark)}, {seeds_of([seeds])}\nSemiDAViL and {style.label(rival)}",
+            f"{chosen.heading(benchmark)}, {seeds_of([count])}\nSemiDAViL and {style.label(rival)}",
             loc="left",
         )
         gain = np.nanmean(np.diag(matrix))
         told.append(f"{style.benchmark_name(benchmark)}: mean recall {gain:+.1f} points")
         rows += [
             {"benchmark": benchmark, "ours": OURS, "theirs": rival, "truth": truth,
-             "predicted": predicted, "difference": matrix[i, j], "n": seeds}
+             "predicted": predicted, "difference": matrix[i, j], "n": count}
             for i, truth in enumerate(classes)
             for j, predicted in enumerate(classes)
         ]  # fmt: skip

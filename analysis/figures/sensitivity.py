@@ -40,9 +40,11 @@ def draw(tracked: Tracked) -> Drawn:
     numbers = pd.concat(found, ignore_index=True)
     if "setting" not in numbers:
         raise AnalysisError(f"no setting has two values yet; make them: {command(GRID)}")
-    order = {name: i for i, name in enumerate(SENSITIVITY)}
-    shown = sorted(numbers.groupby(["benchmark", "setting"]).groups,
-                   key=lambda one: (chosen.benchmarks.index(one[0]), order[one[1]]))  # fmt: skip
+    found_in = {
+        (str(b), str(name))
+        for b, name in zip(numbers["benchmark"], numbers["setting"], strict=True)
+    }
+    shown = [(b, name) for b in chosen.benchmarks for name in SENSITIVITY if (b, name) in found_in]
     frame = panels([f"{b}/{s}" for b, s in shown], 1, 1.75, across=ACROSS, share=False, wide=True)
     for (benchmark, name), (_, (ax,)) in zip(shown, frame, strict=True):
         here = numbers[(numbers["benchmark"] == benchmark) & (numbers["setting"] == name)]

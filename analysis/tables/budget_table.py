@@ -78,7 +78,9 @@ def _block(
             marked = some and variant in members
             published = known.get((variant, budget))
             there = (variant, budget) in measured.index
-            row = dict(measured.loc[(variant, budget)]) if there else {}
+            row: dict[Any, Any] = (
+                measured.loc[[(variant, budget)]].iloc[0].to_dict() if there else {}
+            )
             entries.append(_entry(row, published, marked))
             if row or published:
                 numbers.append(

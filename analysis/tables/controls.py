@@ -1,5 +1,6 @@
 """What stands beside a comparison to say what it is worth: controls of the attentions and of the losses."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -77,10 +78,10 @@ def loss_controls(tracked: Tracked) -> Table:
     return _table("loss_controls", "Controls of the losses", "Loss", about, blocks, rows, chosen)
 
 
-def _in_order(names: pd.Series, known: tuple[str, ...]) -> list[str]:
+def _in_order(names: pd.Series, known: Iterable[str]) -> list[str]:
     """Those that are there: ours in our order, then others."""
-    there = set(map(str, names))
-    return [n for n in known if n in there] + sorted(there - set(known))
+    there, ours = set(map(str, names)), list(known)
+    return [n for n in ours if n in there] + sorted(there - set(ours))
 
 
 def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """A table as a picture in the manner of a paper's, for slides and for those without LaTeX."""
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from analysis.drawn import Table
+from analysis.drawn import Entry, Table
 from analysis.style import GREY
 
 LINE, GAP, SIZE = 0.155, 0.14, 7  # inches between lines and between columns; points
@@ -40,10 +42,9 @@ def picture(table: Table) -> Figure:
         _row(axes, y + 1.75, table.stub, zip(places, block.columns, strict=False))
         y += 2.4
         _rule(axes, width, y, 0.5)
-        for row in block.rows:
-            name, entries = row
-            _row(axes, y + 0.65, name, ())
-            for place, entry in zip(places, entries, strict=False):
+        for line in block.rows:
+            _row(axes, y + 0.65, line[0], ())
+            for place, entry in zip(places, line[1], strict=False):
                 weight = "bold" if entry.mark else "normal"
                 axes.text(
                     place,
@@ -56,7 +57,7 @@ def picture(table: Table) -> Figure:
                 )
                 axes.text(place, y + 1.5, entry.under, ha="right", va="center", style="italic", color=GREY,
                           fontsize=SIZE)  # fmt: skip
-            y += _height(row)
+            y += _height(line)
         y += 0.2
     _rule(axes, width, y, 1.0)
     return figure
@@ -68,11 +69,11 @@ def _inches(text: str, bold: bool = False) -> float:
     return TextPath((0, 0), text, prop=font).get_extents().width / 72 if text.strip() else 0.0
 
 
-def _height(row: tuple) -> float:  # type: ignore[type-arg]
+def _height(row: tuple[str, tuple[Entry, ...]]) -> float:
     return 2.0 if any(entry.under for entry in row[1]) else 1.1
 
 
-def _row(axes: Axes, y: float, name: str, columns) -> None:  # type: ignore[no-untyped-def]
+def _row(axes: Axes, y: float, name: str, columns: Iterable[tuple[float, str]]) -> None:
     axes.text(0, y, name, va="center", fontsize=SIZE)
     for place, text in columns:
         axes.text(place, y, text, ha="right", va="center", fontsize=SIZE)

@@ -76,7 +76,7 @@ def test_the_command_plans_the_very_runs_that_it_is_shown_beside(
     (command,) = commands(load_runs(store.uri).table, grid)
     words = shlex.split(command)
     assert words[:2] == ["python", "sweeps/run.py"]
-    options = parser().parse_args(["run", *words[2:]], Options(given=words[2:]))
+    options = parser().parse_args(["run", *words[2:]], Options(given=words[2:], from_file={}))
     assert {c.key() for c in requested(options).configs} == {c.key() for c in configs}
 
 
