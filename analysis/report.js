@@ -22,7 +22,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
   const field = document.querySelector(`input[data-filters="${table.id}"]`);
   if (!field) continue;
-  field.parentElement.hidden = false;
+  field.closest("[hidden]").hidden = false;
   const count = document.getElementById(`${table.id}-count`);
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);

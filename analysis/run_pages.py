@@ -40,8 +40,8 @@ def run_rows(tracked: Tracked) -> list[dict[str, Any]]:
             rows.append(
                 {"run_id": run["run_id"], "benchmark": style.benchmark_name(run["benchmark"]),
                  "variant": f"{run['experiment']}: {_variant(run)}", "budget": run["budget"],
-                 "seed": run["seed"], "score": "" if score != score else f"{score:.2f}",
-                 "state": run.get("why") or "finished", "steps": run["steps"],
+                 "seed": int(run["seed"]), "score": "" if score != score else f"{score:.2f}",
+                 "state": run.get("why") or "finished", "steps": f"{int(run['steps']):,}",
                  "minutes": f"{run['seconds'] / 60:.1f}" if run.get("seconds", 0) > 0 else "",
                  "preset": run["env/preset"], "device": run["env/device"], "commit": run["env/commit"][:8],
                  "ended": _time(run["ended"])}

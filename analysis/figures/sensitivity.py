@@ -68,6 +68,7 @@ def draw(tracked: Tracked) -> Drawn:
         for ax in own[1:]:
             ax.sharey(own[0])
         if own:
+            own[0].autoscale(axis="y")  # over all that share it
             counts = [int(n) for n in numbers[numbers["benchmark"] == benchmark]["n"]]
             own[0].set_title(f"{chosen.heading(benchmark)}, {seeds_of(counts)}", loc="left")
     told = _largest(numbers)
