@@ -288,6 +288,23 @@ def test_qualitative_compares_methods_at_one_number_of_labels(store: Writer) -> 
     assert set(FIGURES["qualitative"](load_runs(store.uri)).run_ids) == wanted
 
 
+def test_ranks_are_compared_over_benchmarks_and_seeds_and_not_over_nested_budgets(
+    store: Writer, tracked: Tracked
+) -> None:
+    drawn = FIGURES["ranks"](tracked)
+    assert set(drawn.numbers["blocks"]) == {
+        6
+    }  # two benchmarks with three seeds, whatever the budgets
+    assert drawn.numbers.groupby("comparison")["rank"].sum().to_dict() == {
+        "Attention mechanisms (toy)": 10, "Losses for imbalanced classes (toy)": 21, "Methods (toy)": 28,
+    }  # fmt: skip
+    for seed, fusion in itertools.product(range(3), ("dlg", "vlga", "wpct")):
+        cell = settings("gta5-cityscapes", 100, seed, model__fusion=fusion)
+        store.run("attention", cell, {"miou": 30.0})
+    with pytest.raises(AnalysisError, match="more --seeds"):
+        FIGURES["ranks"](load_runs(store.uri))
+
+
 def test_pareto_front() -> None:
     runs = pd.DataFrame(
         {
