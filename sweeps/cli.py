@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
     about[ALL] = "all of these; a cell that several share is run once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
-    grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
+    grids = "\n".join(f"  {name:<20}{text}" for name, text in about.items())
     run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
         "only what is missing.",
