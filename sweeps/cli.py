@@ -3,9 +3,11 @@
     python sweeps/run.py --grid attention        # main(["run", "--grid", "attention"])
     python sweeps/status.py                      # main(["status"])
     python sweeps/deliver.py                     # main(["deliver"])
+    python -m sweeps stop                        # main(["stop"]); so are all others
 
 Exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong; 3 others are
-at work on the rest; 130, or 128 and the number of a signal, it was stopped.
+at work on the rest; 4 `stop` or `--time-limit` has ended it; 130, or 128 and the number of a signal, it was
+stopped.
 """
 
 import argparse
@@ -22,9 +24,12 @@ from rich.markup import escape
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
+from sweeps import slurm
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
-from sweeps.stopping import Stopped, exit_code
+from sweeps.run_options import add_batch_options
+from sweeps.steer_options import add_steering
+from sweeps.stopping import AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
 
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
@@ -50,18 +55,22 @@ def parser() -> argparse.ArgumentParser:
         "only what is missing.",
         epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
         "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong;\n"
-        "  3 other sweeps are at work on the rest; 130 stopped by Ctrl-C, 128 + N by signal N",
+        "  3 other sweeps are at work on the rest; 4 `python -m sweeps stop` or --time-limit has ended it;\n"
+        "  130 stopped by Ctrl-C, 128 + N by signal N",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_options_of_run(run)
     status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
         "sweep itself.")
     status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
-    status.add_argument("--watch", metavar="SECONDS", type=_whole(1), help="show it again and again")
+    status.add_argument("--watch", metavar="SECONDS", type=_whole(1), nargs="?", const=5,
+        help="show it again and again [default: every 5]")
+    status.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
     commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
         "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "
         "is trained again.")
+    add_steering(commands, storage)
     return top
 
 
@@ -115,6 +124,7 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
         "the result of one; 0: on the CPU [default: 1]")
     add("--cpus-per-trial", metavar="N", type=_whole(1))
     add("--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's")
+    add_batch_options(run)
 # fmt: on
 
 
@@ -171,10 +181,12 @@ def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _say_stopped(stop: KeyboardInterrupt, options: Options, console: Console) -> int:
-    why = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
+    why = f"stopped by {stop}" if isinstance(stop, Stopped | AskedToStop) else "stopped"
     if options.command == "run" and not (options.list_only or options.rerun):
         text = "What has finished is kept; the same command goes on from there:"
         console.print(f"[yellow]{why}.[/] {text}\n    {escape(options.again())}")
+        if back := slurm.requeue(stop):
+            console.print(escape(back))
     else:
         console.print(f"[yellow]{why}[/]")
     return exit_code(stop)

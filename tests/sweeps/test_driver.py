@@ -15,9 +15,10 @@ from semidavil.config import preset
 from sweeps.plan.cells import Cell, State
 from sweeps.plan.pace import Pace
 from sweeps.run import store_thread
-from sweeps.run.driver import DEATHS, Driver, QueueSource, SweepContext, SweepOptions
+from sweeps.run.driver import DEATHS, Driver, SweepContext, SweepOptions
 from sweeps.run.events import Done, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
+from sweeps.run.source import QueueSource
 from sweeps.run.store_thread import StoreThread
 from sweeps.show.progress import SweepProgress
 from sweeps.track.retry import StoreAway, StoreRefused
