@@ -10,7 +10,7 @@ DAYS = 30
 # An option in two lines; the formatter would spread it over six.
 def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
     """Adds the parsers of the commands in `sweeps.steer` to those of `sweeps.cli`."""
-    which = argparse.ArgumentParser(add_help=False)
+    which = argparse.ArgumentParser(add_help=False, parents=[storage])
     which.add_argument("--grid", metavar="NAME", help="of one grid only [default: all]")
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
     retry = add("retry", "Has a run that failed tried again by the sweep that is running, also one that has "
         f"failed for good. {elsewhere}", which)
     retry.add_argument("run", metavar="RUN", help=run)
-    logs = add("logs", "Prints what the training of a run has printed.", storage, which)
+    logs = add("logs", "Prints what the training of a run has printed.", which)
     logs.add_argument("run", metavar="RUN", help=run)
     logs.add_argument("--follow", action="store_true", help="and what it goes on to print, to its end")
     clean = add("clean", "Says what nobody needs any more, and how large it is: checkpoints of runs that "
