@@ -27,7 +27,7 @@ from semidavil.config import PRESETS, ConfigError
 from sweeps import slurm
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
-from sweeps.run_options import add_batch_options
+from sweeps.run_options import add_batch_options, attach_value
 from sweeps.steer_options import add_steering
 from sweeps.stopping import AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
@@ -160,7 +160,8 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that it does not know are replaced
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments, Options(given=list(arguments[1:])))
+    asked = attach_value(arguments, "--slurm")
+    options = parser().parse_args(asked, Options(given=list(arguments[1:])))
     console = Console(highlight=False, soft_wrap=True)  # text can be copied, paths and all
     try:
         # MLflow, Ray and PyTorch take seconds to import: wrong arguments are refused before that.

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+from collections.abc import Sequence
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")  # SLURM's days-hours:minutes:seconds
@@ -40,7 +41,18 @@ def seconds_of(text: str) -> float:
     return total
 
 
-def without_option(given: list[str], option: str) -> list[str]:
+def attach_value(given: Sequence[str], option: str) -> list[str]:
+    """Arguments in which an option and its value are one: argparse takes `--time=1` for no value."""
+    attached: list[str] = []
+    for argument in given:
+        if attached and attached[-1] == option:
+            attached[-1] = f"{option}={argument}"
+        else:
+            attached.append(argument)
+    return attached
+
+
+def without_option(given: Sequence[str], option: str) -> list[str]:
     """Arguments without an option that has a value; argparse takes the first letters of a name, too."""
     left, skip = [], False
     for argument in given:

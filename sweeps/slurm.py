@@ -114,4 +114,4 @@ def requeue(stop: KeyboardInterrupt) -> str:
 def begin_time_limit(seconds: float) -> None:
     """Has SIGALRM sent to this process shortly before `seconds` are over."""
     notice = min(NOTICE_SECONDS, seconds / 10)
-    signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds - notice))
+    signal.setitimer(signal.ITIMER_REAL, seconds - notice)
