@@ -5,4 +5,4 @@ import sys
 if __name__ == "__main__":
     from sweeps.start import run
 
-    sys.exit(run(*sys.argv[1:2]))
+    sys.exit(run(sys.argv.pop(1) if len(sys.argv) > 1 else "--help"))

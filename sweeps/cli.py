@@ -39,7 +39,8 @@ OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
 # An option in two lines; the formatter would spread it over six.
 def parser() -> argparse.ArgumentParser:
     """Of all commands; the first argument names the command."""
-    top = argparse.ArgumentParser(prog="sweeps", description=(__doc__ or "").partition("\n")[0])
+    top = argparse.ArgumentParser(prog="python -m sweeps",
+        description="Runs grids of training runs, and steers them from any terminal.")
     commands = top.add_subparsers(dest="command", required=True)
     storage = argparse.ArgumentParser(add_help=False)
     storage.add_argument("--storage", metavar="PLACE", default=os.environ.get("SEMIDAVIL_STORAGE", ""),
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
     run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
+        help="Runs a grid of training runs; again: what is missing",
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
         "only what is missing.",
         epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
@@ -60,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_options_of_run(run)
     status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
+        help="Shows what is done, running, failed and left",
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
         "sweep itself.")
     status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
@@ -67,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         help="show it again and again [default: every 5]")
     status.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
     commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
+        help="Delivers results that wait for a tracking store that was away",
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
         "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "
         "is trained again.")

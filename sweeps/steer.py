@@ -35,8 +35,9 @@ def _ask(
     ask: "Callable[[Store, TrackedRun], None]",
     meant: "Callable[[Status], bool]",
     text: str,
+    state: str = "running",
 ) -> int:
-    """Asks the sweeps that are meant, and says so."""
+    """Asks the sweeps that are meant, and says so; `state` is what they have in common."""
     store, found = _sweeps(options)
     asked = [one for one in found if one.overview and meant(one)]
     for one in asked:
@@ -46,7 +47,7 @@ def _ask(
     if asked:
         return DONE
     states = "; ".join(f"{one.grid}, {one.settings}: {one.state}" for one in found)
-    console.print(f"no sweep that this could be for: {escape(states)}")
+    console.print(f"no sweep is {state}: {escape(states)}")
     return WRONG
 
 
@@ -73,7 +74,10 @@ def resume(options: Options, console: Console) -> int:
     def is_paused(one: "Status") -> bool:
         return one.overview is not None and bool(Wishes.of(one.overview.tags).paused)
 
-    return _ask(options, console, lambda s, o: ask_to_pause(s, o, False), is_paused, "goes on")
+    def ask(store: "Store", overview: "TrackedRun") -> None:
+        ask_to_pause(store, overview, False)
+
+    return _ask(options, console, ask, is_paused, "goes on", "paused")
 
 
 def _is_live(one: "Status") -> bool:

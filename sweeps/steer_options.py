@@ -15,7 +15,8 @@ def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(
-            name, prog=f"python -m sweeps {name}", parents=list(parents), description=about, help=about)
+            name, prog=f"python -m sweeps {name}", parents=list(parents), description=about,
+            help=about.partition(". ")[0].rstrip("."))
         return parser
 
     elsewhere = "From any machine that reaches the tracking store (MLFLOW_TRACKING_URI)."

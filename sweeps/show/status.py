@@ -233,22 +233,36 @@ def _undelivered(store: Store, now: float) -> str:
 
 def render(found: Sequence[Status], now: float, note: str = "") -> RenderableType:
     """Tables of the sweeps and of the running cells, and a note below."""
-    table = Table("grid", "settings", "state", *COLUMNS, "left")
-    table.add_column("best so far", overflow="fold")  # a name cut short is of no use
+    # Rare columns only where they say something: all fit into 80 characters.
+    columns = {
+        name: states
+        for name, states in COLUMNS.items()
+        if name != "other data" or any(one.counts[state] for one in found for state in states)
+    }
+    table = Table()
+    for name in ("grid", "settings"):
+        table.add_column(name, overflow="fold")  # a name cut short is of no use
+    for name in ("state", *columns, "left"):
+        table.add_column(name, no_wrap=True)
+    best: list[str] = []
     for one in found:
-        best = [
-            f"{run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
+        counts = [str(sum(one.counts[state] for state in states)) for states in columns.values()]
+        left = duration(one.seconds_left) if one.state == "running" else ""
+        table.add_row(*map(escape, (one.grid, one.settings, one.state, *counts, left)))
+        best += [
+            f"{one.grid}: {run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
             for benchmark, run in one.best.items()
         ]
-        counts = [str(sum(one.counts[state] for state in states)) for states in COLUMNS.values()]
-        left = duration(one.seconds_left) if one.state == "running" else ""
-        texts = one.grid, one.settings, one.state, *counts, left, "\n".join(best)
-        table.add_row(*map(escape, texts))
     parts: list[RenderableType] = [table]
+    if best:
+        parts.append(Text("best so far\n  " + "\n  ".join(best)))
     # A cell that several grids share runs once.
     running = {run.run_id: (one.grid, run) for one in found for run in one.running}
     if running:
-        cells = Table("running", "steps", "last seen", "where")
+        cells = Table()
+        cells.add_column("running", overflow="fold")
+        for name in ("steps", "last seen", "where"):
+            cells.add_column(name)
         for grid, run in running.values():
             cells.add_row(
                 escape(f"{grid}: {run.name}"),
