@@ -5,7 +5,7 @@ BIN := .venv/bin
 # which most is slow come first, and a file's tests share what is slow to make.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check lint clean
+.PHONY: setup demo test check lint docs clean
 
 demo: setup
 	$(BIN)/python sweeps/run.py --grid attention
@@ -22,7 +22,15 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site in build/site, with every link and anchor checked.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 setup: .venv/installed
+
+.venv/docs: .venv/installed
+	$(BIN)/pip install --editable '.[docs]'
+	touch .venv/docs
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,6 +8,7 @@ Two budgets, settings, versions of the code's results or runs of one cell are ne
 belong to the rest is left out with a reason, and what would be two in one number is an error.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -143,8 +144,22 @@ def select(
     chosen = pd.concat(kept, ignore_index=True)
     names = [variant] if isinstance(variant, str) else list(variant)
     chosen["variant"] = chosen[names].astype(str).agg("+".join, axis=1)
+    chosen = _of_newest_plugins(chosen, left_out)
     _require_unique(chosen)
     return Cells(chosen, dict(left_out))
+
+
+def _of_newest_plugins(runs: pd.DataFrame, left_out: Counter[str]) -> pd.DataFrame:
+    """Of each variant that versions of a user's file have defined, the runs of the version that ran last."""
+    newest = runs.loc[runs.groupby(["benchmark", "variant"])["ended"].idxmax()]
+    last = newest.set_index(["benchmark", "variant"])["plugins"]
+    wanted = last.loc[list(zip(runs["benchmark"], runs["variant"], strict=True))].to_numpy()
+    old = runs["plugins"] != wanted
+    for plugins in runs.loc[old, "plugins"]:
+        left_out[
+            f"of another version of a plugin ({', '.join(json.loads(plugins)) or 'none'})"
+        ] += 1
+    return runs[~old].reset_index(drop=True)
 
 
 def _of_one_recipe(runs: pd.DataFrame, left_out: Counter[str]) -> pd.DataFrame:

@@ -24,12 +24,14 @@ from analysis.drawn import Drawn, Table
 from analysis.figures import FIGURES
 from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
 from analysis.report import report
-from analysis.runs import ROOT, AnalysisError, Tracked, load_runs
+from analysis.runs import AnalysisError, Tracked, load_runs
 from analysis.style import paper_style
 from analysis.tables import TABLES
 from analysis.upload import upload
+from semidavil.place import home
 
 console = Console()
+HOME = home()
 NAMES = list(dict.fromkeys([*FIGURES, *TABLES]))
 
 
@@ -47,7 +49,7 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help=f"Of {', '.join(NAMES)}. [default: all]")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = ROOT / "figures",
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = HOME / "figures",
     formats: Annotated[
         list[str] | None,
         typer.Option("--format", help=f"{', '.join(FORMATS)}. [default: pdf and png]"),

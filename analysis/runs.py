@@ -15,13 +15,14 @@ import pandas as pd
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from semidavil.names import captions_name
+from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-ROOT = Path(__file__).resolve().parents[1]
 PREFIX = "semidavil."  # of the tags that the sweeps write
 KEY = f"{PREFIX}key"
 OVERVIEW = f"{PREFIX}overview"  # of the run that stands for a grid; its value is the grid
@@ -144,7 +145,7 @@ def command(grid: str) -> str:
 
 def default_uri() -> str:
     """The store that `sweeps/run.py` writes to."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracked:
@@ -194,8 +195,12 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting of a run that may change its result, by dotted name, with its default."""
-    return {name: _plain(value) for name, value in Config().settings(of_all_methods=True)}
+    """Every setting of a run that may change its result, by dotted name, with its default.
+
+    Plugins follow from the variants that are chosen, and are no setting.
+    """
+    settings = Config().settings(of_all_methods=True)
+    return {name: _plain(value) for name, value in settings if name != "plugins"}
 
 
 def _plain(value: Any) -> Any:
@@ -209,6 +214,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
     if KEY not in tags or not final:
         return None
+    learn_benchmarks(run)
     settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
     shared = [name for name in tags.get(f"{PREFIX}grids", "").split() if name != experiment]
     return {
@@ -219,6 +225,7 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "ended": run.info.end_time,
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
+        "plugins": params.get("plugins", "[]"),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(

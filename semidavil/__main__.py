@@ -6,15 +6,34 @@ python -m semidavil predict RUN PICTURES --out DIR                   # what a fi
 python -m semidavil export RUN --to onnx                             # its network as one file
 """
 
+from typing import Annotated
+
 import typer
 
+from semidavil import __version__
 from semidavil.commands.data import data_command
 from semidavil.commands.export import export_command
 from semidavil.commands.predict import predict_command
 from semidavil.commands.train import train_command
 
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"semidavil {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """Options of all commands."""
+
+
 app = typer.Typer(
     help="SemiDAViL: one run, and its data. Grids of runs: `python sweeps/run.py --help`.",
+    callback=options,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -23,6 +42,12 @@ app.command("train")(train_command)
 app.command("data")(data_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
+
+
+def main() -> None:
+    """The installed command `semidavil`."""
+    app(prog_name="semidavil")
+
 
 if __name__ == "__main__":
     app(prog_name="python -m semidavil")

@@ -7,7 +7,9 @@ how the sources' classes read in CamVid's: that table is ours. CamVid has one cl
 splits in several (vehicles, signs, two-wheelers with their riders), and its fences include guard rails.
 """
 
-from collections.abc import Mapping
+import colorsys
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -97,6 +99,10 @@ class Benchmark:
         ssl_budgets: those that papers of semi-supervised learning compare, 1/16 to 1/2 of the set.
         subsets: further means over some classes, by name.
         synonyms: class names of the source that are called otherwise here.
+        colours: of classes in pictures, where they are not Cityscapes'.
+        words: what classes are also called, in prompts.
+        scene: what captions begin with.
+        disparity: whether the target's description says where its disparities are.
     """
 
     name: str
@@ -109,6 +115,10 @@ class Benchmark:
     synonyms: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["images", "volumes"] = "images"
     metric: str = "miou"
+    colours: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scene: str = "a street scene"
+    disparity: bool = False
 
     @property
     def score(self) -> str:
@@ -122,7 +132,7 @@ class Benchmark:
     @property
     def has_disparity(self) -> bool:
         """Whether the target's images come with disparity maps."""
-        return self.target in WITH_DISPARITY
+        return self.disparity or self.target in WITH_DISPARITY
 
     def lookup(self, dataset: str) -> np.ndarray:
         """Class index by raw label id (65536,) uint8: 255 is ignored, 254 an unknown id."""
@@ -135,9 +145,30 @@ class Benchmark:
     @property
     def palette(self) -> np.ndarray:
         """Colours (256, 3) uint8 by class index; ignored pixels are black."""
-        colours = np.zeros((256, 3), dtype=np.uint8)
-        colours[: len(self.classes)] = [PALETTE[name] for name in self.classes]
-        return colours
+        return palette_of(self.classes, self.colours)
+
+
+def palette_of(classes: Sequence[str], colours: Mapping[str, tuple[int, int, int]]) -> np.ndarray:
+    """Colours (256, 3) uint8 by class index: those given, Cityscapes', or made ones; all else is black."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    known = PALETTE | dict(colours)
+    taken = [known[name] for name in classes if name in known]
+    for index, name in enumerate(classes):
+        if name not in known:
+            taken.append(known.setdefault(name, _unlike(taken)))
+        palette[index] = known[name]
+    return palette
+
+
+def _unlike(taken: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """A colour for a class that has none: of many, the one that is farthest from those taken."""
+    shades = itertools.product(range(24), ((0.65, 1.0), (0.8, 0.65), (0.35, 0.95)))
+    made = [colorsys.hsv_to_rgb(hue / 24, *shade) for hue, shade in shades]
+    table = np.array(made).reshape(-1, 1, 3) * 255
+    others = np.array([(0, 0, 0), *taken], float)  # black is what is ignored
+    distance = np.square(table - others).sum(2).min(1)
+    red, green, blue = table[int(distance.argmax()), 0].round().astype(int).tolist()
+    return red, green, blue
 
 
 _CITYSCAPES_BUDGETS = (0, 100, 200, 500, 1000, 2975)

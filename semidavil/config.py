@@ -20,7 +20,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.names import METHODS, ORACLE
+from semidavil.names import METHODS, ORACLE, SHUFFLED
+from semidavil.plugins import missing, provider
 from semidavil.settings import Data, Loss, Model, Rivals, Runtime, Section, Training, Volumes
 
 RESULTS_VERSION = 4
@@ -41,6 +42,9 @@ class Config(Section):
     volumes: Volumes = Field(default_factory=Volumes)
     runtime: Runtime = Field(default_factory=Runtime)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Fixes the whole run: which images are labelled, how networks begin, each step's draws."""
+    # Ids of the plugins that the run uses something of, see `semidavil.plugins`. They follow from the rest.
+    plugins: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -104,11 +108,26 @@ class Config(Section):
 
     @classmethod
     def from_params(cls, params: Mapping[str, str]) -> Self:
-        """The Config that `to_params` was called on; fields missing from `params` get defaults."""
-        return cls._build(cls(), params)
+        """The Config that `to_params` was called on; fields missing from `params` get defaults.
+
+        Raises:
+            ConfigError: what is not known here, or a plugin that is not in use.
+        """
+        stated = json.loads(params.get("plugins", "[]"))
+        if why := missing(stated):
+            raise ConfigError(f"this run cannot be made again as it is: {why}")
+        config = cls._build(cls(), {path: v for path, v in params.items() if path != "plugins"})
+        if list(config.plugins) != stated:
+            raise ConfigError(
+                f"this run uses {', '.join(stated) or 'no plugin'}, and with the plugins given it would use "
+                f"{', '.join(config.plugins) or 'none'}: give those --plugin FILE that it used"
+            )
+        return config
 
     def replace(self, changes: Mapping[str, Any]) -> Self:
         """A copy with some fields changed, by dotted name; values may be text (`"3e-4"`).
+
+        Steps that leave no room for the warm-up shorten it as well.
 
         Raises:
             ConfigError: an unknown field or a value that is not allowed.
@@ -134,13 +153,13 @@ class Config(Section):
     def _build(cls, base: "Config", changes: Mapping[str, Any]) -> Self:
         tree, changed = base.model_dump(mode="json"), set()
         fields = dict(_leaves(tree))
+        changes = {**changes, **_scaled_warmup(base, changes)}
         for path, value in changes.items():
-            if path not in fields:
-                close = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
-                hint = f"did you mean {' or '.join(close)}?" if close else ""
+            if path == "plugins":
                 raise ConfigError(
-                    f"unknown setting {path!r}; {hint} Settings: {', '.join(sorted(fields))}"
+                    "plugins follow from the variants that are chosen: give --plugin FILE"
                 )
+            _require_known(path, fields)
             section, _, name = path.rpartition(".")
             target = tree[section] if section else tree
             target[name] = _parse(value, fields[path], path)
@@ -148,9 +167,24 @@ class Config(Section):
         # Sections that stay are shared: thousands of Configs of a grid are mostly the same.
         parts = {name: tree[name] if name in changed else getattr(base, name) for name in tree}
         try:
-            return cls.model_validate(parts)
+            config = cls.model_validate(parts)
         except ValidationError as error:
             raise ConfigError(_explain(error)) from None
+        used = config.plugins_used()
+        return config if config.plugins == used else config.model_copy(update={"plugins": used})
+
+    def plugins_used(self) -> tuple[str, ...]:
+        """The ids of the plugins in use that define something of this Config."""
+        captioner = self.model.captions.removeprefix(SHUFFLED).partition(":")[0]
+        chosen = {
+            "FUSIONS": self.model.fusion,
+            "LOSSES": self.loss.name,
+            "METHODS": self.training.method,
+            "CAPTIONERS": captioner,
+            "ENCODERS": self.model.encoder,
+        }
+        found = {provider(table, name) for table, name in chosen.items()}
+        return tuple(sorted(filter(None, found)))
 
 
 # Methods that came when runs of others had keys already: their own settings, by what these begin with, are no
@@ -163,8 +197,11 @@ def owner_of(path: str) -> str | None:
     return next((name for start, name in _OWN.items() if path.startswith(start)), None)
 
 
+# What follows from files that a command names: --plugin, --benchmark.
+NOT_SET = ("plugins", "data.own", "runtime.folders")
 # What changes no result: where and how a run executes, and how its images are kept.
-_NO_RESULT: Any = {"runtime": True, "data": {"store"}}
+# A described benchmark's name has a hash of what `own` says.
+_NO_RESULT: Any = {"runtime": True, "data": {"store", "own"}}
 
 
 @cache
@@ -195,6 +232,45 @@ def _parse(value: Any, current: Any, path: str) -> Any:
     except json.JSONDecodeError:
         kind = "a size such as 512x1024" if isinstance(current, list) else f"like {current!r}"
         raise ConfigError(f"{path}={value!r} cannot be read: expected {kind}") from None
+
+
+def _scaled_warmup(base: Config, changes: Mapping[str, Any]) -> dict[str, int]:
+    """The warm-up of a run that is to be no longer than its warm-up was: its share of the steps stays.
+
+    Empty where `changes` name a warm-up, or leave room for that of `base`, as they always did.
+    """
+    if "training.steps" not in changes or "training.warmup_steps" in changes:
+        return {}
+    steps, training = _parse(changes["training.steps"], 0, "training.steps"), base.training
+    if not isinstance(steps, int) or steps > training.warmup_steps:
+        return {}
+    return {"training.warmup_steps": max(0, training.warmup_steps * steps // training.steps)}
+
+
+def _require_known(path: str, fields: Mapping[str, Any]) -> None:
+    if path not in fields:
+        close = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ConfigError(f"unknown setting {path!r}; {hint}All of them: --settings")
+
+
+@cache
+def every_setting() -> dict[str, Any]:
+    """The default of every setting that people set, those included that change no result, by path."""
+    fields = dict(_leaves(Config().model_dump(mode="json")))
+    return {path: value for path, value in fields.items() if path not in NOT_SET}
+
+
+def read_value(path: str, value: Any) -> Any:
+    """What a value of a setting, or a text that stands for one, is; a size is a list.
+
+    Raises:
+        ConfigError: an unknown setting, or a text that cannot be read.
+    """
+    fields = every_setting()
+    _require_known(path, fields)
+    read = _parse(value, fields[path], path)
+    return list(read) if isinstance(read, tuple) else read
 
 
 def _explain(error: ValidationError) -> str:
@@ -305,14 +381,14 @@ def preset(name: str, changes: Mapping[str, Any] | None = None) -> Config:
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
-    return Config().replace({**PRESETS[name], **(changes or {})})
+    return Config().replace(PRESETS[name]).replace(changes or {})
 
 
 PresetName = Literal["toy", "toy-long", "small", "paper"]
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, str]:
-    """`["training.lr=3e-4"]` to `{"training.lr": "3e-4"}`.
+def parse_settings(settings: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """`["training.lr=3e-4"]` to `{"training.lr": "3e-4"}`; what is given twice counts as given last.
 
     Raises:
         ConfigError: an entry without `=`.
@@ -321,7 +397,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, str]:
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise ConfigError(f"--set {setting!r} cannot be read: write NAME=VALUE")
+            raise ConfigError(f"{option} {setting!r} cannot be read: write NAME=VALUE")
         pairs[name.strip()] = value.strip()
     return pairs
 

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,6 +16,7 @@ from semidavil.checkpoint import StopTraining
 from semidavil.config import Config
 from semidavil.distributed import ParallelError
 from semidavil.machine import available_cpus
+from semidavil.plugins import Source, in_use, use
 
 # (config, report, checkpoint_dir) -> Result: `train`, which stands above this module.
 Train = Callable[[Config, Callable[[Any], None], Path | None], Any]
@@ -51,7 +52,8 @@ def launch(
                 "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is this process's, as torchrun's
             }
             process = context.Process(
-                target=_work, args=(environment, work, config, checkpoint_dir, theirs)
+                target=_work,
+                args=(environment, work, config, in_use(config.plugins), checkpoint_dir, theirs),
             )
             process.start()
             theirs.close()
@@ -120,6 +122,7 @@ def _work(
     environment: dict[str, str],
     work: Train,
     config: Config,
+    plugins: Sequence[Source],
     checkpoint_dir: Path | None,
     pipe: Connection,
 ) -> None:
@@ -133,7 +136,8 @@ def _work(
             raise StopTraining
 
     try:
-        result = work(config, report, checkpoint_dir)
+        with use(*plugins):
+            result = work(config, report, checkpoint_dir)
     except Exception as error:
         error.add_note(f"in process {environment['RANK']}:\n{traceback.format_exc()}")
         with suppress(BrokenPipeError):  # another process was faster, and the parent has gone

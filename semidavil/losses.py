@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from semidavil.benchmarks import IGNORE_INDEX
+from semidavil.plugins import Table
 from semidavil.settings import Loss
 
 
@@ -317,7 +318,8 @@ def consistency_loss(
 
     Args:
         logits: the student's on the strong view, (B, C, H, W).
-        pseudo_labels, confidence: the teacher's argmax and maximum probability, (B, H, W).
+        pseudo_labels: the teacher's argmax, (B, H, W).
+        confidence: its maximum probability, (B, H, W).
     """
     learn_from = confidence >= threshold
     losses = F.cross_entropy(logits.float(), pseudo_labels, reduction="none")
@@ -332,7 +334,7 @@ def gradient_norm(loss: Callable[[Sequence[Tensor]], Tensor], logits: Sequence[T
     return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
-LOSSES: dict[str, type[PixelLoss]] = {
+_LOSSES: dict[str, type[PixelLoss]] = {
     "ce": CrossEntropy,
     "wce": WeightedCrossEntropy,
     "focal": Focal,
@@ -340,6 +342,7 @@ LOSSES: dict[str, type[PixelLoss]] = {
     "dfl": DualFocal,
     "dyce": DyCE,
 }
+LOSSES = Table("LOSSES", _LOSSES)
 
 
 def build_loss(

@@ -1,25 +1,31 @@
-"""What can be chosen by name, and what each method draws from; imports nothing of the package.
+"""What can be chosen by name, and what each method draws from; imports nothing but `plugins`.
 
 What a name stands for is in a table of the same names beside the code: `models.fusion.FUSIONS`,
-`losses.LOSSES`, `language.captioners.CAPTIONERS`, `methods.table.METHODS`. A test compares them.
+`losses.LOSSES`, `language.captioners.CAPTIONERS`, `methods.table.METHODS`. A test compares them. All of them
+hold the variants of the plugins in use, too.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-FUSIONS = ("dlg", "vlga", "wpct", "cross_attention", "none", "blank")
-VISION_ONLY = ("none", "blank")  # of the fusions: controls, which read no caption
-LOSSES = ("ce", "wce", "focal", "dce", "dfl", "dyce")
-CAPTIONERS = ("positions", "class_names", "none", "blip", "blip2", "hf")
+from semidavil.plugins import Names, Table
+
+FUSIONS = Names("FUSIONS", ("dlg", "vlga", "wpct", "cross_attention", "none", "blank"))
+# Of the fusions: controls, which read no caption.
+VISION_ONLY = Names("VISION_ONLY", ("none", "blank"))
+LOSSES = Names("LOSSES", ("ce", "wce", "focal", "dce", "dfl", "dyce"))
+CAPTIONERS = Names("CAPTIONERS", ("positions", "class_names", "none", "blip", "blip2", "hf"))
+ENCODERS = Names("ENCODERS", ())  # beside the VLM's own and timm's
 # Not captioners: they take captions from other images or from labels (`language.ablations`).
 SHUFFLED, ORACLE = "shuffled:", "oracle"  # the first before a captioner
 ASKED = ", asked "  # before a prompt that is not the default
-CAPTION_KINDS = (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER")
+CAPTION_KINDS = Names("CAPTIONERS", (*CAPTIONERS, ORACLE, f"{SHUFFLED}CAPTIONER"))
 TIMM = "timm:"  # before the name of an encoder of timm's
 # How the VLM labels patches, see `models.dense`.
 DENSE = ("maskclip", "clearclip", "naclip")
 PICTURES = ("ids", "colours", "overlay", "confidence")  # that `predict` writes
 STREAMS = ("source", "labelled", "unlabelled")
+WEIGHTS = "segmenter.safetensors"  # the file of a finished run that holds its network
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Traits:
 
 _ALL = frozenset(STREAMS)
 _VOLUMES = Traits("volumes", frozenset({"labelled", "unlabelled"}))
-METHODS = {
+_METHODS = {
     "source_only": Traits("images", frozenset({"source"}), data_parallel=True),
     "target_only": Traits("images", frozenset({"labelled"}), data_parallel=True),
     "supervised": Traits("images", frozenset({"source", "labelled"}), data_parallel=True),
@@ -59,6 +65,7 @@ METHODS = {
     "uamt": _VOLUMES,
     "urpc": _VOLUMES,
 }
+METHODS = Table("TRAITS", _METHODS)
 
 
 def captions_name(captions: str, region: str, prompt: str = "") -> str:

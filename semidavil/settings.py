@@ -4,12 +4,24 @@ The defaults are the paper's, or those of the paper that a rival method comes fr
 """
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.names import CAPTION_KINDS, DENSE, FUSIONS, LOSSES, METHODS, SHUFFLED, TIMM
+from semidavil.descriptions import MARK
+from semidavil.names import (
+    CAPTION_KINDS,
+    DENSE,
+    ENCODERS,
+    FUSIONS,
+    LOSSES,
+    METHODS,
+    SHUFFLED,
+    TIMM,
+)
+from semidavil.plugins import Names, Table
+from semidavil.registry import register, registered
 
 Size = tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]]
 Side = Annotated[int, Field(ge=32, multiple_of=16)]
@@ -24,55 +36,108 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 def _one_of(value: str, names: Collection[str], what: str) -> str:
     if value not in names:
-        raise ValueError(f"unknown {what} {value!r}: choose from {', '.join(names)}")
+        known = f"choose from {', '.join(names)}"
+        of_plugins = isinstance(names, Names | Table)
+        hint = ", or name the file that defines it: --plugin FILE" if of_plugins else ""
+        raise ValueError(f"unknown {what} {value!r}: {known}{hint}")
     return value
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Data(Section):
     """Which images a run sees. Sizes are (height, width) in pixels."""
 
     benchmark: str = "gta5-cityscapes"
-    budget: Annotated[int, Field(ge=0)] = 100  # labelled target images
-    toy: bool = False  # generated scenes instead of the data sets under `runtime.data_root`
+    """Source and target, and the classes."""
+    budget: Annotated[int, Field(ge=0)] = 100
+    """Labelled target images, or scans."""
+    toy: bool = False
+    """Generated scenes instead of the data sets under `runtime.data_root`."""
     source_size: Size = (760, 1280)
+    """Of the source's images, which are resized to it."""
     target_size: Size = (512, 1024)
+    """Of the target's images, which are resized to it."""
     crop: Size = (512, 512)
-    selection: Literal["random", "depth"] = "random"  # which target images are labelled
-    sampling: Literal["uniform", "rare"] = "uniform"  # rare: by class, see `data.rare_classes`
-    rare_temperature: Positive = 0.01  # T: the lower, the more often the rarest classes
-    rare_share: Fraction = 0.0057  # of the crop: what a class must cover
-    depth: str = "disparity"  # where depth comes from: Cityscapes' folder, or hf:NAME
-    # How decoded images and labels are kept on disk: as they are, compressed without loss, not at all; auto
-    # takes the first that there is room for. The pixels are the same: no part of a run's identity.
+    """What a training step sees of an image, and the windows of an evaluation."""
+    selection: Literal["random", "depth"] = "random"
+    """Which target images are labelled: drawn by the seed, or chosen by their depth."""
+    sampling: Literal["uniform", "rare"] = "uniform"
+    """How source images are drawn; rare: by class, see `data.rare_classes`."""
+    rare_temperature: Positive = 0.01
+    """T: the lower, the more often the rarest classes."""
+    rare_share: Fraction = 0.0057
+    """The share of the crop that a rare class must cover."""
+    depth: str = "disparity"
+    """Where depth comes from: Cityscapes' folder, or hf:NAME."""
     store: Literal["auto", "raw", "packed", "off"] = "auto"
+    """How decoded images and labels are kept on disk: as they are, compressed without loss, not at all;
+    auto takes the first that there is room for. The pixels are the same: no part of a run's identity."""
+    own: str = ""
+    """What a user's own benchmark says, see `descriptions`; empty for a built-in one. The name in `benchmark`
+    ends in its hash, so that this is no part of a run's identity."""
 
-    @field_validator("benchmark")
+    @model_validator(mode="before")
     @classmethod
-    def _known_benchmark(cls, value: str) -> str:
-        return _one_of(value, BENCHMARKS, "benchmark")
+    def _known_benchmark(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Learns a described benchmark, and brings along what the chosen one says."""
+        if said := values.get("own"):
+            register(said)
+        name = values.get("benchmark", cls.model_fields["benchmark"].default)
+        if name not in BENCHMARKS and MARK in name:
+            raise ValueError(
+                f"nothing here says what the benchmark {name} is: name its file with --benchmark"
+            )
+        _one_of(name, [n for n in BENCHMARKS if MARK not in n or n == name], "benchmark")
+        return {**values, "own": registered(name)}
+
+    @model_validator(mode="after")
+    def _not_generated(self) -> Self:
+        if self.own and self.toy:
+            raise ValueError(
+                f"{self.benchmark} has images of its own, and data.toy draws generated scenes: set "
+                "data.toy=false"
+            )
+        return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(state)  # in another process, which may not know the benchmark
+        if self.own:
+            register(self.own)
 
 
 class Model(Section):
     """Vision-language model, fusion of image and caption, decoder."""
 
-    vlm: str = "ViT-B-16"  # an open_clip architecture, or "toy" for the bundled one
-    weights: str = "openai"  # an open_clip tag or a local file; the toy CLIP brings its own
-    # What the network sees with: the VLM's image tower, or timm:NAME. Captions, text and the zero-shot labels
-    # of patches stay the VLM's.
+    vlm: str = "ViT-B-16"
+    """An open_clip architecture, or "toy" for the bundled one."""
+    weights: str = "openai"
+    """Of the VLM: an open_clip tag or a local file; the toy CLIP brings its own."""
     encoder: str = ""
-    encoder_weights: str = "default"  # timm's default tag, a tag, a local file, its folder, or none
-    dense: str = "maskclip"  # how the VLM labels patches, for `positions` and SemiVL's guidance
-    vision_init: Literal["vlm", "random"] = "vlm"  # what the vision encoder starts from
+    """What the network sees with: the VLM's image tower, or timm:NAME. Captions, text and the zero-shot
+    labels of patches stay the VLM's."""
+    encoder_weights: str = "default"
+    """timm's default tag, a tag, a local file, its folder, or none."""
+    dense: str = "maskclip"
+    """How the VLM labels patches, for `positions` and SemiVL's guidance."""
+    vision_init: Literal["vlm", "random"] = "vlm"
+    """What the vision encoder starts from."""
     fusion: str = "dlg"
-    fusion_dim: Count = 256  # c in eq. 2-3
-    decoder_dim: Annotated[int, Field(ge=8)] = 256  # its finest features have a quarter of it
+    """How image and caption meet."""
+    fusion_dim: Count = 256
+    """Channels of the attention, c in eq. 2-3."""
+    decoder_dim: Annotated[int, Field(ge=8)] = 256
+    """Channels of the decoder; its finest features have a quarter of them."""
     captions: str = "blip2:Salesforce/blip2-opt-2.7b"
-    caption_prompt: str = ""  # what an `hf:` captioner is asked; empty: its family's default
-    caption_region: Literal["image", "window"] = "image"  # what one speaks of; windows: crop-sized
+    """Who describes the images; see the list of captioners."""
+    caption_prompt: str = ""
+    """What an `hf:` captioner is asked; empty: its family's default."""
+    caption_region: Literal["image", "window"] = "image"
+    """What a caption speaks of: the image, or a window of the crop's size."""
 
     @field_validator("captions")
     @classmethod
@@ -83,9 +148,10 @@ class Model(Section):
     @field_validator("encoder")
     @classmethod
     def _known_encoder(cls, value: str) -> str:
-        if value and (not value.startswith(TIMM) or value == TIMM):
+        if value and value not in ENCODERS and (not value.startswith(TIMM) or value == TIMM):
+            of_plugins = "".join(f"{name}, " for name in ENCODERS)
             raise ValueError(
-                f"unknown encoder {value!r}: write {TIMM}NAME, or nothing for the VLM's own"
+                f"unknown encoder {value!r}: write {of_plugins}{TIMM}NAME, or nothing for the VLM's own"
             )
         return value
 
@@ -113,15 +179,25 @@ class Loss(Section):
     """The supervised loss and its hyper-parameters."""
 
     name: str = "dyce"
-    hard_fraction: Fraction = 0.2  # DyCE's h
-    omega: Probability = 0.5  # DyCE's w
+    """The supervised loss."""
+    hard_fraction: Fraction = 0.2
+    """DyCE's h."""
+    omega: Probability = 0.5
+    """DyCE's w."""
     focal_gamma: NonNegative = 2.0
+    """Focal loss's gamma."""
     dce_alpha: Positive = 1.0
+    """Dual cross-entropy's alpha."""
     dce_beta: NonNegative = 1.0
+    """Dual cross-entropy's beta."""
     dfl_alpha: NonNegative = 1.0
+    """Dual focal loss's alpha."""
     dfl_beta: NonNegative = 1.0
+    """Dual focal loss's beta."""
     dfl_gamma: NonNegative = 1.0
+    """Dual focal loss's gamma."""
     dfl_rho: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    """Dual focal loss's rho."""
 
     @field_validator("name")
     @classmethod
@@ -138,28 +214,44 @@ class Training(Section):
     """
 
     method: str = "semidavil"
+    """What a training step is."""
     steps: Count = 40_000
-    batch_size: Count = 4  # of each stream: source, labelled target, unlabelled target
+    """Training steps."""
+    batch_size: Count = 4
+    """Images of each stream: source, labelled target, unlabelled target."""
     lr: Positive = 1e-4
-    backbone_lr_factor: NonNegative = 1.0  # the vision encoder learns at lr * this
+    """The learning rate, of all but the vision encoder."""
+    backbone_lr_factor: NonNegative = 1.0
+    """The vision encoder learns at lr * this."""
     weight_decay: NonNegative = 2e-4
+    """AdamW's weight decay."""
     poly_power: NonNegative = 0.9
+    """The power of the learning rate's polynomial decay."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    grad_clip: NonNegative = 0.0  # largest gradient norm; 0 switches clipping off
-    amp: bool = True  # bfloat16 autocast where the device has it
+    """Steps in which the learning rate rises from 0."""
+    grad_clip: NonNegative = 0.0
+    """Largest gradient norm; 0 switches clipping off."""
+    amp: bool = True
+    """Autocast to bfloat16 where the device has it."""
 
-    confidence: Probability = 0.95  # Th: pseudo-labels below it are not learnt from
-    temperature: Positive = 1.0  # of the softmax that this confidence is read from
+    confidence: Probability = 0.95
+    """Th: pseudo-labels of less are not learnt from."""
+    temperature: Positive = 1.0
+    """Of the softmax that the confidence is read from."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    consistency_weight: NonNegative = 1.0  # lambda; SemiDAViL at 0 draws no unlabelled image
-    # "matched": lambda grows as the supervised loss's gradient does beside cross-entropy's.
+    """The share that the teacher keeps of itself at each step."""
+    consistency_weight: NonNegative = 1.0
+    """lambda, the weight of the consistency loss; SemiDAViL at 0 draws no unlabelled image."""
     consistency_scale: Literal["fixed", "matched"] = "fixed"
-    consistency_over: Literal["all", "confident"] = "all"  # pixels that L_CT is divided by
-    supervised: Literal["per_stream", "joint"] = "per_stream"  # L_sup of source and labelled target
-    source_share: Probability = (
-        0.5  # of L_sup "per_stream", where there are labelled target images too
-    )
-    cutmix: Probability = 0.5  # share of strong views that get a pasted box
+    """"matched": lambda grows as the supervised loss's gradient does beside cross-entropy's."""
+    consistency_over: Literal["all", "confident"] = "all"
+    """The pixels that the consistency loss is divided by."""
+    supervised: Literal["per_stream", "joint"] = "per_stream"
+    """L_sup of source and labelled target: each by itself, or one loss on both."""
+    source_share: Probability = 0.5
+    """The source's, of L_sup "per_stream", where there are labelled target images too."""
+    cutmix: Probability = 0.5
+    """The share of strong views that get a pasted box."""
 
     @field_validator("method")
     @classmethod
@@ -170,21 +262,36 @@ class Training(Section):
 class Rivals(Section):
     """Settings of single rival methods, named after them; the defaults are their papers'."""
 
-    unimatch_dropout: Dropout = 0.5  # channels of perturbed features
-    unimatch_v2_lr: Positive = 2e-4  # and the next three: the authors' settings for Cityscapes
+    unimatch_dropout: Dropout = 0.5
+    """UniMatch: the share of channels that perturbed features lose."""
+    unimatch_v2_lr: Positive = 2e-4
+    """UniMatch V2's learning rate; this and its next three are the authors' for Cityscapes."""
     unimatch_v2_backbone_lr_factor: NonNegative = 0.025
+    """Of UniMatch V2: its vision encoder learns at its rate times this."""
     unimatch_v2_weight_decay: NonNegative = 0.01
+    """UniMatch V2's weight decay."""
     unimatch_v2_ema: Annotated[float, Field(ge=0, lt=1)] = 0.996
-    semivl_guidance: NonNegative = 0.1  # first weight of the frozen CLIP's labels; falls to 0
-    semivl_confidence: Probability = 0.9  # the frozen CLIP's labels below it are not learnt from
-    semivl_lr: Positive = 5e-5  # and the next three: the authors' settings for Cityscapes
+    """The share that UniMatch V2's teacher keeps."""
+    semivl_guidance: NonNegative = 0.1
+    """SemiVL: the first weight of the frozen CLIP's labels; it falls to 0."""
+    semivl_confidence: Probability = 0.9
+    """SemiVL: the frozen CLIP's labels of less are not learnt from."""
+    semivl_lr: Positive = 5e-5
+    """SemiVL's learning rate; this and its next three are the authors' for Cityscapes."""
     semivl_backbone_lr_factor: NonNegative = 0.1
-    semivl_head_lr_factor: Positive = 10.0  # of fusion and decoder
+    """Of SemiVL: its vision encoder learns at its rate times this."""
+    semivl_head_lr_factor: Positive = 10.0
+    """Of SemiVL: fusion and decoder learn at its rate times this."""
     semivl_weight_decay: NonNegative = 0.01
+    """SemiVL's weight decay."""
     sdepth_ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    sdepth_weight: NonNegative = 1.0  # of the depth head's loss
-    sdepth_margin: NonNegative = 0.03  # DepthMix: how much nearer wins, in units of mean disparity
-    sdepth_confidence: Probability = 0.968  # the share of pixels above it weighs pseudo-labels
+    """The share that S-Depth's teacher keeps."""
+    sdepth_weight: NonNegative = 1.0
+    """S-Depth: the weight of the depth head's loss."""
+    sdepth_margin: NonNegative = 0.03
+    """DepthMix: how much nearer wins, in units of mean disparity."""
+    sdepth_confidence: Probability = 0.968
+    """S-Depth: the share of pixels above it weighs pseudo-labels."""
 
 
 class Volumes(Section):
@@ -195,25 +302,38 @@ class Volumes(Section):
     code and of `unet_3D_dv_semi` in URPC's: it drops channels.
     """
 
-    # Which scans train and which of them are labelled: drawn by the seed, or a publication's lists.
     split: Literal["seeded", "genericssl", "dhc"] = "seeded"
-    # Of a NIfTI scan's voxels (z, y, x) after resampling, in millimetres: Swin UNETR's for these scans.
+    """Which scans train and which of them are labelled: drawn by the seed, or a publication's lists."""
     spacing: tuple[Positive, Positive, Positive] = (2.0, 1.5, 1.5)
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # AdamW learns in far fewer steps
-    batch_size: Count = 2  # labelled, and as many unlabelled volumes
-    patch: Size3 = (96, 96, 96)  # voxels; divisible by 16
-    width: Count = 16  # channels of the first level; they double on every level up to 16 times
+    """Of a NIfTI scan's voxels (z, y, x) after resampling, in millimetres: Swin UNETR's for these scans."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """AdamW learns in far fewer steps than SGD, which the papers take."""
+    batch_size: Count = 2
+    """Labelled volumes of a step, and as many unlabelled ones."""
+    patch: Size3 = (96, 96, 96)
+    """Of a step, in voxels (z, y, x); divisible by 16."""
+    width: Count = 16
+    """Channels of the first level; they double on every level up to 16 times."""
     lr: Positive = 0.01
+    """The learning rate."""
     weight_decay: NonNegative = 1e-4
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99  # of UA-MT's teacher
-    weight: NonNegative = 0.1  # of the unsupervised term, once ramped up
-    rampup_epochs: Count = 200  # an epoch has `epoch_steps` steps
+    """Of the optimiser."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Of UA-MT's teacher."""
+    weight: NonNegative = 0.1
+    """Of the unsupervised term, once ramped up."""
+    rampup_epochs: Count = 200
+    """An epoch has `epoch_steps` steps."""
     epoch_steps: Count = 150
-    uamt_passes: Count = 8  # noisy passes of the teacher that its uncertainty comes from
+    """Steps of an epoch, by which the unsupervised term is ramped up."""
+    uamt_passes: Count = 8
+    """Noisy passes of the teacher that its uncertainty comes from."""
     uamt_noise: NonNegative = 0.1
-    uamt_dropout: Dropout = 0.5  # behind the bottleneck and before the last layer
-    # Behind each level of the decoder, the coarsest first.
+    """The standard deviation of what is added to the images of UA-MT's noisy passes."""
+    uamt_dropout: Dropout = 0.5
+    """Behind the bottleneck and before the last layer."""
     urpc_dropout: tuple[Dropout, Dropout, Dropout, Dropout] = (0.5, 0.3, 0.2, 0.1)
+    """Behind each level of the decoder, the coarsest first."""
 
 
 class Runtime(Section):
@@ -222,23 +342,34 @@ class Runtime(Section):
     `compile` and `deterministic` alone change the rounding of what it computes, as another device does.
     """
 
-    data_root: str = ""  # a folder per data set; empty: the generated toy data's own folder
-    cache_dir: str = ""  # toy data and captions; empty: `data/` in the current directory
+    data_root: str = ""
+    """A folder per data set; empty: the generated toy data's own folder."""
+    folders: str = ""
+    """Where described data sets lie, as JSON: folder by name. Others are below `data_root`."""
+    cache_dir: str = ""
+    """Toy data and captions; empty: `data/` in the current directory."""
     device: str = "auto"
-    # Processes that load batches; auto: on a GPU, one for each CPU of the run but one; on a CPU, none.
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:N."""
     num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0  # CPU threads of torch; 0 leaves its own choice
-    world_size: Count = 1  # processes that share every batch, each on a GPU where there are some
-    # On a GPU: kernels that sum in the same order each time. Without, steps take a sixth less, and a run can
-    # be neither repeated nor resumed to the last bit.
+    """Processes that load batches; auto: on a GPU, one for each CPU of the run but one; on a CPU, none."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch; 0 leaves its own choice."""
+    world_size: Count = 1
+    """Processes that share every batch, each on a GPU where there are some."""
     deterministic: bool = True
-    # On a GPU: steps are recorded and replayed, where the method does the same each step.
+    """On a GPU: kernels that sum in the same order each time. Without, steps take a sixth less, and a run
+    can be neither repeated nor resumed to the last bit."""
     cuda_graphs: bool = True
-    # Of street networks: encoder blocks and decoder by torch.compile, minutes at the start, then faster.
+    """On a GPU: steps are recorded and replayed, where the method does the same each step."""
     compile: bool = False
-    # Of street networks: the encoder's are computed twice instead of kept, for small GPUs.
+    """Of street networks: encoder blocks and decoder by torch.compile, minutes at the start, then faster."""
     checkpoint_activations: bool = False
+    """Of street networks: the encoder's are computed twice instead of kept, for small GPUs."""
     eval_batch_size: Count = 8
-    eval_all: bool = True  # the student beside its teacher, or the reported network alone
-    eval_every: Annotated[int, Field(ge=0)] = 4_000  # steps; 0 evaluates at the end only
-    checkpoint_every: Annotated[int, Field(ge=0)] = 1_000  # steps; 0 keeps the last step only
+    """Windows that an evaluation looks at together."""
+    eval_all: bool = True
+    """The student beside its teacher, or the reported network alone."""
+    eval_every: Annotated[int, Field(ge=0)] = 4_000
+    """Steps; 0 evaluates at the end only."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 1_000
+    """Steps; 0 keeps the last step only."""

@@ -24,7 +24,9 @@ from rich.markup import escape
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
+from semidavil.plugins import PluginError, use
 from sweeps import slurm
+from sweeps.given import plugins_given
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
 from sweeps.run_options import add_batch_options, attach_value
@@ -69,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", metavar="SECONDS", type=_whole(1), nargs="?", const=5,
         help="show it again and again [default: every 5]")
     status.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
+    _add_plugin(status)
     commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
         help="Delivers results that wait for a tracking store that was away",
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
@@ -82,16 +85,15 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add = run.add_argument_group("what to run").add_argument
     add("--grid", metavar="NAME", help="one of the grids below, or all of them")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
-        help="source and target, one or more [default: the grid's own; toy: its first]")
+        help="source and target, one or more by name, or a benchmark.yaml or dataset.yaml of your own "
+        "[default: the grid's own; toy: its first]")
     add("--budgets", metavar="N", nargs="+", type=_whole(0),
         help="numbers of labelled target images [default: each benchmark's own"
         f"{_ssl_budgets()}]")
-    add("--seeds", metavar="N", nargs="+", type=_whole(0), default=[0])
+    add("--seeds", metavar="N", nargs="+", type=_whole(0), help="[default: 0]")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)} [default: toy; small with data]")
     add("--data-root", metavar="DIR", default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
         help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]")
-    add("--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], dest="settings",
-        help="any other setting, such as training.lr=3e-4")
     add("--list", action="store_true", dest="list_only",
         help="show every cell, its state, the expected time and what cannot run; without --grid: the "
         "grids. Starts nothing")
@@ -104,6 +106,20 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--refresh", action="store_true",
         help="also run cells again that were trained on other data, weights or captioners than are here "
         "now; their earlier runs are deleted in MLflow, which can restore them")
+
+    add = run.add_argument_group("variants and settings").add_argument
+    add("--set", metavar="NAME=VALUE", nargs="+", action="extend", default=[], dest="settings",
+        help="any other setting, such as training.lr=3e-4; several values (training.lr=1e-4,3e-4) make each "
+        "run once with each. Of a setting that the grid varies, as --only")
+    add("--only", metavar="NAME=VALUES", nargs="+", action="extend", default=[],
+        help="of the grid's runs, those with one of these values: fusion=dlg,vlga budget=100")
+    _add_plugin(run)
+    add("--config", metavar="FILE", default="",
+        help="settings from a YAML file, as --print-config writes it; --set goes before")
+    add("--print-config", action="store_true",
+        help="print the settings that the runs share as YAML, and stop")
+    add("--settings", action="store_true", dest="show_settings",
+        help="print every setting with its value and its meaning, and stop")
 
     add = run.add_argument_group(
         f"--grid {SEARCH}: one benchmark, one number of labels, one seed").add_argument
@@ -129,6 +145,12 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--cpus-per-trial", metavar="N", type=_whole(1))
     add("--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's")
     add_batch_options(run)
+
+
+def _add_plugin(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--plugin", metavar="FILE", nargs="+", action="extend", default=[],
+        help="Python files, or folders of them, with attentions, losses, methods, captioners, encoders or "
+        "grids of your own: see docs/own-variants.md. --grid FILE:NAME runs a grid of FILE")
 # fmt: on
 
 
@@ -164,18 +186,24 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that it does not know are replaced
             stream.reconfigure(errors="replace")
-    asked = attach_value(arguments, "--slurm")
-    options = parser().parse_args(asked, Options(given=list(arguments[1:])))
+    arguments = attach_value(arguments, "--slurm")
+    command = arguments[0] if arguments else ""
+    options = Options(command=command, given=arguments[1:], from_file={})
     console = Console(highlight=False, soft_wrap=True)  # text can be copied, paths and all
     try:
-        # MLflow, Ray and PyTorch take seconds to import: wrong arguments are refused before that.
-        from sweeps.commands import COMMANDS
-
-        return COMMANDS[options.command](options, console)
+        with use(*plugins_given(arguments)):  # before the parser, whose help shows their grids
+            return _run(parser().parse_args(arguments, options), console)
     except (Exception, KeyboardInterrupt) as error:
         if stop := _stop_behind(error):
             return _say_stopped(stop, options, console)
         return _explain(error)
+
+
+def _run(options: Options, console: Console) -> int:
+    # MLflow, Ray and PyTorch take seconds to import: wrong arguments are refused before that.
+    from sweeps.commands import COMMANDS
+
+    return COMMANDS[options.command](options, console)
 
 
 def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
@@ -187,7 +215,8 @@ def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 def _say_stopped(stop: KeyboardInterrupt, options: Options, console: Console) -> int:
     why = f"stopped by {stop}" if isinstance(stop, Stopped | AskedToStop) else "stopped"
-    if options.command == "run" and not (options.list_only or options.rerun):
+    read = "list_only" in options  # else it was stopped before
+    if options.command == "run" and read and not (options.list_only or options.rerun):
         text = "What has finished is kept; the same command goes on from there:"
         console.print(f"[yellow]{why}.[/] {text}\n    {escape(options.again())}")
         if back := slurm.requeue(stop):
@@ -209,4 +238,4 @@ def _explain(error: BaseException) -> int:
         text = f"{type(error).__name__}: {first_line} (the traceback is in {path})"
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[bold red]error:[/] {escape(text or type(error).__name__)}")
-    return 2 if isinstance(error, ConfigError) else 1
+    return 2 if isinstance(error, ConfigError | PluginError) else 1

@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
+from semidavil.place import CHECKOUT
 from sweeps import request as asked
 from sweeps import slurm, steer
 from sweeps.batch import notifying, print_left_out, submit
+from sweeps.given import grid_of, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
-from sweeps.plan.grids import ALL, GRIDS, SEARCH
+from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.spec import Job, Spec
 from sweeps.request import (
     Options,
@@ -31,8 +32,10 @@ from sweeps.request import (
     open_store,
     present_data,
     requested,
+    require_benchmark,
     require_known,
     searched,
+    spec_and_base,
 )
 from sweeps.show.notify import Notify, quiet
 from sweeps.stopping import DONE, ELSEWHERE, WRONG
@@ -40,7 +43,7 @@ from sweeps.stopping import DONE, ELSEWHERE, WRONG
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
     from sweeps.plan.data import PresentData
-    from sweeps.plan.grids import Grid
+    from sweeps.plan.grid import Grid
     from sweeps.run.driver import SweepOptions
     from sweeps.run.resources import Resources
     from sweeps.run.sweep import SweepResult
@@ -49,16 +52,24 @@ if TYPE_CHECKING:
 
 def run(options: Options, console: Console) -> int:
     """`python sweeps/run.py`; raises ConfigError if the command is wrong."""
+    take_config(options)
+    if options.show_settings or options.print_config:
+        return _show_settings(options, console)
     if options.rerun:
         if options.slurm is not None:
             raise ConfigError("--rerun trains one run here and now: leave --slurm out")
         return _rerun(options, console)
+    _, options.grid = grid_of(options.grid) if options.grid else ("", None)
     if options.grid is None and not options.list_only:
         raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
     if options.grid is not None:
+        if options.grid.endswith(".py"):
+            raise ConfigError(
+                f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME"
+            )
         require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
     for benchmark in options.benchmark:
-        require_known(benchmark, BENCHMARKS, "benchmark")
+        require_benchmark(benchmark)
     if options.slurm is not None:
         return submit(options, console)
     if options.list_only and options.grid != SEARCH:
@@ -85,6 +96,24 @@ def _resources(options: Options, base: Config, console: Console) -> "Resources":
     if resources.note:
         console.print(f"[yellow]note:[/] {escape(resources.note)}")
     return resources
+
+
+def _print_notes(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"[yellow]note:[/] {escape(line)}")
+
+
+def _show_settings(options: Options, console: Console) -> int:
+    """`--settings`, `--print-config`: what would be trained, without a grid or with what it leaves open."""
+    from semidavil.describe import settings_table, to_yaml
+
+    _, grid = grid_of(options.grid or "")
+    spec, base = spec_and_base(options, grid)
+    if options.show_settings:
+        console.print(settings_table(base, spec.preset))
+    else:  # benchmarks, labels and seeds are options
+        print(to_yaml(base, spec.preset, tuple(SHARED_AXES)), end="")
+    return DONE
 
 
 # A grid, or all of them
@@ -117,6 +146,7 @@ def _list(options: Options, console: Console) -> int:
     else:
         print_plan(console, plans[0], concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
+    _print_notes(console, request.notes)
     left_out = [*request.left_out, *_storage_problems(store)]
     print_left_out(console, left_out)
     return WRONG if left_out else DONE
@@ -136,6 +166,7 @@ def _storage_problems(store: "Store") -> Iterable[str]:
 def _sweep(options: Options, console: Console, notify: Notify) -> int:
     request = requested(options)
     print_left_out(console, request.left_out)
+    _print_notes(console, request.notes)
     if not request.configs:
         console.print("nothing that was asked for can run")
         return WRONG
@@ -228,8 +259,8 @@ def _sweep_options(
     from sweeps.run.driver import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
 
-    tags = code_tags(asked.ROOT)
-    if changes := code_changes(asked.ROOT):
+    tags = code_tags(CHECKOUT)
+    if changes := code_changes(CHECKOUT):
         store.attachments = {tags["changes"]: changes}
     return SweepOptions(
         tags={**tags, "preset": spec.preset, "results_version": str(RESULTS_VERSION)},
@@ -354,9 +385,10 @@ def _rerun(options: Options, console: Console) -> int:
     for path in parse_settings(options.settings):
         if not path.startswith("runtime."):
             raise ConfigError(f"--rerun with --set {path}: only runtime.* may differ from the run")
-    changes, train = asked.settings_of(options), asked.train_function()
+    settings, train = asked.settings_of(options), asked.train_function()
+    changes = {name: value for name, value in settings.items() if name.startswith("runtime.")}
     store = open_store(options)
-    return DONE if rerun(store, options.rerun, changes, asked.ROOT, console, train) else WRONG
+    return DONE if rerun(store, options.rerun, changes, CHECKOUT, console, train) else WRONG
 
 
 def status(options: Options, console: Console) -> int:

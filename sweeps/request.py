@@ -5,11 +5,11 @@ import difflib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sweeps
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import (
     PRESETS,
     Config,
@@ -19,9 +19,14 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
+from semidavil.data.own import is_file, own_benchmarks
+from semidavil.descriptions import DescriptionError
+from semidavil.place import home
+from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
+from sweeps.plan.narrow import require_present, values_of, variations
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 from sweeps.run_options import without_option
@@ -30,7 +35,7 @@ if TYPE_CHECKING:  # it imports MLflow
     from sweeps.plan.data import PresentData
     from sweeps.track.store import Store
 
-ROOT = Path(sweeps.__file__).resolve().parents[1]  # the checkout whose code runs
+ROOT = home()
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
 
 
@@ -39,6 +44,7 @@ class Options(argparse.Namespace):
 
     command: str  # such as run
     given: list[str]  # all arguments after it
+    from_file: dict[str, str]  # settings of --config
 
     def again(self, *more: str) -> str:
         """The same command once more, with options that it may lack."""
@@ -50,6 +56,12 @@ class Options(argparse.Namespace):
         return shlex.join(
             ["python", f"sweeps/{self.command}.py", *without_option(self.given, "--notify")]
         )
+
+
+def require_benchmark(name: str) -> None:
+    """Raises ConfigError for a benchmark that is neither built in nor a file."""
+    if not is_file(name):
+        require_known(name, BENCHMARKS, "benchmark")
 
 
 def require_known(name: str, table: Mapping[str, object], what: str) -> None:
@@ -66,6 +78,7 @@ class Request:
     jobs: list[Job]  # with the cells that can run
     left_out: list[str]  # why others cannot, a line each
     base: Config  # that all cells are derived from
+    notes: list[str] = field(default_factory=list)  # what is to be said before
 
     @property
     def configs(self) -> list[Config]:
@@ -81,7 +94,7 @@ def requested(options: Options) -> Request:
     for name in GRIDS if options.grid in (None, ALL) else [options.grid]:
         spec, base = spec_and_base(options, name)
         try:
-            jobs.append(Job(spec, spec.around(base), spec.cells(base)))
+            jobs.append(_job(spec, base))
         except ConfigError as error:  # of all grids, the others can run
             if options.grid == name:
                 raise
@@ -91,7 +104,37 @@ def requested(options: Options) -> Request:
     if data_are_here(options, base):
         problems = find_problems(union(*(job.configs for job in jobs)))
     jobs = [replace(job, configs=runnable(job.configs, problems)) for job in jobs]
-    return Request(jobs, [*left_out, *map(str, problems)], base)
+    notes = _notes(options, [job.spec for job in jobs], base)
+    return Request(jobs, [*left_out, *map(str, problems)], base, notes)
+
+
+def _notes(options: Options, specs: Sequence[Spec], base: Config) -> list[str]:
+    """What follows from the settings that their reader may not expect."""
+    told, given = [], {**options.from_file, **parse_settings(options.settings)}
+    usual = preset(specs[0].preset).training.warmup_steps
+    if "training.warmup_steps" not in given and base.training.warmup_steps != usual:
+        told.append(
+            f"training.warmup_steps is {base.training.warmup_steps}, not the preset's {usual}: it was "
+            f"shortened with training.steps={base.training.steps}"
+        )
+    for spec in specs:
+        for path in (path for path in given if path in GRIDS[spec.grid].baseline):
+            if any(one.startswith(f"{path}=") for one in spec.selections[0].only):
+                told.append(
+                    f"the grid {spec.grid} varies {path}: of its runs, those with {given[path]} are left"
+                )
+    return told
+
+
+def _job(spec: Spec, base: Config) -> Job:
+    """Raises ConfigError if the grid has no such cell, or none with a value that was asked for."""
+    grid, (selection,) = spec.around(base), spec.selections
+    require_present(spec.all_cells(base, selection), selection.only, grid)
+    cells = spec.cells(base)
+    if not cells:
+        raise ConfigError(f"no cell has all of --only {' '.join(selection.only)}: name fewer")
+    used = {provider("GRIDS", spec.grid), *(id for cell in cells for id in cell.plugins)}
+    return Job(replace(spec, plugins=tuple(sorted(filter(None, used)))), grid, cells)
 
 
 def data_are_here(options: Options, base: Config) -> bool:
@@ -116,15 +159,29 @@ def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
 
     Raises ConfigError for an unknown name, or a setting that the grid varies or that contradicts another.
     """
-    name = options.preset or default_preset(options.data_root)
+    given = settings_of(options)
+    name = options.preset or default_preset(options.data_root or given.get("runtime.folders", ""))
     require_known(name, PRESETS, "preset")
-    settings = settings_of(options)
-    for path in settings:
+    varied = GRIDS[grid].baseline if grid in GRIDS else {}
+    settings, swept, only = dict[str, str](), list[str](), list[str](options.only)
+    for path, text in {**_of_file(options, varied), **given}.items():
         if path in SHARED_AXES:
             raise ConfigError(f"--set {path}: use {SHARED_AXES[path]} instead")
-        if grid in GRIDS and path in GRIDS[grid].baseline:
-            raise ConfigError(f"--set {path}: the grid {grid} varies it")
+        values = values_of(path, text)
+        if path in varied:
+            only.append(f"{path}={text}")
+        elif len(values) == 1:
+            settings[path] = values[0]
+        elif path.startswith("runtime."):
+            raise ConfigError(f"--set {path}={text}: it changes no result, and has one value")
+        else:
+            swept.append(f"{path}={text}")
+    if grid == SEARCH and (swept or only):
+        raise ConfigError(
+            f"a search has one value of each setting, not {' '.join([*swept, *only])}"
+        )
     base = preset(name, settings)
+    variations(base, swept)  # a wrong value is refused
     if base.data.toy and options.data_root:
         raise ConfigError(
             f"the {name} preset draws generated scenes and would leave --data-root "
@@ -132,9 +189,14 @@ def spec_and_base(options: Options, grid: str) -> tuple[Spec, Config]:
         )
     refuse_oracle(base)
     lasting = [f"{k}={value}" for k, value in settings.items() if not k.startswith("runtime.")]
-    budgets, seeds = tuple(options.budgets or ()), tuple(options.seeds)
-    selection = Selection(tuple(options.benchmark), budgets, seeds)
-    return Spec(grid, name, tuple(lasting), (selection,)), base
+    budgets, seeds = tuple(options.budgets or ()), tuple(options.seeds or (0,))
+    selection = Selection(tuple(chosen_benchmarks(options)[0]), budgets, seeds, tuple(only))
+    return Spec(grid, name, tuple(lasting), (selection,), swept=tuple(swept)), base
+
+
+def _of_file(options: Options, varied: Mapping[str, object]) -> dict[str, str]:
+    """Settings of --config but those that the grid varies, of which the file holds one value."""
+    return {path: text for path, text in options.from_file.items() if path not in varied}
 
 
 def settings_of(options: Options) -> dict[str, str]:
@@ -144,11 +206,22 @@ def settings_of(options: Options) -> dict[str, str]:
         settings["runtime.data_root"] = options.data_root
     if (gpus := options.gpus_per_trial or 0) > 1:  # each is driven by a process of its own
         settings["runtime.world_size"] = f"{gpus:g}"
-    settings.update(parse_settings(options.settings))
+    settings.update(chosen_benchmarks(options)[1] | parse_settings(options.settings))
     for path in ("runtime.data_root", "runtime.cache_dir"):
         if settings.get(path):  # workers may run in another folder
             settings[path] = str(Path(settings[path]).expanduser().resolve())
     return settings
+
+
+def chosen_benchmarks(options: Options) -> tuple[list[str], dict[str, str]]:
+    """The names of the benchmarks asked for, and what those need that come from files.
+
+    Raises ConfigError for a file that is wrong.
+    """
+    try:
+        return own_benchmarks(options.benchmark, options.data_root)
+    except DescriptionError as error:
+        raise ConfigError(str(error)) from None
 
 
 def train_function() -> str:
@@ -162,7 +235,7 @@ def searched(options: Options) -> tuple[Spec, Config]:
     """
     spec, base = spec_and_base(options, SEARCH)
     chosen: dict[str, Sequence[object] | None] = {
-        "data.benchmark": options.benchmark, "data.budget": options.budgets, "seed": options.seeds
+        "data.benchmark": chosen_benchmarks(options)[0], "data.budget": options.budgets, "seed": options.seeds
     }  # fmt: skip
     changes: dict[str, object] = {}
     for path, values in chosen.items():
@@ -178,7 +251,7 @@ def searched(options: Options) -> tuple[Spec, Config]:
         raise ConfigError(
             f"--confirm-seeds {base.seed}: the search itself chooses with this seed; give others"
         )
-    return replace(spec, trials=options.trials), base
+    return replace(spec, trials=options.trials, plugins=base.plugins), base
 
 
 def open_store(options: Options) -> "Store":

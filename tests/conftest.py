@@ -14,9 +14,9 @@ from semidavil.machine import available_cpus
 
 ROOT = Path(__file__).parents[1]
 
-if os.environ.get("PYTEST_XDIST_WORKER"):
-    # Each of several processes would have as many threads as there are cores. Read when PyTorch is loaded.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Small tensors gain nothing from threads, and several processes would each have as many as there are cores
+# (some tests took ten times as long). Read when PyTorch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:

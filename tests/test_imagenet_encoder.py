@@ -29,6 +29,7 @@ def wheel_of(folder: Path, *files: dict[str, torch.Tensor]) -> Path:
     return wheel
 
 
+@pytest.mark.slow
 def test_values_come_in_order_under_timms_names(tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = timm.create_model(NETWORK)

@@ -3,6 +3,8 @@
 python -m semidavil data --data-root DIR [--benchmark NAME]
 python -m semidavil data --toy
 python -m semidavil data --toy --captions positions      # and tries a captioner
+python -m semidavil data --init quay                     # writes a first quay/dataset.yaml
+python -m semidavil data --benchmark quay/dataset.yaml   # checks it, and writes a page to look at
 """
 
 from pathlib import Path
@@ -10,16 +12,24 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
-from semidavil.data.checks import require_classes
+from semidavil.data.checks import require_classes, unknown_values
+from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
-from semidavil.data.readers import READERS
+from semidavil.data.fingerprint import memo_of
+from semidavil.data.layout import folder_of
+from semidavil.data.own import is_file, own_benchmark
+from semidavil.data.readers import READERS, Reader
 from semidavil.data.scans import Scan, describe
+from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
-from semidavil.settings import Data
+from semidavil.evaluation.data_page import PICTURES, DataPage
+from semidavil.registry import DATASETS
+from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
 console = Console()
@@ -39,7 +49,31 @@ def data_command(
     ] = None,
     benchmark: Annotated[
         str | None,
-        typer.Option(help=f"Its data sets, by its classes. Of {', '.join(BENCHMARKS)}."),
+        typer.Option(
+            help=f"Its data sets, by its classes. Of {', '.join(BENCHMARKS)}, or a benchmark.yaml or "
+            "dataset.yaml."
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Looks at a folder and writes a first dataset.yaml into it."
+        ),
+    ] = None,
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="hf:NAME",
+            help="Of --init: copies a data set of Hugging Face (or its folder) into the folder first.",
+        ),
+    ] = "",
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Of --benchmark: the page about its data. [default: pages/ below --cache-dir]",
+        ),
     ] = None,
     cache_dir: Annotated[Path, typer.Option(help="Where outcomes are kept.")] = Path("data"),
     captions: Annotated[
@@ -60,40 +94,49 @@ def data_command(
         ),
     ] = None,
 ) -> None:
-    """Reads every image and label once: counts, sizes, class frequencies, and what is wrong."""
+    """Reads every image and label once: counts, sizes, class frequencies, what is wrong and what is odd."""
+    broken = False
     try:
-        if benchmark is not None and benchmark not in BENCHMARKS:
-            choices = ", ".join(BENCHMARKS)
-            raise DataError(f"unknown benchmark {benchmark!r}: choose from {choices}")
-        chosen = BENCHMARKS[benchmark] if benchmark else None
-        root = ensure_toy_data(cache_dir / "toy") if toy else data_root
-        if root is None:
-            raise DataError("pass --data-root with a folder that holds one per data set, or --toy")
-        known = (*READERS, SYNAPSE)
-        unknown = [name for name in dataset or () if name not in known]
-        if unknown:
-            raise DataError(f"unknown data set {unknown[0]!r}: choose from {', '.join(known)}")
-        wanted = dataset or (list(chosen.datasets) if chosen else [])
-        names = wanted or [name for name in known if (root / name).is_dir()]
-        if not names:
-            raise DataError(f"no data set in {root}: expected folders named {', '.join(known)}")
-        broken = False
+        if source and not init:
+            raise DataError("--from copies into a folder: name it with --init FOLDER")
+        if init:
+            _init(init, source)
+            return
+        place, root, settings_of_place = _places(benchmark, toy, data_root, cache_dir)
+        chosen = BENCHMARKS[place] if place else None
+        if page and chosen is None:
+            raise DataError("--page is about a benchmark: name it with --benchmark")
+        names = _datasets(dataset, chosen, root)
+        about = DataPage(chosen) if chosen and chosen.kind == "images" else None
+        runtime = Runtime(
+            data_root=str(root or ""), folders=settings_of_place.get("runtime.folders", "")
+        )
         for name in names:
             if name == SYNAPSE:
-                _print_scans(Synapse(root / name))
+                _print_scans(Synapse(folder_of(runtime, name)))
                 continue
-            for split, found in describe(name, (root / name).absolute(), cache_dir).items():
-                _print(name, split, found, chosen)
+            reader = reader_of(name, folder_of(runtime, name))
+            scans = describe(reader, cache_dir)
+            for split, found in scans.items():
+                _print(reader, split, found, chosen)
                 broken |= bool(found.errors)
+                broken |= bool(found.mismatched) and not reader.drop_size_mismatch
                 if chosen and split == "val" and name in chosen.datasets and not found.errors:
                     require_classes(chosen, name, split, found)
-                broken |= bool(found.mismatched) and not READERS[name].drop_size_mismatch
+            if about and name in about.benchmark.datasets:
+                _add_to_page(about, reader, scans, memo_of(cache_dir))
+        if about:
+            _say_suspicions(about)
+            file = page or cache_dir / "pages" / f"{about.title}.html"
+            about.write(file)
+            console.print(f"page: {file}", soft_wrap=True, highlight=False)
         if captions:
             changes = {
-                "data.benchmark": benchmark or Data().benchmark,
+                "data.benchmark": place or Data().benchmark,
                 "data.toy": toy,
-                "runtime.data_root": "" if toy else str(root),
+                "runtime.data_root": "" if toy else str(root or ""),
                 "runtime.cache_dir": str(cache_dir),
+                **settings_of_place,
                 **parse_settings(settings or []),
                 "model.captions": captions,
             }
@@ -103,6 +146,86 @@ def data_command(
         raise typer.Exit(1) from error
     if broken:
         raise typer.Exit(1)
+
+
+def _init(folder: Path, source: str) -> None:
+    from semidavil.data.first_look import SHEET, write_first_description
+
+    if source:
+        from semidavil.data.hugging_face import copy_dataset
+
+        copy_dataset(source, folder)
+    first = write_first_description(folder)
+    for line in first.said:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"written: {first.path}\nlook at {folder / SHEET}, give the classes their names in "
+        f"{first.path.name}, "
+        f"then: python -m semidavil data --benchmark {first.path}",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
+
+
+def _places(
+    benchmark: str | None, toy: bool, data_root: Path | None, cache_dir: Path
+) -> tuple[str, Path | None, dict[str, str]]:
+    """The benchmark's name, the folder of data sets, and the settings of a described benchmark."""
+    if benchmark and is_file(benchmark):
+        settings = own_benchmark(benchmark, str(data_root or ""))
+        return settings["data.benchmark"], data_root, settings
+    if benchmark is not None and benchmark not in BENCHMARKS:
+        choices = ", ".join(BENCHMARKS)
+        raise DataError(
+            f"unknown benchmark {benchmark!r}: choose from {choices}, or name a benchmark.yaml or "
+            "dataset.yaml"
+        )
+    root = ensure_toy_data(cache_dir / "toy") if toy else data_root
+    if root is None:
+        raise DataError(
+            "pass --data-root with a folder that holds one per data set, --toy, or --benchmark with a "
+            "dataset.yaml"
+        )
+    return benchmark or "", root.absolute(), {}
+
+
+def _datasets(dataset: list[str] | None, chosen: Benchmark | None, root: Path | None) -> list[str]:
+    known = (*READERS, SYNAPSE, *(chosen.datasets if chosen else ()))
+    unknown = [name for name in dataset or () if name not in known]
+    if unknown:
+        raise DataError(f"unknown data set {unknown[0]!r}: choose from {', '.join(known)}")
+    wanted = dataset or (list(chosen.datasets) if chosen else [])
+    names = wanted or [name for name in known if root and (root / name).is_dir()]
+    if not names:
+        raise DataError(f"no data set in {root}: expected folders named {', '.join(known)}")
+    return names
+
+
+def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: Path) -> None:
+    """What is wrong and odd about a data set, and some of its pictures."""
+    for split, found in scans.items():
+        where = f"{title_of(reader.name)}, {split}"
+        problems = [text] if (text := unknown_values(reader.name, found)) else found.errors
+        about.problems += [f"{where}: {problem}" for problem in problems[:5]]
+        if found.mismatched and not reader.drop_size_mismatch:
+            first = found.mismatched[0]
+            about.problems.append(
+                f"{where}: {len(found.mismatched)} labels have another size than their image, the "
+                "first is that of "
+                f"{first}"
+            )
+    about.suspicions += suspicions(about.benchmark, reader, scans, memo)
+    about.add(reader, scans)
+    shown = [split for split in ("train", "val") if split in scans]
+    most = PICTURES // (len(shown) * len(about.benchmark.datasets))
+    for split in shown:
+        about.add_pictures(reader, split, reader.samples(split), most)
+
+
+def _say_suspicions(about: DataPage) -> None:
+    for text in about.problems:
+        console.print(f"[red]wrong:[/] {escape(text)}", soft_wrap=True, highlight=False)
+    for text in about.suspicions:
+        console.print(f"[yellow]suspicious:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _print_captions(config: Config) -> None:
@@ -115,11 +238,12 @@ def _print_captions(config: Config) -> None:
     console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
-def _print(name: str, split: str, found: Scan, benchmark: Benchmark | None) -> None:
+def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None) -> None:
+    name, title = reader.name, title_of(reader.name)
     sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:4])
     more = f" and {len(sizes) - 4} more" if len(sizes) > 4 else ""
-    console.print(f"[bold]{name}, {split}[/]: {found.count} images; height x width {shown}{more}")
+    console.print(f"[bold]{title}, {split}[/]: {found.count} images; height x width {shown}{more}")
     # A row per id: images that hold one of several ids cannot be counted from the counts of each.
     table = Table("label id", "class")
     for column in ("% of pixels", "images", "% of images"):
@@ -129,10 +253,10 @@ def _print(name: str, split: str, found: Scan, benchmark: Benchmark | None) -> N
         share, images = 100 * found.pixels[raw] / total, found.images[raw]
         of_images = f"{100 * images / found.count:.1f}"
         what = _class(name, raw, benchmark)
-        table.add_row(str(raw), what, f"{share:.3f}", str(images), of_images)
+        table.add_row(_shown(name, raw), what, f"{share:.3f}", str(images), of_images)
     console.print(table)
     if found.mismatched:
-        fate = "left out of training" if READERS[name].drop_size_mismatch else "an error"
+        fate = "left out of training" if reader.drop_size_mismatch else "an error"
         console.print(
             f"[yellow]{len(found.mismatched)} labels differ from their image in size[/] ({fate}), "
             f"first: {found.mismatched[0]}",
@@ -154,6 +278,15 @@ def _print_scans(reader: Synapse) -> None:
         for label, name in enumerate(("(background)", *SYNAPSE_13)):
             table.add_row(str(label), name, f"{100 * voxels[label] / max(1, voxels.sum()):.3f}")
         console.print(table)
+
+
+def _shown(dataset: str, raw: int) -> str:
+    """A label's value as its file has it."""
+    if dataset not in DATASETS:
+        return str(raw)
+    values = {code: value for value, code in DATASETS[dataset].codes.items()}
+    about = DATASETS[dataset].shown(values[raw]) if raw in values else str(raw)
+    return about.removeprefix("the id ").removeprefix("the colour ")
 
 
 def _class(dataset: str, raw: int, benchmark: Benchmark | None) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from semidavil.commands.endings import told
+from semidavil.commands.endings import PLUGIN, told
 from semidavil.data.files import DataError
 from semidavil.names import PICTURES
 
@@ -40,13 +40,14 @@ def predict_command(
         PICTURES
     ),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
 ) -> None:
     """Segments pictures of any size with a finished run; the same command goes on where it was stopped."""
     from semidavil.evaluation.written import find_sources
     from semidavil.experiments.predictor import Predictor, find_weights
     from semidavil.experiments.segmenting import Segmenting
 
-    with told(console, "stopped; the same command goes on with what is left"):
+    with told(console, "stopped; the same command goes on with what is left", plugin or ()):
         kinds = _kinds(write, labels)
         sources = find_sources(pictures)
         if labels and not labels.is_dir():

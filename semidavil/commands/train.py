@@ -1,8 +1,8 @@
 """What `python -m semidavil train` does with its options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,9 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.commands.endings import told
+from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
+from semidavil.data.own import is_file, own_benchmark
+from semidavil.describe import read_yaml, to_yaml
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
+from semidavil.plugins import PLUGINS, in_use
+from semidavil.settings import Data
 
 
 def train_command(
@@ -22,12 +26,14 @@ def train_command(
             "--preset", help="toy, toy-long, small or paper. [default: toy, small with --data-root]"
         ),
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="Source and target.")] = "",
+    benchmark: Annotated[
+        str, typer.Option(help="Source and target, by name, or a benchmark.yaml or dataset.yaml.")
+    ] = "",
     budget: Annotated[int | None, typer.Option(help="Labelled target images.")] = None,
     method: Annotated[str, typer.Option(help="What a training step is.")] = "",
     fusion: Annotated[str, typer.Option(help="How image and caption meet.")] = "",
     loss: Annotated[str, typer.Option(help="The supervised loss.")] = "",
-    seed: Annotated[int, typer.Option(help="Fixes the whole run.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Fixes the whole run.", show_default="0")] = None,
     data_root: Annotated[
         str, typer.Option(envvar="SEMIDAVIL_DATA_ROOT", help="Folder with a folder per data set.")
     ] = "",
@@ -35,12 +41,20 @@ def train_command(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting, e.g. training.lr=3e-4."),
     ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Settings from a YAML file; other options go before.", metavar="FILE"),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option(help="Prints the run's settings as YAML, and stops.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint and results. [default: checkpoints/<key>]")
     ] = None,
 ) -> None:
     """Trains one run and prints its scores; the same command goes on where it was stopped."""
-    chosen = {
+    options = {
         "data.benchmark": benchmark,
         "data.budget": budget,
         "training.method": method,
@@ -49,44 +63,52 @@ def train_command(
         "seed": seed,
         "runtime.data_root": data_root,
     }
-    changes = {name: value for name, value in chosen.items() if value not in ("", None)}
-    _run(preset_name, changes, settings or [], out)
+    changes = {name: value for name, value in options.items() if value not in ("", None)}
+    told_when_stopped = "stopped; the same command goes on from the last checkpoint"
+    with told(console := Console(), told_when_stopped, plugin or ()):
+        name, of_file = read_yaml(config) if config else ("", {})
+        own = own_benchmark(benchmark, data_root) if is_file(benchmark) else {}
+        name = preset_name or name or default_preset(data_root or own.get("runtime.folders", ""))
+        changes = {**of_file, **changes, **own}
+        if own and "data.budget" not in changes:  # the usual hundred may be more than there are
+            budgets = BENCHMARKS[own["data.benchmark"]].budgets
+            changes["data.budget"] = max((n for n in budgets if n <= Data().budget), default=0)
+        chosen = preset(name, {**changes, **parse_settings(settings or [])})
+        refuse_oracle(chosen)
+        if print_config:
+            print(to_yaml(chosen, name), end="")
+        else:
+            _run(console, chosen, name, out or Path("checkpoints") / chosen.key())
 
 
-def _run(
-    preset_name: str | None, changes: Mapping[str, Any], settings: Sequence[str], out: Path | None
-) -> None:
+def _run(console: Console, config: Config, name: str, folder: Path) -> None:
     from semidavil.distributed import joined, once_per_machine, rank
     from semidavil.train import Report, prepare, train
 
-    console = Console()
-    with told(console, "stopped; the same command goes on from the last checkpoint"):
-        name = preset_name or default_preset(changes.get("runtime.data_root", ""))
-        config = preset(name, {**changes, **parse_settings(settings)})
-        refuse_oracle(config)
-        benchmark = BENCHMARKS[config.data.benchmark]
-        folder = out or Path("checkpoints") / config.key()
-        with joined(config):
-            console.quiet = rank() > 0
-            console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
-            if mark(benchmark.name, config.data.toy, config.model.vlm) == BUNDLED:
-                console.print(f"this trains {MEANING[BUNDLED]}. For real weights: {REAL_WEIGHTS}")
-            once_per_machine(lambda: prepare(config))
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-            )  # fmt: skip
-            with Progress(*columns, console=console) as progress:
-                task = progress.add_task("training", total=config.training.steps, note="")
+    benchmark = BENCHMARKS[config.data.benchmark]
+    with joined(config):
+        console.quiet = rank() > 0
+        console.print(f"run [bold]{config.key()}[/] ({name} preset), checkpoint in {folder}")
+        if mark(benchmark.name, config.data.toy, config.model.vlm) == BUNDLED:
+            console.print(f"this trains {MEANING[BUNDLED]}. For real weights: {REAL_WEIGHTS}")
+        once_per_machine(lambda: prepare(config))
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("training", total=config.training.steps, note="")
 
-                def show(report: Report) -> None:
-                    if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
-                        progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
-                    if "train/loss" in report.metrics:
-                        progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
-                    progress.update(task, completed=report.step)
+            def show(report: Report) -> None:
+                if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
+                    progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
+                if "train/loss" in report.metrics:
+                    progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
+                progress.update(task, completed=report.step)
 
-                result = train(config, show, folder)
+            for each in in_use(config.plugins):  # what `predict` needs of the run
+                each.write(folder / PLUGINS)
+            result = train(config, show, folder)
     _print_result(console, config, result.metrics, result.absent, result.seconds)
     for name, path in result.artifacts.items():
         console.print(f"{name} {path}")

@@ -1,19 +1,25 @@
 """What is wrong with a run's data, found before it starts."""
 
+import json
+import re
 import warnings
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN, Benchmark
 from semidavil.config import Config
+from semidavil.data.described import title_of
 from semidavil.data.files import DataError
 from semidavil.data.filling import Filling
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
-from semidavil.names import METHODS, ORACLE
+from semidavil.names import METHODS, ORACLE, SHUFFLED, VISION_ONLY
+from semidavil.registry import DATASETS
+from semidavil.toy import clip
 
 
 def check_data(config: Config, progress: bool = False, filling: Filling | None = None) -> None:
@@ -39,7 +45,7 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
         _, found = scan(
             reader, split, cache_dir(config), listed=listed, progress=progress, seen=seen
         )
-        problems = list(found.errors)
+        problems = [text] if (text := unknown_values(dataset, found)) else list(found.errors)
         if reader.drop_size_mismatch and found.mismatched:
             warnings.warn(
                 f"{dataset}: {len(found.mismatched)} of {found.count} images are left out, since "
@@ -51,11 +57,63 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise DataError(
-                f"{dataset}, {split}: {'; '.join(problems[:3])}{more}. "
-                "Restore the files from the data set's archive"
+                f"{title_of(dataset)}, {split}: {'; '.join(problems[:3])}{more}. {remedy(dataset)}"
             )
         if looks_at_labels(config, dataset, split):
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
+    if words := unknown_words(config):
+        warnings.warn(words, stacklevel=2)
+
+
+def unknown_values(dataset: str, found: Scan) -> str:
+    """What labels of a described data set hold that its description lacks, in one sentence."""
+    if dataset not in DATASETS or not found.unknown:
+        return ""
+    what = "colours" if DATASETS[dataset].encoding == "colour" else "ids"
+    shown = list(found.unknown)[:12]
+    more = f" and {len(found.unknown) - 12} more" if len(found.unknown) > 12 else ""
+    blends = " (so many are blends, as of labels saved as JPEG)" if len(found.unknown) > 32 else ""
+    return (
+        f"labels hold the {what} {', '.join(shown)}{more}{blends}, which "
+        f"{DATASETS[dataset].name}'s description "
+        f"does not have; the first: {found.errors[0]}"
+    )
+
+
+def remedy(dataset: str) -> str:
+    """What is to be done about labels that are wrong."""
+    if dataset in DATASETS:
+        return "Add what is missing to classes or to ignored in its dataset.yaml, or mend the files"
+    return "Restore the files from the data set's archive"
+
+
+def unknown_words(config: Config) -> str:
+    """Class names that the bundled CLIP has no word for, in a sentence; other models spell them."""
+    benchmark, model = BENCHMARKS[config.data.benchmark], config.model
+    kind = model.captions.removeprefix(SHUFFLED)
+    reads = model.fusion not in VISION_ONLY and kind in ("positions", "class_names", ORACLE)
+    if not config.data.own or model.vlm != "toy" or not reads:
+        return ""
+    vocabulary = bundled_words()
+    lacking = [
+        name
+        for name in benchmark.classes
+        if not all(word in vocabulary for word in re.findall(r"\w+", name.lower()))
+    ]
+    if not lacking:
+        return ""
+    return (
+        f"the bundled CLIP does not know the words {', '.join(lacking)}: captions call these "
+        "classes alike. Take a "
+        "real model (--set model.vlm=ViT-B-16 model.weights=openai), or names that it knows"
+    )
+
+
+@cache
+def bundled_words() -> frozenset[str]:
+    """All words that the tokenizer of the bundled CLIP has."""
+    tree = json.loads((Path(clip.__file__).parent / "tokenizer.json").read_text(encoding="utf-8"))
+    return frozenset(tree["model"]["vocab"])
 
 
 def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan) -> None:
@@ -63,7 +121,8 @@ def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan)
     lookup = benchmark.lookup(dataset)
     if all(lookup[raw] in (IGNORE_INDEX, UNKNOWN) for raw in found.pixels):
         raise DataError(
-            f"{dataset}, {split}: no label holds a class of {benchmark.name}: all is void, as in a test "
+            f"{title_of(dataset)}, {split}: no label holds a class of {benchmark.name}: all is "
+            "void, as in a test "
             "split whose labels are not published. Use the split's real labels"
         )
 

@@ -52,7 +52,8 @@ def disparity_source(
     """
     kind, _, argument = name.partition(":")
     if kind == "disparity" and not argument:
-        if dataset not in WITH_DISPARITY:
+        described = any(sample.disparity for sample in samples)
+        if dataset not in WITH_DISPARITY and not described:
             raise DataError(
                 f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
                 "transformers"
@@ -71,7 +72,9 @@ def disparity_source(
 
 
 def disparity_path(sample: Sample) -> Path:
-    """Where Cityscapes keeps an image's disparity."""
+    """Where an image's disparity is: as its description says, or where Cityscapes keeps it."""
+    if sample.disparity:
+        return sample.disparity
     parts = ["disparity" if part == "leftImg8bit" else part for part in sample.image.parts]
     return Path(*parts).with_name(sample.image.name.replace("_leftImg8bit", "_disparity"))
 

@@ -27,8 +27,8 @@ from semidavil.data.depth import disparity_path, needs_depth
 from semidavil.data.files import hash_files
 from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
-from semidavil.data.layout import cache_dir, existing_root
-from semidavil.data.readers import READERS, Sample
+from semidavil.data.layout import cache_dir, folder_of, open_reader
+from semidavil.data.readers import Sample
 from semidavil.names import SHUFFLED, VISION_ONLY
 from semidavil.settings import Model
 from semidavil.toy import abdomen, clip, write
@@ -110,11 +110,10 @@ def parts(config: Config) -> list[Part]:
     """
     benchmark, found = BENCHMARKS[config.data.benchmark], list[Part]()
     if not config.data.toy:
-        root = existing_root(benchmark.name, config.runtime.data_root)
         if benchmark.kind == "volumes":
-            scans = root / benchmark.target
+            scans = folder_of(config.runtime, benchmark.target)
             return [Part(f"{benchmark.target}/scans", scans, lambda: _scans(scans))]
-        found += _images(config, benchmark, root)
+        found += _images(config, benchmark)
     if benchmark.kind == "volumes":
         return found
     found += _weights(config.model) + _encoder(config.model)
@@ -130,17 +129,19 @@ def _scans(root: Path) -> list[Path]:
     return sorted(path for path in files_below(root) if path.suffix.lower() in SCANS)
 
 
-def _images(config: Config, benchmark: Benchmark, root: Path) -> list[Part]:
+def _images(config: Config, benchmark: Benchmark) -> list[Part]:
     found = []
     for dataset, split in splits_of(benchmark):
-        reader = READERS[dataset](root / dataset)
+        reader = open_reader(config, dataset)
         samples = cache(partial(reader.samples, split))
         for kind, attribute in (("images", "image"), ("labels", "label")):
             if kind == "images" or looks_at_labels(config, dataset, split):
                 files = partial(_listed, samples, attrgetter(attribute))
                 found.append(Part(f"{dataset}/{split}/{kind}", reader.root, files))
+        if reader.state and looks_at_labels(config, dataset, split):
+            found.append(Part(f"{dataset}/{split}/segments", reader.root, reader.segment_files))
     if needs_depth(config) and not _model_of(config.data.depth):
-        target = READERS[benchmark.target](root / benchmark.target)
+        target = open_reader(config, benchmark.target)
         files = partial(_listed, partial(target.samples, "train"), disparity_path)
         found.append(Part(f"{benchmark.target}/train/disparity", target.root, files))
     return found

@@ -70,7 +70,12 @@ def _shown(path: str) -> str:
 
 
 def names_in(listing: Path) -> list[str]:
-    """The names of the files that a list has, one a line, without folders and endings.
+    """The names of the files that a list has, without folders and endings; see `entries_in`."""
+    return [entry.rpartition("/")[2] for entry in entries_in(listing)]
+
+
+def entries_in(listing: Path) -> list[str]:
+    """The paths of the files that a list has, one a line, without endings, with / between folders.
 
     A line holds a name, a path, or the paths of an image and its label, apart by blanks, commas or
     semicolons; folders may have blanks in their names. As editors of other systems save it: with a
@@ -87,8 +92,10 @@ def names_in(listing: Path) -> list[str]:
     for line in filter(None, map(str.strip, lines)):
         match = _FIRST_FILE.match(line)
         first = match[0] if match else re.split(r"[\s,;]", line)[0]
-        name = PureWindowsPath(first).name  # which knows both kinds of slashes
-        names.append(stem_of(name) if match else name)  # a bare name may have a dot, and no ending
+        path = PureWindowsPath(first).as_posix()  # which knows both kinds of slashes
+        folder, slash, name = path.rpartition("/")
+        # A bare name may have a dot, and no ending.
+        names.append(folder + slash + (stem_of(name) if match else name))
     return names
 
 

@@ -23,8 +23,16 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         DataError: the file is missing or cannot be decoded.
     """
-    image = _decoded(_bytes(path), path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _rgb(_bytes(path), path)
+
+
+def rgb_of(data: bytes) -> np.ndarray:
+    """The same of a file's contents.
+
+    Raises:
+        DataError: they cannot be decoded.
+    """
+    return _rgb(_whole(data, "that was sent"), "that was sent")
 
 
 def read_unchanged(path: Path) -> np.ndarray:
@@ -80,7 +88,12 @@ def resize_nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(values, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _decoded(data: np.ndarray, path: Path, how: int) -> np.ndarray:
+def _rgb(data: np.ndarray, path: Path | str) -> np.ndarray:
+    image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decoded(data: np.ndarray, path: Path | str, how: int) -> np.ndarray:
     image = cv2.imdecode(data, how)
     if image is None:
         raise DataError(f"the file {path} cannot be read: it is no image, or cut short")
@@ -92,6 +105,10 @@ def _bytes(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"the file {path} cannot be read: {error}") from error
+    return _whole(data, path)
+
+
+def _whole(data: bytes, path: Path | str) -> np.ndarray:
     if not data:
         raise DataError(f"the file {path} is empty: copy it again")
     if data.startswith(PNG) and not _is_whole_png(data):

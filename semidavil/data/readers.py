@@ -11,9 +11,9 @@ A folder per data set, as it is unpacked:
 
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -31,23 +31,46 @@ class Sample:
     image: Path
     label: Path
     name: str
+    disparity: Path | None = None  # where a description says it is
+
+
+class UnknownValues(DataError):  # noqa: N818 - as the field speaks of them
+    """Ids or colours that a description does not have: pixels by value, in words."""
+
+    def __init__(self, message: str, pixels: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.pixels = pixels
 
 
 class Reader:
     """Lists and reads one data set; subclasses say where things are."""
 
-    name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]]
-    layout: ClassVar[str]  # for the error message when a folder is missing
+    name: str
+    splits: tuple[str, ...]
+    layout: str  # for the error message when a folder is missing
     # A few of GTA5's labels differ from their image in size: such samples are left out.
-    drop_size_mismatch: ClassVar[bool] = False
+    drop_size_mismatch: bool = False
+    label_ending: str = ".png"
+    state: str = ""  # of what labels depend on beside their own files
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def segment_files(self) -> list[Path]:
+        """The files that `state` is of."""
+        return []
+
     def folders(self, split: str) -> tuple[Path, Path]:
         """The folders of a split's images and labels."""
         raise NotImplementedError
+
+    def left_over(self) -> list[str]:
+        """What lies in the folders and is no part of any split, in sentences."""
+        return []
+
+    def has(self, split: str) -> bool:
+        """Whether a split's folder is there."""
+        return self.folders(split)[0].is_dir()
 
     def is_image(self, name: str) -> bool:
         """Whether a file below the folder of images is one, by its name."""

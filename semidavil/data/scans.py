@@ -18,11 +18,12 @@ from rich.progress import Progress
 
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
 from semidavil.data.files import DataError, state_of
-from semidavil.data.readers import READERS, Reader, Sample
+from semidavil.data.readers import Reader, Sample, UnknownValues
 from semidavil.machine import available_cpus
 
 _VERSION = 2  # of what a scan records, and of how files are read
 # In real labels of these sets, most pixels have ids above this one: vegetation, sky and car are among them.
+MOST_UNKNOWN = 100  # ids or colours that a scan names
 LAST_TRAIN_ID, WITH_TRAIN_IDS = 18, ("cityscapes", "gta5")
 
 
@@ -39,6 +40,8 @@ class Scan:
     images: dict[int, int] = field(default_factory=dict)  # id -> images with it
     mismatched: list[str] = field(default_factory=list)  # images whose label has another size
     errors: list[str] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)  # ids or colours of no class -> pixels
+    void: list[str] = field(default_factory=list)  # images whose labels have no class at all
 
 
 _memory: dict[tuple[str, Path, str], tuple[list[Sample], Scan]] = {}
@@ -79,12 +82,11 @@ def usable_samples(reader: Reader, split: str, cache_dir: Path) -> list[Sample]:
     return [sample for sample in samples if str(sample.image) not in left_out]
 
 
-def describe(dataset: str, root: Path, cache_dir: Path) -> dict[str, Scan]:
+def describe(reader: Reader, cache_dir: Path) -> dict[str, Scan]:
     """The scan of every split that is there, for the check command."""
-    reader = READERS[dataset](root)
     scans = {}
     for split in reader.splits:
-        if split in ("train", "val") or reader.folders(split)[0].is_dir():
+        if split in ("train", "val") or reader.has(split):
             listed = reader.samples(split)
             scans[split] = scan(reader, split, cache_dir, listed=listed, progress=True)[1]
     return scans
@@ -113,7 +115,7 @@ def scan_or_recall(
 
 
 def _listing(reader: Reader, samples: Sequence[Sample]) -> str:
-    about = f"{_VERSION} {reader.root} {sorted(LABEL_IDS[reader.name])}"
+    about = f"{_VERSION} {reader.root} {sorted(LABEL_IDS[reader.name])}{reader.state}"
     return state_of((path for s in samples for path in (s.image, s.label)), about)
 
 
@@ -126,11 +128,14 @@ def _scan(
 ) -> Scan:
     known = np.zeros(65536, dtype=bool)
     known[list(LABEL_IDS[reader.name])] = True
+    classes = [raw for raw, name in LABEL_IDS[reader.name].items() if name]
 
-    def look(sample: Sample) -> tuple[str, bool, np.ndarray, str]:
+    def look(sample: Sample) -> tuple[str, bool, np.ndarray, str | UnknownValues]:
         """Image size, whether the label has it, pixels by id, and what is wrong."""
         try:
             image, label = reader.read_image(sample), reader.read_label(sample)
+        except UnknownValues as error:
+            return "", True, np.zeros(0, np.int64), error
         except DataError as error:
             return "", True, np.zeros(0, np.int64), str(error)
         counts = np.bincount(label.ravel())
@@ -144,6 +149,7 @@ def _scan(
     sizes: Counter[str] = Counter()
     pixels: Counter[int] = Counter()
     images: Counter[int] = Counter()
+    unknown: Counter[str] = Counter()
     found = Scan(count=len(samples))
     cv2.setNumThreads(1)  # there are as many images at a time
     with (
@@ -156,7 +162,11 @@ def _scan(
         ):
             bar.advance(task)
             if problem:
-                found.errors.append(problem)
+                found.errors.append(str(problem))
+            if isinstance(problem, UnknownValues):
+                unknown.update(problem.pixels)
+            elif size and not any(counts[raw] for raw in classes if raw < len(counts)):
+                found.void.append(str(sample.image))
             if size:
                 sizes[size] += 1
             if not fits:
@@ -165,6 +175,8 @@ def _scan(
                 pixels[int(index)] += int(counts[index])
                 images[int(index)] += 1
     found.sizes, found.pixels, found.images = dict(sizes), dict(pixels), dict(images)
+    unknown.update({str(raw): count for raw, count in pixels.items() if not known[raw]})
+    found.unknown = dict(unknown.most_common(MOST_UNKNOWN))
     if reader.name in WITH_TRAIN_IDS and hold_train_ids(found.pixels):
         found.errors.insert(
             0,

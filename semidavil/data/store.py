@@ -51,7 +51,7 @@ class Store:
     ) -> None:
         self.root, self.size, self.forms = os.path.join(reader.root, ""), size, tuple(forms)
         # Of what else pixels and ids depend on: they are not those of other code.
-        about = f"{VERSION} {self.root} {sorted(LABEL_IDS[reader.name])}"
+        about = f"{VERSION} {self.root} {sorted(LABEL_IDS[reader.name])}{reader.state}"
         place = hashlib.blake2b(about.encode(), digest_size=4).hexdigest()
         self.folder = cache_dir / "store" / f"{reader.name}-{place}"
         at_size = f"{size[0]}x{size[1]}"

@@ -11,8 +11,7 @@ import numpy as np
 from semidavil.benchmarks import UNKNOWN
 from semidavil.data.files import DataError, append_rows, read_rows, state_of
 from semidavil.data.folders import files_below
-from semidavil.data.images import read_indices
-from semidavil.data.readers import READERS
+from semidavil.data.readers import Reader, Sample
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
@@ -137,14 +136,14 @@ class Done:
         self.rows[source.name] = row
 
 
-def label_of(source: Source, folder: Path, dataset: str) -> Path:
+def label_of(source: Source, folder: Path, reader: Reader) -> Path:
     """The picture's label below a folder: of the same name, or as the data set names its labels.
 
     Raises:
         DataError: there is none.
     """
-    names = (source.name, READERS[dataset](folder).label_of(source.name))
-    paths = [folder / f"{name}.png" for name in names]
+    names = (source.name, reader.label_of(source.name))
+    paths = [folder / f"{name}{reader.label_ending}" for name in names]
     for path in paths:
         if path.is_file():
             return path
@@ -154,6 +153,7 @@ def label_of(source: Source, folder: Path, dataset: str) -> Path:
 def confusion_of(
     labels: np.ndarray,
     label_file: Path,
+    reader: Reader,
     lookup: np.ndarray,
     num_classes: int,
 ) -> np.ndarray:
@@ -162,7 +162,7 @@ def confusion_of(
     Raises:
         DataError: the file cannot be read, is of another size, or has ids that the data set does not know.
     """
-    raw = read_indices(label_file)
+    raw = reader.read_label(Sample(label_file, label_file, label_file.stem))
     if raw.shape != labels.shape:
         raise DataError(f"the label {label_file} is {raw.shape}, its picture {labels.shape} pixels")
     truth = lookup[raw]

@@ -8,6 +8,7 @@ seen.labels, seen.confidence, seen.caption        # (H, W) uint8, (H, W) float32
 import copy
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from semidavil.models.layers import upsample
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
-
-WEIGHTS = "segmenter.safetensors"
+from semidavil.names import WEIGHTS
+from semidavil.plugins import PLUGINS, missing
 
 
 class PredictorError(ValueError):
@@ -87,6 +88,32 @@ def find_weights(source: str | Path) -> Path:
     )
 
 
+def read_about(weights: Path) -> tuple[Config, dict[str, str]]:
+    """The run that weights are of, and what else they say of themselves.
+
+    Raises:
+        PredictorError: the file is none of a finished run, or its settings are not known here.
+    """
+    try:
+        with safe_open(weights, framework="pt") as file:
+            about = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
+    if "config" not in about:
+        raise PredictorError(f"{weights} does not say which run it is of: name a run's {WEIGHTS}")
+    params = json.loads(about["config"])
+    if why := missing(json.loads(params.get("plugins", "[]"))):
+        raise PredictorError(f"{weights} cannot be used alone: {why}{_kept(weights)}")
+    try:
+        config = Config.from_params(params)
+    except ConfigError as error:
+        raise PredictorError(
+            f"{weights} is of a run that this version does not know ({error}): use the commit in the "
+            "run's tags in MLflow"
+        ) from error
+    return config, about
+
+
 class Predictor:
     """A network with all that it needs to be told of a picture.
 
@@ -132,22 +159,7 @@ class Predictor:
             PredictorError: the file is none of a finished run, or its settings are not known here.
             VLMError: the VLM that the run began with is not here.
         """
-        try:
-            with safe_open(weights, framework="pt") as file:
-                about = file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise PredictorError(f"the weights {weights} cannot be read: {error}") from error
-        if "config" not in about:
-            raise PredictorError(
-                f"{weights} does not say which run it is of: name a run's {WEIGHTS}"
-            )
-        try:
-            config = Config.from_params(json.loads(about["config"]))
-        except ConfigError as error:
-            raise PredictorError(
-                f"{weights} is of a run that this version does not know ({error}): use the commit in the "
-                "run's tags in MLflow"
-            ) from error
+        config, about = read_about(weights)
         return cls(config, weights, about, choose_device(device))
 
     @property
@@ -217,6 +229,13 @@ class Predictor:
 
     def _needs_vlm(self, config: Config) -> bool:
         return self.sees_captions or config.training.method == "semivl"
+
+
+def _kept(weights: Path) -> str:
+    """Where the plugins of a run lie beside its weights."""
+    found = sorted(str(path) for path in weights.parent.glob(f"{PLUGINS}/*"))
+    options = " ".join(f"--plugin {shlex.quote(path)}" for path in found)
+    return f". The run has kept what it used; read it before you run it: {options}" if found else ""
 
 
 def classes_at(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:

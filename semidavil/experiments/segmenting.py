@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from semidavil.data.described import reader_of
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
 from semidavil.evaluation.written import (
@@ -112,16 +113,16 @@ class Segmenting:
         """Scores of the pictures that are done and have a label, and why others have none."""
         classes = self.benchmark.classes
         target = self.benchmark.target
-        lookup = self.benchmark.lookup(target)
+        lookup, reader = self.benchmark.lookup(target), reader_of(target, labels)
         total = np.zeros((len(classes), len(classes)), dtype=np.int64)
         per_picture, problems = {}, []
         for source in sources:
             if source.is_video or not self.done.has(source):
                 continue
             try:
-                label = label_of(source, labels, target)
+                label = label_of(source, labels, reader)
                 predicted = read_indices(file_of(self.out, source.name, "ids"))
-                confusion = confusion_of(predicted, label, lookup, len(classes))
+                confusion = confusion_of(predicted, label, reader, lookup, len(classes))
             except DataError as error:
                 problems.append(str(error))
                 continue

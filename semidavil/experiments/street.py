@@ -159,12 +159,13 @@ class StreetExperiment:
 
     def save(self, name: str, evaluation: Evaluation, folder: Path) -> dict[str, Path]:
         files = {
-            "weights": folder / "segmenter.safetensors",
+            "weights": folder / names.WEIGHTS,
             "examples": folder / "examples.png",
             "evaluation": folder / "evaluation.npz",
             "gallery": folder / "gallery.npz",
         }
-        save_weights(files["weights"], self.method.networks()[name], self.config, name)
+        network = self.method.networks()[name]
+        save_weights(files["weights"], network, self.config, name, self.data)
         evaluation.save(files["evaluation"])
         predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])
@@ -203,13 +204,16 @@ def build_method(config: Config, vlm: VLM, num_classes: int) -> Method:
 def captioner_of(config: Config, vlm: VLM) -> Captioner:
     """What describes the run's images; of shuffled captions, who has made them."""
     by_window = config.model.caption_region == "window"
+    benchmark = BENCHMARKS[config.data.benchmark]
     setting = Setting(
         vlm,
-        BENCHMARKS[config.data.benchmark].classes,
+        benchmark.classes,
         size_of_windows(vlm, config.data.crop) if by_window else None,
         vlm.device,
         cache_dir(config) / "captions" / "hashes.jsonl",
         config.model.caption_prompt,
+        benchmark.words,
+        benchmark.scene,
     )
     return build_captioner(inner_captioner(captions_of(config)), setting)
 

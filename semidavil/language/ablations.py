@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semidavil.benchmarks import BENCHMARKS
+from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Reader, Sample
@@ -57,7 +57,7 @@ def oracle_captions(
         windows = windows_of(config, dataset)
         texts = describe_files(
             list(by_label),
-            _Labels(dataset, benchmark.classes),
+            _Labels(dataset, benchmark.classes, benchmark.scene),
             partial(_read_classes, reader, lookup, by_label, windows),
             cache_dir,
             windows=windows,
@@ -84,9 +84,11 @@ class _Labels:
 
     MIN_SHARE = 0.002  # of the labelled area: a label is no noise, unlike a zero-shot patch
 
-    def __init__(self, dataset: str, classes: Sequence[str]) -> None:
-        self.classes = classes
+    def __init__(self, dataset: str, classes: Sequence[str], scene: str) -> None:
+        self.classes, self.scene = classes, scene
         self.identity = f"{ORACLE} 1 {dataset} {self.MIN_SHARE} {list(classes)}"
+        if scene != Benchmark.scene:
+            self.identity += f" {scene}"
 
     def __call__(self, items: Sequence[np.ndarray]) -> list[str]:
         return [self._describe(label) for label in items]
@@ -97,4 +99,4 @@ class _Labels:
         masks = torch.nn.functional.one_hot(known, count + 1)[..., :count].float()[None]
         total = masks.mean().clamp(min=1e-9) * count  # the labelled share of the image
         rows, columns = (thirds(masks.mean(axis) / total)[0].numpy() for axis in (2, 1))
-        return sentence(phrases(self.classes, rows, columns, self.MIN_SHARE))
+        return sentence(phrases(self.classes, rows, columns, self.MIN_SHARE), self.scene)

@@ -4,18 +4,21 @@
 classes, which the paper's captions do not.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
+from semidavil.benchmarks import Benchmark
 from semidavil.language.base import Captioner, CaptionError, Size
 from semidavil.language.positions import Positions
 from semidavil.language.pretrained import Pretrained
 from semidavil.models.vlm import VLM
+from semidavil.plugins import Table, provider
 
 CONTEXT = 77  # tokens of CLIP's text encoder, where none is given
 
@@ -44,6 +47,8 @@ class Setting:
     device: torch.device  # of the captioners that are not the VLM
     memo: Path  # remembers the hashes of model files
     prompt: str  # what a captioning model is asked; empty: its family's default
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what classes are also called
+    scene: str = Benchmark.scene  # what `positions` begins with
 
 
 def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
@@ -52,14 +57,35 @@ def _pretrained(kind: str, name: str, setting: Setting) -> Pretrained:
     return Pretrained(kind, name, setting.device, setting.memo, setting.prompt, fits)
 
 
-CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
-    "positions": lambda _, setting: Positions(setting.vlm, setting.classes, setting.size),
+_CAPTIONERS: dict[str, Callable[[str, Setting], Captioner]] = {
+    "positions": lambda _, setting: Positions(
+        setting.vlm, setting.classes, setting.size, setting.words, setting.scene
+    ),
     "class_names": lambda _, setting: Constant(", ".join(setting.classes)),
     "none": lambda _, setting: Constant(""),
     "blip": partial(_pretrained, "blip"),
     "blip2": partial(_pretrained, "blip2"),
     "hf": partial(_pretrained, "hf"),
 }
+CAPTIONERS = Table("CAPTIONERS", _CAPTIONERS)
+
+
+class _OfPlugin:
+    """A plugin's captioner. Captions are kept by its identity, which another version of the plugin changes.
+
+    Args:
+        captioner: (images) -> texts; `size` and `prompt` where it has them, and what its captions depend on
+            beside the plugin as `identity`.
+    """
+
+    def __init__(self, kind: str, plugin: str, captioner: Any) -> None:
+        self.identity = f"{kind} {plugin} {getattr(captioner, 'identity', '')}".rstrip()
+        self.size: Size | None = getattr(captioner, "size", None)
+        self.prompt: str = getattr(captioner, "prompt", "")
+        self._captioner = captioner
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        return list(self._captioner(images))
 
 
 def build_captioner(name: str, setting: Setting) -> Captioner:
@@ -69,6 +95,8 @@ def build_captioner(name: str, setting: Setting) -> Captioner:
         CaptionError: an unknown name, or a model that is not here.
     """
     kind, _, argument = name.partition(":")
+    if (plugin := provider("CAPTIONERS", kind)) is not None:
+        return _OfPlugin(kind, plugin, CAPTIONERS[kind](argument, setting))
     if kind not in CAPTIONERS or bool(argument) != (kind in Pretrained.MODELS):
         known = [f"{each}:NAME" if each in Pretrained.MODELS else each for each in CAPTIONERS]
         raise CaptionError(

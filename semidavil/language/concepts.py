@@ -4,6 +4,8 @@ From the class definitions on Cityscapes' web site, as SemiVL (ECCV 2024) takes 
 sets' annotation guidelines; the choice of words is ours.
 """
 
+from collections.abc import Sequence
+
 _CONCEPTS: dict[str, tuple[str, ...]] = {
     "road": ("road", "street", "lane"),
     "sidewalk": ("sidewalk", "pavement", "curb"),
@@ -31,7 +33,7 @@ _SAME_AS = {  # CamVid's names
 }  # fmt: skip
 
 
-def concepts_of(name: str) -> tuple[str, ...]:
-    """The concepts of a class, its own name first; the name alone where none are known."""
-    known = _CONCEPTS.get(_SAME_AS.get(name, name), ())
+def concepts_of(name: str, synonyms: Sequence[str] = ()) -> tuple[str, ...]:
+    """The concepts of a class, its own name first: its synonyms, or else those that are known here."""
+    known = synonyms or _CONCEPTS.get(_SAME_AS.get(name, name), ())
     return (name, *(concept for concept in known if concept != name))

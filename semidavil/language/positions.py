@@ -1,6 +1,6 @@
 """What CLIP sees in an image and where, in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from semidavil.benchmarks import Benchmark
 from semidavil.language.base import CaptionError, Size
 from semidavil.models.vlm import VLM, class_embeddings
+
+STREET = Benchmark.scene
 
 
 class Positions:
@@ -27,32 +30,51 @@ class Positions:
         classes: names to look for.
         size: images are resized to this height and width, in pixels; see `size_of_images` and
             `size_of_windows`.
+        words: what classes are also called: they are looked for by these as well.
+        scene: what a caption begins with.
     """
 
     VERSION = 1  # raise it when the same image would get another caption
     TEMPLATES = (
-        "a photo of a {}",
-        "a picture of the {}",
-        "a {} in a street scene",
-        "a rendered {} in a street scene",
+        "a photo of a {0}",
+        "a picture of the {0}",
+        "a {0} in {1}",
+        "a rendered {0} in {1}",
     )
     MIN_SHARE = 0.01  # of the image's area; smaller classes are more often noise than there
 
     prompt = ""
 
-    def __init__(self, vlm: VLM | None, classes: Sequence[str], size: Size | None = None) -> None:
+    def __init__(
+        self,
+        vlm: VLM | None,
+        classes: Sequence[str],
+        size: Size | None = None,
+        words: Mapping[str, Sequence[str]] | None = None,
+        scene: str = STREET,
+    ) -> None:
         if vlm is None:
             raise CaptionError("the captioner positions looks at images through a VLM: pass one")
         self.vlm, self.classes = vlm, list(classes)
         self.size: Size | None = _whole_patches(size or size_of_images(vlm), vlm.vision.stride)
         self.identity = f"positions {self.VERSION} {self.size} {self.classes} {vlm.fingerprint()}"
+        self.words, self.scene = dict(words or {}), scene
+        if self.words or scene != STREET:
+            self.identity += f" {sorted(self.words.items())} {scene}"
         if vlm.dense != "maskclip":
             self.identity += f" {vlm.dense}"
 
     @cached_property
     def text(self) -> Tensor:
         """Embeddings of the classes (C, e): half a second, for nothing where all captions are on disk."""
-        prompts = [[template.format(name) for template in self.TEMPLATES] for name in self.classes]
+        prompts = [
+            [
+                template.format(word, self.scene)
+                for word in (name, *self.words.get(name, ()))
+                for template in self.TEMPLATES
+            ]
+            for name in self.classes
+        ]
         return class_embeddings(self.vlm, prompts)
 
     @torch.inference_mode()
@@ -75,20 +97,20 @@ class Positions:
 
     def _fit(self, captions: list[list[str]]) -> list[str]:
         """Sentences, each short enough for the text encoder."""
-        texts = [sentence(parts) for parts in captions]
+        texts = [sentence(parts, self.scene) for parts in captions]
         limit = self.vlm.text.max_tokens
         for index, count in enumerate(self.vlm.text.count_tokens(texts)):
             parts = captions[index]
             while count > limit and parts:
                 parts = parts[:-1]
-                texts[index] = sentence(parts)
+                texts[index] = sentence(parts, self.scene)
                 (count,) = self.vlm.text.count_tokens([texts[index]])
         return texts
 
 
-def sentence(parts: Sequence[str]) -> str:
+def sentence(parts: Sequence[str], scene: str = STREET) -> str:
     """The caption of phrases such as "road at the bottom", the most important first."""
-    return f"a street scene with {', '.join(parts)}" if parts else "a street scene"
+    return f"{scene} with {', '.join(parts)}" if parts else scene
 
 
 def phrases(

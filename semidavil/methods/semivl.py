@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.flops import TRAINED
 from semidavil.language.concepts import concepts_of
 from semidavil.losses import consistency_loss, pseudo_label
@@ -55,8 +56,10 @@ class SemiVL(UniMatch):
         return Rates(lr, factor, rivals.semivl_weight_decay, decay_norms=False)
 
     def use_vlm(self, vlm: VLM, classes: Sequence[str]) -> None:
-        self.definitions = class_definitions(vlm, classes)
-        self.guide = Guide(vlm, classes)
+        words = BENCHMARKS[self.config.data.benchmark].words
+        prompts = [_prompts(name, words.get(name, ())) for name in classes]
+        self.definitions = class_definitions(vlm, prompts)
+        self.guide = Guide(vlm, prompts)
 
     def language(self, stream: dict[str, Any]) -> Language:
         """The definitions of all classes, whatever the image shows."""
@@ -81,13 +84,13 @@ class SemiVL(UniMatch):
         return {**losses, "loss": losses["loss"] + factor * guidance, "loss_guidance": guidance}
 
 
-def _prompts(name: str) -> list[str]:
-    return [f"a photo of a {concept}" for concept in concepts_of(name)]
+def _prompts(name: str, synonyms: Sequence[str]) -> list[str]:
+    return [f"a photo of a {concept}" for concept in concepts_of(name, synonyms)]
 
 
-def class_definitions(vlm: VLM, classes: Sequence[str]) -> Language:
+def class_definitions(vlm: VLM, prompts: Sequence[list[str]]) -> Language:
     """One token per class (1, C, c_l): its concepts' sentence features, averaged."""
-    rows = [vlm.text.sentences(_prompts(name)).mean(0) for name in classes]
+    rows = [vlm.text.sentences(texts).mean(0) for texts in prompts]
     return Language.of([torch.stack(rows)])
 
 
@@ -97,10 +100,9 @@ class Guide:
     Not a module: it is no part of the method's state, as it never changes.
     """
 
-    def __init__(self, vlm: VLM, classes: Sequence[str]) -> None:
+    def __init__(self, vlm: VLM, prompts: Sequence[list[str]]) -> None:
         self.vision = copy.deepcopy(vlm.vision).requires_grad_(False).eval()
         self.scale, self.dense = vlm.logit_scale, vlm.dense
-        prompts = [_prompts(name) for name in classes]
         self.text = vlm.text.embed([text for texts in prompts for text in texts])  # (n, e)
         self.concepts = [len(texts) for texts in prompts]  # of each class, in the order of `text`
 

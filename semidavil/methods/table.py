@@ -11,8 +11,9 @@ from semidavil.methods.uamt import UAMT
 from semidavil.methods.unimatch import UniMatch
 from semidavil.methods.unimatch_v2 import UniMatchV2
 from semidavil.methods.urpc import URPC
+from semidavil.plugins import Table
 
-METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
+_METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "source_only": SourceOnly,
     "target_only": TargetOnly,
     "supervised": Supervised,
@@ -25,3 +26,4 @@ METHODS: dict[str, Any] = {  # Method of images, VolumeMethod of volumes
     "uamt": UAMT,
     "urpc": URPC,
 }
+METHODS = Table("METHODS", _METHODS)

@@ -24,6 +24,7 @@ from semidavil.models.readout import (
 )
 from semidavil.models.text import Language
 from semidavil.models.vlga import VLGA
+from semidavil.plugins import Table
 
 
 class DLG(nn.Module):
@@ -174,7 +175,7 @@ class Blank(nn.Module):
         return to_grid(self.readout(pixels, nothing), *vision.shape[-2:])
 
 
-FUSIONS: dict[str, type[nn.Module]] = {
+_FUSIONS: dict[str, type[nn.Module]] = {
     "dlg": DLG,
     "vlga": VLGA,
     "wpct": WPCT,
@@ -182,3 +183,4 @@ FUSIONS: dict[str, type[nn.Module]] = {
     "none": NoFusion,
     "blank": Blank,
 }
+FUSIONS = Table("FUSIONS", _FUSIONS)

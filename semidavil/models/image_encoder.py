@@ -10,27 +10,31 @@ weights stay, and their features lie as close as a vision transformer's.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, list_models, load_state_dict
 
 from semidavil.models.sources import WEIGHT_FILES, VLMError, about_fit, fetch, require_one
 from semidavil.models.timm_vision import build_timm, timm_encoder
 from semidavil.models.vision import VisionEncoder
 from semidavil.names import TIMM
+from semidavil.plugins import Table
 
 STRIDE = 16  # of dilated networks
+# Of plugins: (weights, seed) -> encoder.
+ENCODERS: Table[Callable[[str, int], VisionEncoder]] = Table("ENCODERS", {})
 NAMES = ("model.safetensors", "pytorch_model.bin")  # of weights in timm's repositories
 
 
 def load_encoder(name: str, weights: str, seed: int = 0) -> VisionEncoder:
-    """timm's network `name` with `weights`, in eval mode on the CPU.
+    """timm's network `name`, or a plugin's, with `weights`, in eval mode on the CPU.
 
     Args:
-        name: `timm:` and timm's name of an architecture, without a tag.
+        name: `timm:` and timm's name of an architecture, without a tag; or a name in `ENCODERS`.
         weights: "default" for timm's own choice of tag, a tag, a local file or the folder of one
             (.safetensors, .bin, .pth, .pt), or "none" for a random initialisation.
         seed: of that random initialisation; the global random state is left alone.
@@ -39,6 +43,10 @@ def load_encoder(name: str, weights: str, seed: int = 0) -> VisionEncoder:
         VLMError: an unknown name or tag, weights that are not here and cannot be downloaded, weights that do
             not fit, or a network without dense features of any size.
     """
+    if name in ENCODERS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return ENCODERS[name](weights, seed).eval()
     architecture = name.removeprefix(TIMM)
     _require_known(architecture)
     file, mean, std = _find(architecture, weights)

@@ -22,13 +22,17 @@ def hash_weights(*towers: nn.Module, about: str = "") -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, network: nn.Module, config: Config, name: str) -> None:
+def save_weights(path: Path, network: nn.Module, config: Config, name: str, data: str = "") -> None:
     """A trained network as safetensors, with the Config, its key and the network's name inside.
 
     How its images are normalised is beside them: it comes with the weights that the run began with, which
     whoever uses the network need not have.
+
+    Args:
+        data: the fingerprint of what it was trained and scored on.
     """
     about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
+    about |= {"data": data} if data else {}
     if (vision := getattr(network, "vision", None)) is not None:
         about |= {
             part: json.dumps(getattr(vision, part).flatten().tolist()) for part in ("mean", "std")

@@ -13,7 +13,7 @@ from enum import StrEnum
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
 from sweeps.plan.data import NOT_COMPARED, PresentData
-from sweeps.plan.grids import Grid
+from sweeps.plan.grid import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
+from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
-from semidavil.data.layout import existing_root
-from semidavil.data.readers import READERS
+from semidavil.data.layout import folder_of
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.data.synapse_splits import NAMED_SPLITS, labelled_scans
-from semidavil.settings import Volumes
+from semidavil.settings import Runtime, Volumes
 from semidavil.toy.abdomen import NUMBERS
 from semidavil.toy.write import COUNTS, DATASETS
 
@@ -40,7 +40,7 @@ def find_problems(configs: Iterable[Config]) -> list[Problem]:
     found: dict[str, set[str]] = defaultdict(set)
     for config in configs:
         benchmark = BENCHMARKS[config.data.benchmark]
-        place = config.data.toy, config.runtime.data_root, config.volumes
+        place = config.data.toy, config.runtime.data_root, config.runtime.folders, config.volumes
         size = training_set(benchmark.name, *place)
         for reason in (
             size if isinstance(size, str) else _wrong_budget(config, benchmark, size),
@@ -56,18 +56,21 @@ def runnable(configs: Iterable[Config], problems: Iterable[Problem]) -> list[Con
     return [config for config in configs if config.key() not in wrong]
 
 
-def _training_set(name: str, toy: bool, data_root: str, volumes: Volumes) -> int | str:
+def _training_set(
+    name: str, toy: bool, data_root: str, folders: str, volumes: Volumes
+) -> int | str:
     """How many images or scans a benchmark's target has to train on, or why there are none."""
     benchmark = BENCHMARKS[name]
     if toy:
         return _toy_training_set(benchmark)
     try:
-        root = existing_root(benchmark.name, data_root)
+        places = Runtime(data_root=data_root, folders=folders)
+        target = folder_of(places, benchmark.target)
         if benchmark.kind == "volumes":
-            return len(Synapse(root / benchmark.target, volumes).cases("train"))
+            return len(Synapse(target, volumes).cases("train"))
         if benchmark.source:
-            READERS[benchmark.source](root / benchmark.source).samples("train")
-        reader = READERS[benchmark.target](root / benchmark.target)
+            reader_of(benchmark.source, folder_of(places, benchmark.source)).samples("train")
+        reader = reader_of(benchmark.target, target)
         reader.samples("val")
         return len(reader.samples("train"))
     except (DataError, OSError) as error:
@@ -97,7 +100,7 @@ def _wrong_budget(config: Config, benchmark: Benchmark, size: int) -> str:
     what = "images" if benchmark.kind == "images" else "scans"
     return (
         f"a budget of {budget} labelled {what} is larger than the training set of "
-        f"{benchmark.target}, {size}: choose at most {size} (--budgets)"
+        f"{title_of(benchmark.target)}, {size}: choose at most {size} (--budgets)"
     )
 
 

@@ -16,6 +16,7 @@ class Selection:
     benchmarks: tuple[str, ...] = ()  # empty: the grid's own
     budgets: tuple[int, ...] = ()  # numbers of labelled target images; empty: each benchmark's own
     seeds: tuple[int, ...] = (0,)
+    only: tuple[str, ...] = ()  # `fusion=dlg,vlga`: those that have one of these values
 
 
 def product(base: Config, fields: Mapping[str, Iterable[Any]]) -> list[Config]:

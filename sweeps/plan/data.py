@@ -39,14 +39,19 @@ class PresentData:
         tags = overview.tags
         if "data_root" not in tags or tags.get("host") != owner_tags()["host"]:
             return cls(None, why_not=f"the data are on {tags.get('host', 'another machine')}")
-        return cls(Runtime(data_root=tags["data_root"], cache_dir=tags["cache_dir"]))
+        folders = tags.get("folders", "")  # which earlier versions did not know
+        return cls(
+            Runtime(data_root=tags["data_root"], cache_dir=tags["cache_dir"], folders=folders)
+        )
 
     @cached_property
     def tags(self) -> Mapping[str, str]:
         """Of the overview of a sweep, for `of_overview`."""
         if self.runtime is None:
             return {}
-        return {"data_root": self.runtime.data_root, "cache_dir": self.runtime.cache_dir}
+        runtime = self.runtime
+        tags = {"data_root": runtime.data_root, "cache_dir": runtime.cache_dir}
+        return tags | ({"folders": runtime.folders} if runtime.folders else {})
 
     def of(self, config: Config) -> str:
         """The fingerprint of what a run of `config` would see; empty where it is not known."""

@@ -2,90 +2,52 @@
 
 A grid is a function (base, selection) -> Configs whose docstring says the question it answers, the
 figure or table it feeds and what it costs. Its entry in `GRIDS` adds what the
-harness needs to know about it: its baseline, and the settings that it varies.
+harness needs to know about it: its baseline, and the settings that it varies. Attentions, losses, methods and
+captioners of plugins stand beside ours; those costs do not count them.
 
     cells = GRIDS["attention"].cells(preset("toy"), seeds=[0, 1, 2])
 """
 
-import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.config import Config, ConfigError
-from semidavil.names import ORACLE, SHUFFLED, captions_name
+from semidavil.config import Config
+from semidavil.names import (
+    CAPTIONERS,
+    FUSIONS,
+    LOSSES,
+    METHODS,
+    ORACLE,
+    SHUFFLED,
+    VISION_ONLY,
+    captions_name,
+)
+from semidavil.plugins import Table, provider
 from sweeps.plan import encoders as compared
-from sweeps.plan.combine import Selection, budgets_of, everywhere, product, union
+from sweeps.plan.combine import Selection, budgets_of, everywhere, product
+from sweeps.plan.grid import Grid
+from sweeps.plan.own_grids import own_grid
 
 # Settings that have an option of their own: every grid varies them, and --set does not.
 SHARED_AXES = {"data.benchmark": "--benchmark", "data.budget": "--budgets", "seed": "--seeds"}
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A grid's function and what is fixed about it."""
-
-    build: Callable[[Config, Selection], list[Config]]
-    # The settings that it varies, with the values that the others are compared to; None stands for the
-    # value that the preset has.
-    baseline: Mapping[str, Any]
-    benchmarks: tuple[str, ...]  # unless told otherwise; toy runs take the first alone
-    shown: tuple[str, ...] = ()  # of the settings that it varies, those that name a variant; or all
-    name_of: Callable[[Mapping[str, str]], str] | None = None  # names it instead, from flat params
-
-    def around(self, base: Config) -> "Grid":
-        """This grid with the baseline's open values taken from `base`."""
-        params = base.to_params()
-        known = {axis: params[axis] if v is None else v for axis, v in self.baseline.items()}
-        return replace(self, baseline=known)
-
-    @property
-    def about(self) -> str:
-        return inspect.getdoc(self.build) or ""
-
-    def cells(
-        self,
-        base: Config,
-        benchmarks: Sequence[str] = (),
-        budgets: Sequence[int] = (),
-        seeds: Sequence[int] = (0,),
-    ) -> list[Config]:
-        """The grid's Configs around `base`, each once; raises ConfigError if none is left."""
-        chosen = benchmarks or (self.benchmarks[:1] if base.data.toy else self.benchmarks)
-        which = Selection(tuple(chosen), tuple(budgets), tuple(seeds))
-        cells = union(self.build(base, which))
-        if not cells:
-            raise ConfigError(
-                f"no cell of this grid is left on {', '.join(chosen)} with budgets "
-                f"{' '.join(map(str, budgets))}: give other --budgets"
-            )
-        return cells
-
-    def variant(self, config: Config) -> str:
-        """What sets `config` apart within the grid: `vlga`."""
-        params = config.to_params()
-        if self.name_of:
-            return self.name_of(params)
-        return "+".join(params[axis] for axis in self.shown or self.baseline)
-
-    def difference(self, config: Config) -> str:
-        """How `config` differs from the baseline: `fusion=vlga, loss=ce`; empty for the baseline itself."""
-        params = config.to_params()
-        return ", ".join(
-            f"{axis.removesuffix('.name').rpartition('.')[2]}={params[axis]}"
-            for axis, value in self.baseline.items()
-            if params[axis] != str(value)
-        )
-
-    def name(self, config: Config) -> str:
-        """A readable name of one cell: `gta5-cityscapes/dlg/100/s0`."""
-        data = config.data
-        return f"{data.benchmark}/{self.variant(config)}/{data.budget}/s{config.seed}"
+def attentions() -> list[str]:
+    """All that read a caption."""
+    return [name for name in FUSIONS if name not in VISION_ONLY]
 
 
-ATTENTIONS = ("dlg", "vlga", "wpct", "cross_attention")
+def losses_to_compare() -> list[str]:
+    """All, DyCE first."""
+    return ["dyce", *(name for name in LOSSES if name != "dyce")]
+
+
+def of_plugins(table: str, names: Iterable[str]) -> list[str]:
+    """Those of the names in a table that plugins have brought."""
+    return [name for name in names if provider(table, name)]
 
 
 def attention(base: Config, which: Selection) -> list[Config]:
@@ -94,7 +56,7 @@ def attention(base: Config, which: Selection) -> list[Config]:
     Feeds: the attention figure, mIoU against label budget per attention.
     Cost: 4 attentions x 6 budgets = 24 runs per benchmark and seed.
     """
-    return everywhere(base, which, [{"model.fusion": name} for name in ATTENTIONS])
+    return everywhere(base, which, [{"model.fusion": name} for name in attentions()])
 
 
 def attention_controls(base: Config, which: Selection) -> list[Config]:
@@ -106,7 +68,10 @@ def attention_controls(base: Config, which: Selection) -> list[Config]:
     Cost: 4 attentions and 2 controls = 6 runs at 100 labels per benchmark and seed; 4 are those of
     `attention`.
     """
-    variants = [{"model.fusion": name} for name in (*ATTENTIONS, "blank", "none")]
+    variants = [
+        {"model.fusion": name}
+        for name in (*attentions(), "blank", "none", *of_plugins("VISION_ONLY", VISION_ONLY))
+    ]
     return everywhere(base, which, variants, usual=(100,))
 
 
@@ -116,7 +81,7 @@ def losses(base: Config, which: Selection) -> list[Config]:
     Feeds: the loss table, and the figure of the gain of DyCE over CE per class.
     Cost: 6 losses x 6 budgets = 36 runs per benchmark and seed.
     """
-    variants = [{"loss.name": name} for name in ("dyce", "ce", "wce", "focal", "dce", "dfl")]
+    variants = [{"loss.name": name} for name in losses_to_compare()]
     return everywhere(base, which, variants)
 
 
@@ -138,7 +103,7 @@ def loss_controls(base: Config, which: Selection) -> list[Config]:
     Feeds: the table of loss controls.
     Cost: 6 losses x 3 ways = 18 runs at 100 labels per benchmark and seed; 6 are those of `losses`.
     """
-    names = ("dyce", "ce", "wce", "focal", "dce", "dfl")
+    names = losses_to_compare()
     variants = [{"loss.name": name, **way} for name in names for way in WAYS.values()]
     return everywhere(base, which, variants, usual=(100,))
 
@@ -204,7 +169,13 @@ def methods(base: Config, which: Selection) -> list[Config]:
             cells += everywhere(base, replace(here, budgets=(0,)), alone)
         depth = BENCHMARKS[benchmark].has_disparity or base.data.depth != "disparity"
         rivals = [recipe for name, recipe in RIVALS.items() if depth or name != "sdepth"]
-        cells += everywhere(base, here, [*trained, *rivals], usual=(100,))
+        kind = BENCHMARKS[benchmark].kind
+        own = [
+            {"training.method": name}
+            for name in of_plugins("TRAITS", METHODS)
+            if METHODS[name].kind == kind and METHODS[name].streams != {"source"}
+        ]
+        cells += everywhere(base, here, [*trained, *rivals, *own], usual=(100,))
     return cells
 
 
@@ -259,6 +230,7 @@ def captions(base: Config, which: Selection) -> list[Config]:
     names = [own, "none", "class_names", f"{SHUFFLED}{own}", ORACLE, "positions"]
     if not base.data.toy:
         names += ["blip:Salesforce/blip-image-captioning-base", "blip2:Salesforce/blip2-opt-2.7b"]
+    names += [name for name in of_plugins("CAPTIONERS", CAPTIONERS) if name != own]
     # A prompt is that of the preset's captioner, and of no other.
     variants = [
         {"model.captions": name} | ({} if name.endswith(own) else {"model.caption_prompt": ""})
@@ -358,7 +330,7 @@ def baselines(base: Config, which: Selection) -> list[Config]:
 
 _SOURCES = ("gta5-cityscapes", "synthia-cityscapes")
 
-GRIDS: dict[str, Grid] = {
+_GRIDS: dict[str, Grid] = {
     "attention": Grid(attention, {"model.fusion": "dlg"}, _SOURCES),
     "attention_controls": Grid(attention_controls, {"model.fusion": "blank"}, _SOURCES[:1]),
     "losses": Grid(losses, {"loss.name": "dyce"}, _SOURCES),
@@ -400,6 +372,7 @@ GRIDS: dict[str, Grid] = {
     ),
     "baselines": Grid(baselines, {"training.method": "semidavil"}, _SOURCES),
 }
+GRIDS = Table("GRIDS", _GRIDS, own_grid)
 SEARCH = "search"  # no grid: its cells are chosen on the way, see `sweeps.run.search`
 OBJECTIVES = ("miou", "miou-latency")  # of a search
 ALL = "all"  # every grid, one after the other; what one has finished the next need not run

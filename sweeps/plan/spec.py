@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, replace
 
 from semidavil.config import Config, ConfigError, parse_settings, preset
 from sweeps.plan.combine import Selection, union
-from sweeps.plan.grids import GRIDS, Grid
+from sweeps.plan.grid import Grid
+from sweeps.plan.grids import GRIDS
+from sweeps.plan.narrow import narrowed, variations
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class Spec:
     selections: tuple[Selection, ...] = (Selection(),)
     trials: int = 0  # of a search alone, as is the study
     study: str = ""
+    swept: tuple[str, ...] = ()  # settings with several values: `training.lr=1e-4,3e-4`
+    plugins: tuple[str, ...] = ()  # ids of those that it uses, see `semidavil.plugins`
 
     @property
     def label(self) -> str:
         """What tells it apart from others of the same grid, for people."""
-        return self.study or " ".join([self.preset, *self.settings])
+        return self.study or " ".join([self.preset, *self.settings, *self.swept])
 
     def base(self) -> Config:
         """The Config that every cell is derived from, without what a machine adds."""
@@ -40,19 +44,33 @@ class Spec:
 
         Raises ConfigError if the grid has no cell on these benchmarks with these budgets.
         """
-        base, grid = base or self.base(), GRIDS[self.grid]
-        return union(*(grid.cells(base, s.benchmarks, s.budgets, s.seeds) for s in self.selections))
+        base = base or self.base()
+        grid = self.around(base)
+        return union(
+            *(
+                narrowed(self.all_cells(base, selection), selection.only, grid)
+                for selection in self.selections
+            )
+        )
+
+    def all_cells(self, base: Config, selection: Selection) -> list[Config]:
+        """A selection's Configs before they are narrowed by `only`."""
+        each = (selection.benchmarks, selection.budgets, selection.seeds)
+        bases = variations(base, self.swept)
+        return union(*(GRIDS[self.grid].cells(one, *each) for one in bases))
 
     def around(self, base: Config) -> Grid:
         """The grid with the baseline's open values taken from the settings."""
-        return GRIDS[self.grid].around(base)
+        axes = parse_settings(self.swept)
+        first = variations(base, self.swept)[0]
+        return GRIDS[self.grid].sweeping(tuple(axes)).around(first)
 
     def key(self) -> str:
         """What tells apart specs whose cells cannot be compared: 16 hexadecimal digits.
 
         Seeds, budgets and benchmarks do not count.
         """
-        content = self.study or self.base().key()
+        content = " ".join([self.study or self.base().key(), *self.swept])
         return hashlib.sha256(f"{self.grid} {content}".encode()).hexdigest()[:16]
 
     def with_earlier(self, earlier: "Spec") -> "Spec":
@@ -72,8 +90,9 @@ class Spec:
                 Selection(**{name: tuple(values) for name, values in one.items()})
                 for one in fields.pop("selections")
             ]
-            settings = tuple(fields.pop("settings"))
-            return cls(settings=settings, selections=tuple(selections), **fields)
+            for name in ("settings", "swept", "plugins"):
+                fields[name] = tuple(fields.get(name, ()))
+            return cls(selections=tuple(selections), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(f"the spec {text[:100]!r} was written by another version") from error
 

@@ -9,6 +9,7 @@ A run belongs to the process of the sweep, wherever it trains. Ray ends its work
 sweep's process is gone.
 """
 
+import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Common:
     tracking_uri: str
     database: Path | None  # the tracking store's SQLite file, if it is one
     storage: Storage  # where checkpoints and logs are kept
-    data_roots: frozenset[str]  # `runtime.data_root` of the cells
+    data_roots: frozenset[str]  # of the cells, and the folders of data sets that users describe
     caches: frozenset[str]  # `runtime.cache_dir` of the cells
 
     @classmethod
@@ -44,6 +45,8 @@ class Common:
     ) -> "Common":
         setups = [config.runtime for config in configs]
         roots = frozenset(setup.data_root for setup in setups if setup.data_root)
+        for folders in {setup.folders for setup in setups if setup.folders}:
+            roots |= frozenset(json.loads(folders).values())
         return cls(uri, database, storage, roots, frozenset(setup.cache_dir for setup in setups))
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from rich.markup import escape
 
 from semidavil.config import Config
+from semidavil.plugins import in_use
 from sweeps.keep.storage import StorageError, file_of
 from sweeps.keep.workspace import LOG
 from sweeps.plan.cells import Cell, FailedCell
@@ -305,6 +306,7 @@ class Driver:
             train=self.context.options.train,
             exclusive=cell.name in self.exclusive,
             gpus=self.context.resources.gpus,
+            plugins={each.name: dict(each.files) for each in in_use(config.plugins)},
         )
 
     def _on_claimed(self, result: Task | tuple[Cell, Held] | Exception | None) -> None:

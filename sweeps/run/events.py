@@ -5,7 +5,7 @@ A worker sends `Progress` while it trains and ends with one of `Done`, `Failed`,
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import get_args
 
@@ -31,6 +31,8 @@ class Task:
     train: str = TRAIN
     exclusive: bool = False  # it ran out of memory beside others, and gets a whole GPU or machine
     gpus: float = 0.0  # how many the trial gets, or its share of one; 0 on a CPU
+    # The plugins that the Config uses, as the sweep has read them: files by name, texts by path.
+    plugins: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

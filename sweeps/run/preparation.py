@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from semidavil.config import Config
-from semidavil.names import METHODS, VISION_ONLY
+from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
+from semidavil.plugins import Source, in_use, provider, use
 from sweeps.run.worker import load_training
 
 Preparation = tuple[str | bool, ...]
@@ -23,6 +24,8 @@ def preparation_of(config: Config) -> Preparation:
         model.weights,
         f"{model.encoder} {model.encoder_weights} {model.vision_init}" if model.encoder else "",
         METHODS[config.training.method].disparity,
+        provider("CAPTIONERS", model.captions.removeprefix(SHUFFLED).partition(":")[0]) or "",
+        provider("ENCODERS", model.encoder) or "",
     )
 
 
@@ -35,9 +38,14 @@ def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Cal
     for config in configs:
         kind = preparation_of(config)
         largest[kind] = max(largest.get(kind, config), config, key=lambda one: one.data.budget)
-    return {kind: partial(_prepare, train, config) for kind, config in largest.items()}
+    return {
+        kind: partial(_prepare, train, config, in_use(config.plugins))
+        for kind, config in largest.items()
+    }
 
 
-def _prepare(train: str, config: Config) -> str:
+def _prepare(train: str, config: Config, plugins: Sequence[Source]) -> str:
+    """On whichever machine: the plugins travel with it."""
     module, _ = load_training(train)
-    return module.prepare(config)
+    with use(*plugins):
+        return module.prepare(config)

@@ -27,7 +27,7 @@ from semidavil.config import Config
 from semidavil.data.fingerprint import differences
 from sweeps.plan.cells import ON_OTHER, Cell, Plan, State, with_runs
 from sweeps.plan.data import NOT_COMPARED, PresentData
-from sweeps.plan.grids import Grid
+from sweeps.plan.grid import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.run.events import Done, Progress
 from sweeps.run.resources import Resources

@@ -67,7 +67,7 @@ def space_of(base: Config, objective: str) -> Mapping[str, BaseDistribution]:
         space["loss.omega"] = FloatDistribution(0.0, 1.0)
     if objective == "miou-latency":
         width, inner = base.model.decoder_dim, base.model.fusion_dim
-        space["model.fusion"] = CategoricalDistribution(tuple(sorted(FUSIONS)))
+        space["model.fusion"] = CategoricalDistribution(tuple(sorted(FUSIONS.own)))
         space["model.decoder_dim"] = CategoricalDistribution((width // 2, width, width * 2))
         space["model.fusion_dim"] = CategoricalDistribution((inner // 2, inner, inner * 2))
     return space

@@ -151,7 +151,9 @@ class Sweep:
                 if not is_input_error(error):
                     raise
                 self._unprepared[kind] = str(error)
-                self.console.print(f"[red]left out:[/] {escape(str(error))}")
+                count = sum(preparation_of(config) == kind for config in configs)
+                text = f"{error} ({count} cells cannot run)"
+                self.console.print(f"[red]left out:[/] {escape(text)}")
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""

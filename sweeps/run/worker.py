@@ -19,6 +19,7 @@ from typing import Any
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.full_disk import DiskFull, on_disk
+from semidavil.plugins import PLUGINS, Source, in_use, place_of, use
 from sweeps.keep.storage import workspace as open_workspace
 from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
 from sweeps.run import events
@@ -32,7 +33,9 @@ from sweeps.track.store import Store
 from sweeps.track.system_metrics import SystemMetrics
 
 TELL_SECONDS = 1.0  # between two reports of progress without a score, of which each costs some 8 ms
-INPUT_ERRORS = ("DataError", "VLMError", "CaptionError", "ConfigError", "DeviceError", "DiskFull")
+INPUT_ERRORS = (
+    "DataError", "VLMError", "CaptionError", "ConfigError", "DeviceError", "DiskFull", "PluginError",
+)  # fmt: skip
 
 Tell = Callable[[Event], bool]  # to the sweep; returns whether the training is to stop here
 
@@ -64,8 +67,7 @@ def run_task(task: Task, tell: Tell) -> None:
 class _Attempt:
     def __init__(self, task: Task, tell: Tell) -> None:
         self.task, self.tell = task, tell
-        self.config = Config.from_params(task.params)
-        self.benchmark = BENCHMARKS[self.config.data.benchmark]
+        self.benchmark = BENCHMARKS[task.params["data.benchmark"]]
         self.workspace = open_workspace(task.workspace)
         self.folder = self.workspace.folder
         self.step = 0
@@ -91,13 +93,14 @@ class _Attempt:
             try:
                 if unfetched is not None:
                     raise unfetched
-                return self._train()
+                with use(*(Source(name, files) for name, files in task.plugins.items())):
+                    return self._train(Config.from_params(task.params))
             except (LeaseLost, RunGone) as taken:
                 return self._leave(taken)
             except Exception as error:
                 return self._halt() if self._is_halt(error) else self._fail(error)
 
-    def _train(self) -> Done:
+    def _train(self, config: Config) -> Done:
         ending = Ending.read(self.folder)
         if ending is not None and ending.status == "FINISHED":  # trained, but the store was away
             return self._done(ending.values, self.outbox.delivered())
@@ -105,13 +108,13 @@ class _Attempt:
         _, train = load_training(self.task.train)
         _prepare_process()
         if self.task.train == events.TRAIN:  # another training chooses its device by itself
-            require_device(self.task, self.config)
+            require_device(self.task, config)
         # They go out with the first metrics.
         self.outbox.tag({
             "device": device_name(), "worker_host": socket.gethostname(), "worker_pid": str(os.getpid())
         })  # fmt: skip
         with self.workspace.pushing(self.log):
-            result = train(self.config, report=self._report, checkpoint_dir=self.folder)
+            result = train(config, report=self._report, checkpoint_dir=self.folder)
         self.tell(Progress(result.steps, result.steps, events.SAVING))
         self.outbox.tag({"data": result.data, **result.notes})  # goes out with the ending
         values = {f"final/{name}": value for name, value in result.metrics.items()}
@@ -121,7 +124,7 @@ class _Attempt:
             values["final/latency_ms"] = result.latency_ms
         artifacts = self.folder / ARTIFACTS
         with on_disk(self.folder):
-            collect_artifacts(artifacts, self.config, result, self.folder)
+            collect_artifacts(artifacts, config, result, self.folder)
         return self._done(values, self.outbox.finish(values, artifacts))
 
     def _done(self, values: Mapping[str, float], delivered: bool) -> Done:
@@ -170,7 +173,7 @@ class _Attempt:
             self.next_tell = time.monotonic() + TELL_SECONDS
 
     def _evaluates_after(self, step: int, last: int) -> bool:
-        every = self.config.runtime.eval_every
+        every = int(self.task.params.get("runtime.eval_every", "0"))
         return step == last or (every > 0 and step % every == 0)
 
     def _tell(self, progress: Progress) -> None:
@@ -201,7 +204,8 @@ class _Attempt:
 
     def _fail(self, error: Exception) -> Failed | Taken:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
-        reason, failure = redact(f"{type(error).__name__}: {error}"), failure_of(error)
+        place = f"{place_of(error)}: " if place_of(error) else ""
+        reason, failure = redact(f"{place}{type(error).__name__}: {error}"), failure_of(error)
         self.log(f"failed: {reason}")
         may_help = failure is not Failure.DIVERGED
         try:
@@ -250,6 +254,8 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
     target.mkdir()
     params = config.to_params()
     (target / "config.json").write_text(json.dumps(params, indent=2, sort_keys=True) + "\n")
+    for plugin in in_use(config.plugins):
+        plugin.write(target / PLUGINS)
     for path in (*result.artifacts.values(), folder / LOG):
         shutil.copyfile(path, target / Path(path).name)
 

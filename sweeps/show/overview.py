@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from semidavil.config import ConfigError
+from semidavil.registry import registered
 from sweeps.plan.cells import ON_OTHER, Plan, State, make_plan
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.spec import Spec
 from sweeps.show.tables import plan_csv, print_results, summary
 from sweeps.track.provenance import owner_tags
-from sweeps.track.runs import TrackedRun
+from sweeps.track.runs import DESCRIBED, TrackedRun
 from sweeps.track.store import Store
 from sweeps.track.wishes import NOTHING, Wishes
 
 WIDTH = 120  # characters of the table of results
+MOST_KEYS = 450  # that MLflow takes as one tag, which may have 8,000 characters
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,18 @@ def open_overview(
             with suppress(ConfigError):  # another version has written it, or its writer was killed
                 spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
     run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
+    chosen = {name for selection in spec.selections for name in selection.benchmarks}
+    said = {
+        f"{DESCRIBED}{name.replace('@', '.')}": registered(name)
+        for name in chosen
+        if registered(name)
+    }
     now = str(int(time.time()))
     mine = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
-    store.log(run_id, tags={**mine, **data.tags, **owner_tags(), **(tags or {})})
+    if spec.plugins:  # without these, nobody can say later which cells were asked for
+        keys = [cell.key() for cell in spec.cells()]
+        mine["cells"] = " ".join(keys) if len(keys) <= MOST_KEYS else ""
+    store.log(run_id, tags={**mine, **said, **data.tags, **owner_tags(), **(tags or {})})
     return Overview(run_id, spec, concurrency, data, wishes)
 
 

@@ -3,6 +3,7 @@
 Nothing is tracked: the run stays the one of its Config.
 """
 
+import json
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
+from semidavil.plugins import PLUGINS, missing
 from sweeps.run.worker import load_training
 from sweeps.track.credentials import redact
 from sweeps.track.provenance import code_tags, device_name
@@ -27,7 +29,12 @@ TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no d
 
 
 def rerun(
-    store: Store, run_id: str, changes: Mapping[str, str], root: Path, console: Console, train: str
+    store: Store,
+    run_id: str,
+    changes: Mapping[str, str],
+    root: Path | None,
+    console: Console,
+    train: str,
 ) -> bool:
     """Prints recorded and new numbers; returns whether the score is the same.
 
@@ -40,6 +47,7 @@ def rerun(
     Raises TrackingError if there is no such run, it has not finished, or its Config means something else now.
     """
     run = find(store, run_id)
+    require_plugins(run)
     # The run's own device need not exist on this machine.
     config = Config.from_params(run.params).replace({"runtime.device": "auto", **changes})
     if config.key() != run.key:
@@ -64,6 +72,19 @@ def rerun(
     if run.data and (changed := differences(run.data, result.data)):
         console.print(f"[yellow]not as then:[/] data: {escape(', '.join(changed))}")
     return compare(run, config, result.metrics, console)
+
+
+def require_plugins(run: TrackedRun) -> None:
+    """Raises TrackingError, with the command that brings them, if the run uses plugins that are not given."""
+    used = json.loads(run.params.get("plugins", "[]"))
+    if why := missing(used):
+        paths = [shlex.quote(f"{PLUGINS}/{each.rpartition('@')[0]}") for each in used]
+        fetch = f"mlflow artifacts download --run-id {run.run_id} --artifact-path"
+        options = " ".join(f'--plugin "$({fetch} {path} | tail -n 1)"' for path in paths)
+        raise TrackingError(
+            f"run {run.run_id} cannot be made again like this: {why}. The run has kept what it used; read it "
+            f"before you run it: python sweeps/run.py --rerun {run.run_id} {options}"
+        )
 
 
 def find(store: Store, run_id: str) -> TrackedRun:

@@ -19,8 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from semidavil.benchmarks import BENCHMARKS
-from semidavil.config import ConfigError
+from semidavil.config import Config, ConfigError
 from semidavil.marks import BUNDLED
+from semidavil.plugins import missing
 from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
 from sweeps.plan.data import NOT_COMPARED, PresentData
@@ -59,6 +60,7 @@ class Status:
     best: dict[str, TrackedRun] = field(default_factory=dict)  # of these settings, by benchmark
     seconds_left: float = math.nan
     changed: tuple[str, ...] = ()  # the parts of the data that are not as some runs saw them
+    needs: str = ""  # plugins without which its cells are known by their runs alone
     overview: TrackedRun | None = None
 
     @property
@@ -79,11 +81,14 @@ def status_of(
     grid = overview.tags["overview"]
     try:
         spec = Spec.from_json(overview.tags["spec"])
-        if spec.key() != overview.tags["settings"]:
-            raise ConfigError("the same settings gave other results then")
         pace = Pace(runs, overview.tags.get("host"))
-        base = spec.base()
-        cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
+        if needs := missing(spec.plugins):
+            base, cells = Config(), _cells_by_key(overview.tags["cells"].split(), runs, pace, now)
+        else:
+            if spec.key() != overview.tags["settings"]:
+                raise ConfigError("the same settings gave other results then")
+            base = spec.base()
+            cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
     except (ConfigError, KeyError):
         return Status(grid, overview.name, "of another version", overview=overview)
     counts = Counter(cell.state for cell in cells)
@@ -103,7 +108,7 @@ def status_of(
     changed = tuple(sorted({name for cell in cells for name in cell.changed}))
     # Toy presets are called so.
     label = f"{spec.label} ({BUNDLED})" if mark_of(base) == BUNDLED else spec.label
-    return Status(grid, label, state, counts, running, best, left, changed, overview)
+    return Status(grid, label, state, counts, running, best, left, changed, needs, overview)
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -116,6 +121,18 @@ def _cells(spec: Spec, runs: Sequence[TrackedRun], pace: Pace, data: PresentData
     base = spec.base()
     plan = make_plan(spec.grid, spec.around(base), spec.cells(base), runs, pace=pace, data=data)
     return plan.cells
+
+
+def _cells_by_key(
+    keys: Sequence[str], runs: Sequence[TrackedRun], pace: Pace, now: float
+) -> list[Cell]:
+    """The cells of these keys, where nobody here can make their Configs."""
+    by_key, cells = runs_by_key(runs), []
+    for key in keys:
+        state, run = state_of(by_key[key], now)
+        seconds = pace.seconds(kind_of(run.params)) if run else math.nan
+        cells.append(Cell(Config(), run.name if run else key, state, run, seconds))
+    return cells
 
 
 def _trials(spec: Spec, runs: Sequence[TrackedRun], pace: Pace) -> list[Cell]:
@@ -272,6 +289,9 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
             )
         parts.append(cells)
     for one in found:
+        if one.needs:
+            text = f"{one.grid}, {one.settings}: counted by its runs alone, since {one.needs}"
+            parts.append(Text(text, "yellow"))
         if one.changed:
             text = f"{one.grid}, {one.settings}: not the same data as runs saw: {', '.join(one.changed)}"
             parts.append(Text(f"{text}; the sweep trains these again with --refresh", "yellow"))

@@ -19,9 +19,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from semidavil.full_disk import DiskFull, on_disk
+from semidavil.names import WEIGHTS
 from sweeps.keep.workspace import ENDING, JOURNAL
 from sweeps.track.credentials import redact
 from sweeps.track.lease import is_held
+from sweeps.track.models import describe
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.store import REASON_CHARACTERS, Measurement, Store
 
@@ -345,6 +347,10 @@ class Outbox:
         if ending.values and final not in self._waiting:
             self._waiting.append(final)
         self._send(self.store, ending.seconds)
+        trained = ending.status == "FINISHED" and any(
+            (inside / name / WEIGHTS).is_file() for name in ending.files
+        )
+        describe(self.store, ending.run_id, ending.values, ending.step, ending.time, trained)
         self.store.end(ending.run_id, ending.status, ending.time)
 
 

@@ -14,6 +14,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from semidavil import __version__
+
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "transformers", "mlflow", "ray", "numpy")
 CODE = ("semidavil", "sweeps", "analysis")  # where a new file may be part of what runs
 CHANGES_BYTES = 5 * 2**20  # larger ones are not kept: they are hardly code
@@ -25,7 +27,7 @@ DIFFERENCE = (
 
 
 @cache
-def code_tags(root: Path) -> dict[str, str]:
+def code_tags(root: Path | None) -> dict[str, str]:
     """Commit, uncommitted changes, Python and package versions, by tag name without prefix."""
     commit, changes = _git(root, "rev-parse", "HEAD"), code_changes(root)
     tags = {
@@ -33,12 +35,13 @@ def code_tags(root: Path) -> dict[str, str]:
         "dirty": "unknown" if changes is None else str(bool(changes)).lower(),
         "changes": "unknown" if changes is None else changes_file(changes) if changes else "none",
         "python": platform.python_version(),
+        "version.semidavil": __version__,
     }
     return tags | {f"version.{name}": found for name, found in package_versions().items()}
 
 
 @cache
-def code_changes(root: Path) -> bytes | None:
+def code_changes(root: Path | None) -> bytes | None:
     """From the commit to the code that runs, for `git apply`.
 
     That is of all tracked files, and of new Python files of `CODE` that are not ignored. None where git
@@ -46,7 +49,7 @@ def code_changes(root: Path) -> bytes | None:
     """
     place = _git(root, "rev-parse", "--git-path", "index")
     new = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *CODE)
-    if place is None or new is None:
+    if root is None or place is None or new is None:
         return None
     # An index of our own: new files have to be in one, and the user's stays as it is.
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,8 +82,12 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _git(root: Path, *command: str, index: Path | None = None, given: bytes = b"") -> bytes | None:
-    """What git prints; None if it fails, or is not there."""
+def _git(
+    root: Path | None, *command: str, index: Path | None = None, given: bytes = b""
+) -> bytes | None:
+    """What git prints; None if it fails, is not there, or there is no checkout."""
+    if root is None:
+        return None
     # Variables such as GIT_DIR, which git sets for what it runs itself, are of another folder.
     environment = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
     if index:

@@ -4,13 +4,17 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mlflow.entities import LifecycleStage, Run
 
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.descriptions import DescriptionError
+from semidavil.registry import register
 
 PREFIX = "semidavil."  # of all our tags
+DESCRIBED = "described."  # of the tags that say what a user's own benchmark is
 FINAL = "final/"  # of the metrics that a run ends with; the many on the way are not kept here
 OPEN = ("RUNNING", "SCHEDULED")
 
@@ -111,6 +115,7 @@ def from_mlflow(
     run: Run, experiment: str = "", store_back: float = 0.0, all_metrics: bool = False
 ) -> TrackedRun:
     """What MLflow's client has returned; metrics on the way only if `all_metrics` is asked for."""
+    learn_benchmarks(run)
     intern = sys.intern  # one copy of the names and values that thousands of runs have in common
     return TrackedRun(
         run_id=run.info.run_id,
@@ -132,3 +137,12 @@ def from_mlflow(
         deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
         store_back=store_back,
     )
+
+
+def learn_benchmarks(run: Run) -> None:
+    """What a run, or a sweep's overview, says of benchmarks that a user has described."""
+    said = [run.data.params.get("data.own", "")]
+    said += [text for tag, text in run.data.tags.items() if tag.startswith(PREFIX + DESCRIBED)]
+    for text in filter(None, said):
+        with suppress(DescriptionError):  # of another version: its runs have no score then
+            register(text)

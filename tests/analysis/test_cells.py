@@ -40,6 +40,22 @@ def test_versions_of_results_are_never_pooled(store: Writer) -> None:
     )
 
 
+def test_versions_of_a_plugin_are_never_pooled_and_stand_beside_the_packages_own(
+    store: Writer,
+) -> None:
+    for plugins, miou in (('["my.py@a"]', 30.0), ('["my.py@b"]', 40.0)):
+        for seed in range(2):
+            add(store, "attention", seed, miou, model__fusion="mine", plugins=plugins)
+    add(store, "attention", 0, 35.0)
+    chosen = select(load_runs(store.uri), "attention", "fusion")
+    means = {
+        row["variant"]: (row["mean"], row["n"])
+        for row in over_budgets(chosen.runs).to_dict("records")
+    }
+    assert means == {"dlg": (35.0, 1), "mine": (40.0, 2)}
+    assert chosen.left_out == {"of another version of a plugin (my.py@a)": 2}
+
+
 def test_runs_of_an_older_version_alone_are_said_to_be_so(store: Writer) -> None:
     add(store, "attention", 0, 40.0, tags={VERSION: "1"})
     note = select(load_runs(store.uri), "attention", "fusion").note()

@@ -15,6 +15,7 @@ from captioning import captions_of
 from PIL import Image
 from png_files import write_images
 from safetensors.torch import load_file, save_file
+from slow_cases import also_slow
 from small_captioners import CHATS, Made, save
 
 from semidavil.language.asking import CHAT_PROMPT, TASKS
@@ -23,6 +24,7 @@ from semidavil.language.pretrained import Pretrained
 from semidavil.models.vlm import VLM
 
 FAMILIES: dict[str, Callable[[], Made]] = {**CHATS, "florence2": small_captioners.florence2}
+QUICK = ("smolvlm", "florence2")  # asked by a chat template, and by a task
 SHORT = "Describe this street scene briefly"
 
 
@@ -46,7 +48,7 @@ def image(height: int, width: int, seed: int) -> Image.Image:
 IMAGES = [image(32, 64, 0), image(32, 64, 1), image(64, 32, 2), image(32, 32, 3)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*QUICK, *also_slow(*(f for f in FAMILIES if f not in QUICK))])
 def test_a_model_says_something_of_each_image(family: str, folder: Callable[[str], Path]) -> None:
     describe = captioner(folder(family))
     said = describe(IMAGES)

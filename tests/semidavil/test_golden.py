@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_cases import also_slow
 
 from semidavil.config import preset
 from semidavil.names import FUSIONS, LOSSES, METHODS
@@ -49,6 +50,8 @@ VARIANTS: dict[str, dict[str, object]] = {
         "training.supervised": "joint",
     },
 }
+# That share least of what they compute, of those that are quick.
+QUICK = ("semidavil", "semivl", "unimatch", "supervised")
 
 
 def environment() -> str:
@@ -64,7 +67,7 @@ def environment() -> str:
 
 @pytest.mark.parametrize(
     "variant",
-    [pytest.param(v, marks=pytest.mark.slow) if v in ("uamt", "urpc") else v for v in VARIANTS],
+    [*QUICK, *also_slow(*(name for name in VARIANTS if name not in QUICK))],
 )
 def test_the_numbers_are_those_of_before(
     variant: str, tiny_toy: dict[str, str], tiny_abdomens: Path

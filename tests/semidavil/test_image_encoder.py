@@ -10,6 +10,7 @@ import timm
 import torch
 from offline_hub import OfflineHub
 from safetensors.torch import save_file
+from slow_cases import also_slow
 
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.fingerprint import differences, fingerprint
@@ -166,8 +167,8 @@ def losses_of(config: Config, folder: Path | None = None, stop_at: int = 0) -> l
     return list(found.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("encoder", ["timm:test_vit", "timm:test_resnet"])
+@pytest.mark.parametrize("method", ["semidavil", *also_slow("semivl")])
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", *also_slow("timm:test_vit")])
 def test_runs_are_repeatable_and_resumed_exactly(
     method: str, encoder: str, tiny_toy: dict[str, str], tmp_path: Path
 ) -> None:
@@ -184,7 +185,7 @@ def test_the_key_of_a_run_without_an_encoder_is_what_it_was() -> None:
     assert config.key() != config.replace({"model.encoder": "timm:test_vit"}).key()
 
 
-@pytest.mark.parametrize("dense", ["clearclip", "naclip"])
+@pytest.mark.parametrize("dense", ["naclip", *also_slow("clearclip")])
 def test_other_labels_of_patches_reach_captions_and_their_cache(
     dense: str, tiny_toy: dict[str, str]
 ) -> None:

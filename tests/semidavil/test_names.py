@@ -10,9 +10,9 @@ from semidavil.models.fusion import FUSIONS
 
 
 def test_the_tables_hold_the_same_names_in_the_same_order() -> None:
-    assert tuple(FUSIONS) == names.FUSIONS
-    assert tuple(LOSSES) == names.LOSSES
-    assert tuple(CAPTIONERS) == names.CAPTIONERS
+    assert tuple(FUSIONS) == tuple(names.FUSIONS)
+    assert tuple(LOSSES) == tuple(names.LOSSES)
+    assert tuple(CAPTIONERS) == tuple(names.CAPTIONERS)
     assert tuple(METHODS) == tuple(names.METHODS)
 
 

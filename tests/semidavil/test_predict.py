@@ -17,6 +17,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
 from semidavil.data.files import DataError
 from semidavil.data.images import read_indices, read_rgb
+from semidavil.data.readers import READERS
 from semidavil.evaluation.written import OPACITY, confusion_of, find_sources
 from semidavil.experiments.predictor import (
     WEIGHTS,
@@ -195,7 +196,13 @@ def test_a_confusion_by_hand(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "label.png"), np.array([[7, 7, 26, 0]], np.uint8))
     road, car = BENCHMARK.classes.index("road"), BENCHMARK.classes.index("car")
     labels = np.array([[road, car, car, road]], np.uint8)
-    found = confusion_of(labels, tmp_path / "label.png", BENCHMARK.lookup("cityscapes"), 19)
+    found = confusion_of(
+        labels,
+        tmp_path / "label.png",
+        READERS["cityscapes"](tmp_path),
+        BENCHMARK.lookup("cityscapes"),
+        19,
+    )
     assert found.sum() == 3
     assert found[road, road] == found[road, car] == found[car, car] == 1
 

@@ -199,6 +199,7 @@ def test_volumes_have_no_rare_classes_to_draw_by() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_draws(tiny_toy: dict[str, str], tmp_path: Path) -> None:
     changes = {
         "data.sampling": "rare", "data.budget": 4, "training.steps": 6, "training.warmup_steps": 0,

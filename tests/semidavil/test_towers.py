@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from slow_cases import also_slow
 from small_towers import FAMILIES, STRIDES, save_family
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor
@@ -32,7 +34,14 @@ CAPTIONS = [
 ]
 TIMM = [name for name, tower in FAMILIES.items() if tower]
 TRANSFORMERS = [name for name in TIMM if STRIDES.get(name, 8) != 32]
-OTHERS = ["test_vit", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "test_resnet"]
+OTHERS = ["test_vit", "test_resnet"]
+LARGER_OTHERS = ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
+# One of each kind of tower: open_clip's, and timm's with attention pooling, rotary positions, convolutions.
+QUICK = ("ViT-B-16-quickgelu", "ViT-B-16-SigLIP2", "PE-Core-B-16", "MobileCLIP2-S0")
+
+
+def some_quick(families: Iterable[str]) -> list[Any]:
+    return [family if family in QUICK else also_slow(family)[0] for family in families]
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +60,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_any_size_in_one_model_and_gradients_reach_all_that_is_trained(
     families: Any, family: str
 ) -> None:
@@ -76,7 +85,7 @@ def normalised(encoder: VisionEncoder, images: Tensor) -> Tensor:
     return (images - encoder.mean) / encoder.std
 
 
-@pytest.mark.parametrize("family", TIMM)
+@pytest.mark.parametrize("family", some_quick(TIMM))
 def test_features_at_native_size_are_the_libraries_own(families: Any, family: str) -> None:
     made = families(family)
     encoder, trunk = made.vlm.vision, made.reference.visual.trunk
@@ -113,7 +122,7 @@ def test_pooled_features_are_the_models_own_embedding(families: Any, family: str
     torch.testing.assert_close(visual.head(pooled), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize("family", some_quick(TRANSFORMERS))
 def test_another_size_is_what_timm_computes_for_any_size(families: Any, family: str) -> None:
     made = families(family)
     encoder = made.vlm.vision
@@ -203,7 +212,7 @@ def by_loops(encoder: Any, images: Tensor, dense: str) -> Tensor:
 
 
 @pytest.mark.parametrize("dense", DENSE)
-@pytest.mark.parametrize("family", [*TRANSFORMERS, "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("family", some_quick([*TRANSFORMERS, "ViT-B-16-quickgelu"]))
 def test_labels_of_patches_are_those_of_plain_loops(families: Any, family: str, dense: str) -> None:
     encoder = copy.deepcopy(families(family).vlm.vision).double()
     images = torch.rand(1, 3, 3 * encoder.stride, 2 * encoder.stride).double()
@@ -243,7 +252,7 @@ def test_near_patches_count_as_in_naclips_code() -> None:
     torch.testing.assert_close(found.diagonal(), torch.ones(rows * columns))
 
 
-@pytest.mark.parametrize("family", TIMM)
+@pytest.mark.parametrize("family", some_quick(TIMM))
 def test_the_joint_projection_is_the_towers_own(families: Any, family: str) -> None:
     encoder = families(family).vlm.vision
     joint, trunk = encoder.joint_projection(), encoder.trunk
@@ -259,7 +268,7 @@ def test_the_joint_projection_is_the_towers_own(families: Any, family: str) -> N
     assert torch.equal(encoder.joint_projection().weight, before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_text_is_read_out_where_the_family_does(families: Any, family: str) -> None:
     made = families(family)
     text, reference = made.vlm.text, made.reference
@@ -280,7 +289,7 @@ def test_text_is_read_out_where_the_family_does(families: Any, family: str) -> N
         assert count == len(CAPTIONS[row].split()) + 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_saved_and_loaded_it_is_the_same(families: Any, family: str, tmp_path: Path) -> None:
     made = families(family)
     again = load_vlm(str(made.folder), str(made.folder / "open_clip_model.safetensors"))
@@ -292,7 +301,7 @@ def test_saved_and_loaded_it_is_the_same(families: Any, family: str, tmp_path: P
     assert torch.equal(other.vision(images), made.vlm.vision(images))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_mixed_precision_keeps_its_type_and_values(families: Any, family: str) -> None:
     encoder = copy.deepcopy(families(family).vlm.vision)
     images = torch.rand(2, 3, *encoder.native_size)
@@ -306,7 +315,7 @@ def test_mixed_precision_keeps_its_type_and_values(families: Any, family: str) -
     assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [*OTHERS, *also_slow(*LARGER_OTHERS)])
 def test_encoders_without_language(name: str, families: Any) -> None:
     encoder = load_encoder(f"timm:{name}", "none", seed=2)
     assert encoder.joint_projection() is None
@@ -339,7 +348,7 @@ def test_a_network_of_an_encoder_beside_the_text_of_another_model(fusion: str) -
         assert parameter.requires_grad == (parameter.grad is not None), name
 
 
-@pytest.mark.parametrize("family", [*TRANSFORMERS, "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("family", some_quick([*TRANSFORMERS, "ViT-B-16-quickgelu"]))
 def test_activations_computed_twice_give_the_same_gradients(families: Any, family: str) -> None:
     plain, twice = (copy.deepcopy(families(family).vlm.vision) for _ in range(2))
     twice.checkpoint_activations()

@@ -104,6 +104,7 @@ def worlds() -> dict[str, list]:
     }
 
 
+@pytest.mark.slow
 def test_all_classes_occur_with_a_long_tail(worlds: dict[str, list]) -> None:
     lookup = BENCHMARKS["gta5-cityscapes"].lookup("gta5")
     for look, scenes in worlds.items():

@@ -231,14 +231,14 @@ def test_peak_memory_is_the_run_s_own(config: Config) -> None:
     assert 0 < mine < earlier
 
 
-@pytest.mark.parametrize("method", ["source_only", "target_only", "supervised"])
+@pytest.mark.parametrize("method", ["target_only", *also_slow("source_only", "supervised")])
 def test_the_other_methods_run(config: Config, method: str) -> None:
     result, _ = collect(config.replace({"training.method": method}))
     assert 0 <= result.metrics["miou"] <= 100
     assert "teacher_miou" not in result.metrics
 
 
-@pytest.mark.parametrize("fusion", ["vlga", "wpct", "cross_attention", "none"])
+@pytest.mark.parametrize("fusion", ["vlga", *also_slow("wpct", "cross_attention", "none")])
 def test_the_other_fusions_run(config: Config, fusion: str) -> None:
     result, _ = collect(config.replace({"model.fusion": fusion, "training.steps": 3}))
     assert math.isfinite(result.metrics["miou"])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_cases import also_slow
 from torch import Tensor
 from volume_config import config_of
 from waits import no_waits
@@ -106,7 +105,8 @@ def test_no_step_of_images_waits(changes: dict[str, object], tiny_toy: dict[str,
 
 
 @pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.kind == "volumes"])
-@pytest.mark.parametrize("loss", ["dyce", *also_slow("ce")])
+@pytest.mark.parametrize("loss", ["dyce", "ce"])
+@pytest.mark.slow
 def test_no_step_of_volumes_waits(method: str, loss: str, tiny_abdomens: Path) -> None:
     config = config_of(tiny_abdomens, training__method=method, loss__name=loss)
     found = waits_of_a_step(config)

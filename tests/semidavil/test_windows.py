@@ -204,6 +204,7 @@ def test_a_mirrored_crop_takes_the_mirrored_text_of_its_window() -> None:
     assert caption.of_crop(Box(0, 1, 4, 4), mirrored=True) == "car on the right"
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_is_scored_with_captions_of_windows(
     config: Config, tmp_path: Path
 ) -> None:

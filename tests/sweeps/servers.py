@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import requests
 from fake_training import STEPS
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from sweep_process import Command, Sweeps, source
 
+from semidavil.names import WEIGHTS
 from sweeps.track.store import Store
 
 CHECKOUT = Path(__file__).parents[2]
@@ -162,6 +164,7 @@ class ServedSweeps(Sweeps):
 
     def __init__(self, folder: Path, server: MlflowServer) -> None:
         super().__init__(Store(folder, server.uri))
+        self.environment["FAKE_WEIGHTS"] = WEIGHTS  # so that each run is a model
 
     def start(self, *arguments: str, step_seconds: float = 0.01, command: str = "run") -> Command:
         script = self.folder / f"{command}_here.py"
@@ -196,4 +199,14 @@ def assert_undisturbed(store: Store, cells: int) -> None:
         assert final.value == pytest.approx(expected, abs=1e-12)
         files = {item.path for item in store.client.list_artifacts(run.run_id)}
         changes = {"code"} if run.tags.get("changes", "").startswith("code/") else set()
-        assert files == {"config.json", "segmenter.safetensors", "train.log", *changes}
+        is_model = store.database is None  # see `ServedSweeps`
+        weights = WEIGHTS if is_model else "network.bin"
+        assert files == {"config.json", weights, "train.log", *changes}
+        if not is_model:
+            continue
+        found = store.client.get_run(run.run_id)
+        experiment, which = found.info.experiment_id, f"source_run_id = '{run.run_id}'"
+        (model,) = store.client.search_logged_models([experiment], which)
+        assert model.status == LoggedModelStatus.READY
+        assert [one.model_id for one in found.outputs.model_outputs] == [model.model_id]
+        assert [metric.value for metric in model.metrics] == [final.value]

@@ -16,6 +16,7 @@ from servers import (
     on_sqlite,
 )
 
+from semidavil.names import WEIGHTS
 from sweeps.track.retry import StoreAway
 from sweeps.track.store import Store
 
@@ -68,7 +69,7 @@ def test_workers_share_a_server_on_postgresql_whose_database_may_be_killed(
     assert len(sweeps.trainings()) == 8
     run = sweeps.store.runs()[0]
     # Through the server alone: the client gets a copy, not the server's file.
-    weights = Path(sweeps.store.client.download_artifacts(run.run_id, "segmenter.safetensors"))
+    weights = Path(sweeps.store.client.download_artifacts(run.run_id, WEIGHTS))
     assert weights.read_bytes() == b"weights"
     assert not weights.is_relative_to(deployed.folder)
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -111,7 +111,7 @@ def test_a_finished_run_has_its_scores_and_artifacts_and_leaves_no_folder(store:
     assert finished.metrics["final/steps"] == STEPS
     assert finished.tags["caption_prompt"] == "What is where?"  # what training notes of a run
     kept = {item.path for item in store.client.list_artifacts(finished.run_id)}
-    assert kept == {"config.json", "segmenter.safetensors", "train.log"}
+    assert kept == {"config.json", "network.bin", "train.log"}
     assert not folder.exists()
     first, *_, last, _ = sweep.events
     assert isinstance(first, Progress)
@@ -208,7 +208,7 @@ def test_a_trial_that_tune_ends_writes_its_checkpoint(store: Store) -> None:
     assert logged_steps(store, task.run_id) == list(range(1, 8))
 
 
-@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("gone", [False, *also_slow(True)])
 def test_a_run_that_is_not_ours_any_more_is_left_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
@@ -324,7 +324,7 @@ class Gauge:
         self.samples = []
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
+@pytest.mark.parametrize("gpus", [1, *also_slow(0)])
 def test_runs_on_gpus_have_system_metrics(
     store: Store, monkeypatch: pytest.MonkeyPatch, gpus: int
 ) -> None:

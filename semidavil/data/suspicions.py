@@ -1,0 +1,106 @@
+"""What is odd about a data set without being wrong: a person should look before a week of training."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from semidavil.benchmarks import IGNORE_INDEX, Benchmark
+from semidavil.data.described import title_of
+from semidavil.data.files import hash_files
+from semidavil.data.readers import Reader, Sample
+from semidavil.data.scans import Scan
+
+RARE = 0.0005  # of a split's pixels, below which a class is hardly learnt
+MOSTLY_IGNORED = 0.5
+FEW = 10  # validation images, below which a score says little
+
+
+def class_shares(benchmark: Benchmark, dataset: str, found: Scan) -> np.ndarray:
+    """Share (C + 1,) of a split's pixels by class; the last is what is ignored."""
+    lookup, counts = benchmark.lookup(dataset), np.zeros(len(benchmark.classes) + 1)
+    for raw, pixels in found.pixels.items():
+        index = int(lookup[raw])
+        counts[index if index < len(benchmark.classes) else -1] += pixels
+    return counts / max(1.0, counts.sum())
+
+
+def class_images(benchmark: Benchmark, dataset: str, found: Scan) -> list[int]:
+    """Of each class, the images that hold it; where several ids are one class, at least so many."""
+    lookup, counts = benchmark.lookup(dataset), [0] * len(benchmark.classes)
+    for raw, images in found.images.items():
+        if (index := int(lookup[raw])) != IGNORE_INDEX and index < len(counts):
+            counts[index] = max(counts[index], images)
+    return counts
+
+
+def suspicions(
+    benchmark: Benchmark, reader: Reader, scans: Mapping[str, Scan], memo: Path
+) -> list[str]:
+    """A sentence for each thing to look at.
+
+    Args:
+        scans: of the data set's splits.
+        memo: remembers the hashes of files.
+    """
+    said, title, is_target = [], title_of(reader.name), reader.name == benchmark.target
+    for split, found in scans.items():
+        where = f"{title}, {split}"
+        shares = class_shares(benchmark, reader.name, found)
+        of_classes = list(zip(benchmark.classes, shares, strict=False))
+        if unseen := [name for name, share in of_classes if share == 0]:
+            said.append(f"{where}: no label holds {', '.join(unseen)}")
+        if rare := [f"{n} ({100 * s:.3f}%)" for n, s in of_classes if 0 < s < RARE]:
+            said.append(f"{where}: hardly any pixel is {', '.join(rare)}")
+        if shares[-1] > MOSTLY_IGNORED:
+            said.append(f"{where}: {100 * shares[-1]:.0f}% of all pixels are ignored")
+        if found.void:
+            said.append(
+                f"{where}: {len(found.void)} labels have no class at all; the first is that of "
+                f"{found.void[0]}"
+            )
+        if len(shapes := {_shape(size) for size in found.sizes}) > 1:
+            said.append(
+                f"{where}: images of {len(shapes)} shapes are all resized to one: "
+                f"{', '.join(sorted(shapes)[:4])}"
+            )
+        if is_target and split == "val" and found.count < FEW:
+            said.append(f"{where}: a score over {found.count} images says little")
+    listed = {split: reader.samples(split) for split in scans}
+    said += _twins(title, listed, memo)
+    return said + [f"{title}: {text}" for text in reader.left_over()]
+
+
+def _twins(title: str, listed: Mapping[str, Sequence[Sample]], memo: Path) -> list[str]:
+    """Files that are one picture: within a split, and in two of them."""
+    places: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    paths = [sample.image for samples in listed.values() for sample in samples]
+    hashes = hash_files(paths, memo, progress=True)
+    for split, samples in listed.items():
+        for sample in samples:
+            places[hashes[sample.image]].append((split, sample.image))
+    twins = [found for found in places.values() if len(found) > 1]
+    across = [found for found in twins if len({split for split, _ in found}) > 1]
+    said = []
+    if across:
+        (first, one), (second, other) = across[0][0], across[0][-1]
+        said.append(
+            f"{title}: {_pictures(len(across))} in two splits, so that scores are of what was trained on: "
+            f"{one} ({first}) is {other} ({second})"
+        )
+    if inside := [found for found in twins if found not in across]:
+        said.append(
+            f"{title}: {_pictures(len(inside))} there twice: {inside[0][0][1]} is {inside[0][1][1]}"
+        )
+    return said
+
+
+def _pictures(count: int) -> str:
+    return "one picture is" if count == 1 else f"{count} pictures are"
+
+
+def _shape(size: str) -> str:
+    """3:2 of "480x720": height and width that differ by rounding have one shape."""
+    height, width = map(int, size.split("x"))
+    return f"{width / height:.1f}:1"

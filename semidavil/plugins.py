@@ -1,0 +1,430 @@
+"""Variants from a file of one's own, known wherever the package's own are.
+
+    python sweeps/run.py --plugin my.py --grid attention
+    with use(read("my.py")): preset("toy", {"model.fusion": "mine"})
+
+A plugin is a file, or a folder with an `__init__.py`, that has some of the package's tables under their
+names: `FUSIONS = {"mine": Mine}`. Its content is its identity: `my.py@3f9c0a12be47` stands in the Config of
+each run that uses something of it, and its modules are named by it, so that a process can have two versions
+of a file one after the other and mix nothing.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import linecache
+import re
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
+from importlib.util import find_spec, spec_from_loader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, Generic, TypeVar
+
+GROUP = "semidavil.plugins"  # of entry points: an installed package's module
+# What a plugin may define, and what one of it is called.
+TABLES = {
+    "FUSIONS": "attention",
+    "VISION_ONLY": "attention that reads no caption",
+    "LOSSES": "loss",
+    "METHODS": "method",
+    "TRAITS": "method's traits",
+    "CAPTIONERS": "captioner",
+    "ENCODERS": "encoder",
+    "GRIDS": "grid",
+}
+PLUGINS = "plugins"  # the folder that a run keeps its own in
+MOST_BYTES = 2**20  # of a plugin's Python files, which travel with each task
+_NAME = re.compile(r"\w[\w.-]*")
+_PREFIX = "semidavil_plugin_"
+
+V = TypeVar("V")
+
+
+class PluginError(ValueError):
+    """A plugin that cannot be used; the message says where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plugin's content.
+
+    Attributes:
+        name: of its file or folder.
+        files: text by path; of a folder, relative to it.
+        folder: that the files lie in here; empty where they came from another machine.
+    """
+
+    name: str
+    files: Mapping[str, str]
+    folder: str = field(default="", compare=False)
+
+    @cached_property
+    def id(self) -> str:
+        """`my.py@3f9c0a12be47`: the same for the same content."""
+        text = json.dumps([self.name, dict(self.files)], sort_keys=True)
+        return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+    @property
+    def module(self) -> str:
+        return _PREFIX + re.sub(r"\W", "_", self.id)
+
+    def place(self, file: str) -> str:
+        """What tracebacks call a file: its path, or what is known of it."""
+        return str(Path(self.folder, file)) if self.folder else f"{self.id}/{file}"
+
+    def write(self, folder: Path) -> None:
+        """Writes the plugin as it was read: `folder/my.py`, or `folder/mine/`."""
+        top = folder if self.name in self.files else folder / self.name
+        for file, text in self.files.items():
+            path = top / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+def read(path: str | Path) -> Source:
+    """The plugin at `path`; nothing of it is executed.
+
+    Raises:
+        PluginError: there is none, or it is more than `MOST_BYTES`.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_dir() and not (path / "__init__.py").is_file():
+        raise PluginError(
+            f"the plugin {path} has no __init__.py, in which its tables are looked for"
+        )
+    if not path.is_dir() and path.suffix != ".py":
+        raise PluginError(f"the plugin {path} is neither a file.py nor a folder of Python files")
+    folder = path if path.is_dir() else path.parent
+    found = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    try:
+        files = {each.relative_to(folder).as_posix(): each.read_text("utf-8") for each in found}
+    except (OSError, UnicodeDecodeError) as error:
+        raise PluginError(f"the plugin {path} cannot be read: {error}") from error
+    if (size := sum(map(len, files.values()))) > MOST_BYTES:
+        raise PluginError(
+            f"the plugin {path} has {size / 2**20:.1f} MB of Python files, which would travel with each run: "
+            "name the file that has the variants, or a folder with little else"
+        )
+    return Source(path.name, files, str(folder))
+
+
+def installed() -> list[Source]:
+    """The plugins of installed packages, by their entry points in the group `semidavil.plugins`.
+
+    Raises:
+        PluginError: an entry point names no module that is here.
+    """
+    found = []
+    for point in entry_points(group=GROUP):
+        try:
+            spec = find_spec(point.module)
+        except ImportError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise PluginError(
+                f"the entry point {point.name} = {point.value} ({GROUP}) names no module: uninstall or mend "
+                f"the package {point.dist.name if point.dist else 'that has it'}"
+            )
+        path = Path(spec.origin)
+        found.append(read(path.parent if spec.submodule_search_locations else path))
+    return found
+
+
+# Plugins in use
+
+
+@dataclass(frozen=True)
+class _Plugin:
+    source: Source
+    module: ModuleType
+
+    def table(self, name: str) -> Mapping[str, Any]:
+        entries = vars(self.module).get(name, {})
+        return entries if isinstance(entries, Mapping) else dict.fromkeys(entries)
+
+
+_loaded: dict[str, _Plugin] = {}  # by id: modules stay, since objects of theirs may
+_active: dict[str, _Plugin] = {}  # by id: those whose tables count now
+_tables: list["Table[Any] | Names"] = []
+
+
+@contextmanager
+def use(*sources: Source) -> Iterator[None]:
+    """What these plugins define is known, and forgotten afterwards. Those in use already stay so.
+
+    Raises:
+        PluginError: one cannot be imported, or defines what there is already.
+    """
+    added = []
+    try:
+        for source in sources:
+            if source.id not in _active:
+                plugin = _load(source)
+                _refuse_clashes(plugin)
+                _active[source.id] = plugin
+                added.append(source.id)
+        yield
+    finally:
+        for each in added:
+            del _active[each]
+
+
+def in_use(ids: Iterable[str] | None = None) -> list[Source]:
+    """The plugins in use: all of them, or those of `ids`."""
+    return [each.source for i, each in _active.items() if ids is None or i in ids]
+
+
+def provider(table: str, name: str) -> str | None:
+    """The id of the plugin that a variant is from; None for the package's own."""
+    return next((id for id, plugin in _active.items() if name in plugin.table(table)), None)
+
+
+def missing(ids: Sequence[str]) -> str:
+    """What to say of plugins that are needed and not in use; empty if all are."""
+    lacking = [each for each in ids if each not in _active]
+    if not lacking:
+        return ""
+    text = f"it uses {' and '.join(lacking)}: give --plugin FILE for each"
+    here = {source.name: source.id for source in in_use()}
+    for each in lacking:
+        if (other := here.get(each.partition("@")[0])) is not None:
+            text += f"; {other} is another version of it"
+    return text
+
+
+def place_of(error: BaseException) -> str:
+    """`my.py, line 12`: where in a plugin an error was raised; empty if it was elsewhere."""
+    known = {
+        plugin.source.place(
+            file
+        ): f"{Path(plugin.source.name, file) if file != plugin.source.name else file}"
+        for plugin in _loaded.values()
+        for file in plugin.source.files
+    }
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in known:
+            return f"{known[frame.filename]}, line {frame.lineno}"
+    return ""
+
+
+# Tables
+
+
+class Table(Mapping[str, V], Generic[V]):
+    """The package's variants of one kind, and those of the plugins in use.
+
+    Args:
+        name: of `TABLES`.
+        own: the package's.
+        convert: makes of a plugin's entry, and its name, what the package's are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        own: Mapping[str, V],
+        convert: Callable[[str, Any], V] | None = None,
+    ) -> None:
+        self.name, self.own, self.convert = name, dict(own), convert
+        _tables.append(self)
+
+    def __getitem__(self, key: str) -> V:
+        if key in self.own:
+            return self.own[key]
+        for plugin in _active.values():
+            if key in (entries := plugin.table(self.name)):
+                return self.convert(key, entries[key]) if self.convert else entries[key]
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.own
+        for plugin in _active.values():
+            yield from plugin.table(self.name)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Names(Collection[str]):
+    """The names in a `Table`, where what they stand for is not to be imported."""
+
+    def __init__(self, name: str, own: Iterable[str]) -> None:
+        self.name, self.own = name, tuple(own)
+        _tables.append(self)
+
+    def __contains__(self, key: object) -> bool:
+        return any(key == name for name in self)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.own
+        for plugin in _active.values():
+            yield from plugin.table(self.name)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+# Loading
+
+
+class _Loader(InspectLoader):
+    """Makes modules of texts. Tracebacks, `inspect` and `torch.compile` find the texts as well."""
+
+    def __init__(self, source: Source, file: str) -> None:
+        self.source, self.file = source, file
+
+    def get_source(self, fullname: str) -> str:
+        return self.source.files[self.file]
+
+    def get_code(self, fullname: str) -> CodeType:
+        text, place = self.get_source(fullname), self.source.place(self.file)
+        linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)
+        return compile(text, place, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__file__ = self.source.place(self.file)
+        exec(self.get_code(module.__name__), module.__dict__)
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules of plugins that have been read, by names that no other module has."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Source] = {}  # by the module's name
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        top, _, rest = fullname.partition(".")
+        if (source := self.sources.get(top)) is None:
+            return None
+        inner = rest.replace(".", "/")
+        files = (f"{inner}/__init__.py", f"{inner}.py") if rest else ("__init__.py", source.name)
+        for file in files:
+            if file in source.files:
+                package = file.endswith("__init__.py")
+                return spec_from_loader(fullname, _Loader(source, file), is_package=package)
+        return None
+
+
+_finder = _Finder()
+
+
+def _load(source: Source) -> _Plugin:
+    if source.id not in _loaded:
+        if _finder not in sys.meta_path:
+            sys.meta_path.insert(0, _finder)
+        _finder.sources[source.module] = source
+        try:
+            module = importlib.import_module(source.module)
+        except Exception as error:
+            for name in [n for n in sys.modules if n.partition(".")[0] == source.module]:
+                del sys.modules[name]
+            raise PluginError(_why_not_imported(source, error)) from error
+        plugin = _Plugin(source, module)
+        _check(plugin)
+        _loaded[source.id] = plugin
+    return _loaded[source.id]
+
+
+def _why_not_imported(source: Source, error: Exception) -> str:
+    if isinstance(error, PluginError):
+        return str(error)
+    places = {source.place(file): file for file in source.files}
+    if isinstance(error, SyntaxError) and error.filename in places:
+        where, text = (error.filename, error.lineno), error.msg
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [(f.filename, f.lineno) for f in frames if f.filename in places]
+        where, text = own[-1] if own else (source.place(source.name), None), str(error)
+    told = f"{where[0]}, line {where[1]}: {type(error).__name__}: {text}"
+    name = getattr(error, "name", None) or ""
+    if (
+        isinstance(error, ImportError)
+        and source.folder
+        and Path(source.folder, f"{name}.py").is_file()
+    ):
+        told += (
+            f". A plugin is one file, or a folder with an __init__.py: there, `from .{name} import ...` "
+            "imports a file beside it"
+        )
+    elif isinstance(error, ModuleNotFoundError):
+        told += ". What a plugin imports has to be installed on each machine that trains"
+    return told
+
+
+def _check(plugin: _Plugin) -> None:
+    """Raises PluginError for a table that cannot be meant so, before anything is trained."""
+    name, defined = plugin.source.name, vars(plugin.module)
+    if not any(defined.get(table) for table in TABLES):
+        raise PluginError(
+            f"the plugin {name} defines nothing: it needs one of {', '.join(TABLES)}, such as "
+            'FUSIONS = {"mine": Mine}'
+        )
+    for table, what in TABLES.items():
+        entries = defined.get(table, {})
+        if not isinstance(entries, Mapping) and not (
+            table == "VISION_ONLY" and isinstance(entries, tuple | list | set)
+        ):
+            raise PluginError(f"{table} of the plugin {name} is no dict from names to {what}s")
+        for key, entry in plugin.table(table).items():
+            if not (isinstance(key, str) and _NAME.fullmatch(key)):
+                raise PluginError(
+                    f"{table} of the plugin {name} has the name {key!r}: letters, digits, _, - and . are "
+                    "allowed"
+                )
+            if table not in ("VISION_ONLY", "TRAITS", "GRIDS"):
+                _check_callable(plugin, key, entry, what)
+    if lacking := [key for key in plugin.table("METHODS") if key not in plugin.table("TRAITS")]:
+        raise PluginError(
+            f"the plugin {name} does not say which images its method {lacking[0]!r} draws: TRAITS = "
+            f'{{"{lacking[0]}": Traits("images", frozenset(STREAMS))}}, both from semidavil.names'
+        )
+    if unknown := [
+        key for key in plugin.table("VISION_ONLY") if key not in plugin.table("FUSIONS")
+    ]:
+        raise PluginError(
+            f"VISION_ONLY of the plugin {name} names {unknown[0]!r}, which is not in its FUSIONS"
+        )
+
+
+def _check_callable(plugin: _Plugin, key: str, entry: object, what: str) -> None:
+    if not callable(entry):
+        raise PluginError(
+            f"the {what} {key!r} of the plugin {plugin.source.name} is no class or function"
+        )
+    forward = getattr(entry, "forward", None)
+    # What torch.nn.Module has in place of a forward that nobody has written.
+    if isinstance(entry, type) and getattr(forward, "__name__", "") == "_forward_unimplemented":
+        if what == "method":  # which has `losses` instead
+            return
+        where = f"{plugin.source.name}"
+        if entry.__module__.startswith(plugin.source.module):
+            where = f"{inspect.getfile(entry)}, line {inspect.getsourcelines(entry)[1]}"
+        raise PluginError(f"{where}: the {what} {key!r} has no forward(...)")
+
+
+def _refuse_clashes(plugin: _Plugin) -> None:
+    if other := [each for each in in_use() if each.name == plugin.source.name]:
+        raise PluginError(
+            f"two plugins are called {plugin.source.name} ({other[0].folder}, {plugin.source.folder}): give "
+            "one of them another name"
+        )
+    for table in _tables:
+        for key in plugin.table(table.name):
+            if key in table:
+                by = provider(table.name, key) or "the package itself"
+                raise PluginError(
+                    f"the plugin {plugin.source.name} defines the {TABLES[table.name]} {key!r}, which {by} "
+                    "has already: give it another name"
+                )

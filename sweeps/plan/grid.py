@@ -1,0 +1,90 @@
+"""What a grid is: which Configs answer a question, and what its variants are called."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from semidavil.config import Config, ConfigError
+from sweeps.plan.combine import Selection, union
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid's function and what is fixed about it."""
+
+    build: Callable[[Config, Selection], list[Config]]
+    # The settings that it varies, with the values that the others are compared to; None stands for the
+    # value that the preset has.
+    baseline: Mapping[str, Any]
+    benchmarks: tuple[str, ...]  # unless told otherwise; toy runs take the first alone
+    shown: tuple[str, ...] = ()  # of the settings that it varies, those that name a variant; or all
+    name_of: Callable[[Mapping[str, str]], str] | None = None  # names it instead, from flat params
+    swept: tuple[str, ...] = ()  # settings that --set varies besides
+    first: Mapping[str, Any] = field(default_factory=dict)  # of a list of settings, the baseline's
+
+    def around(self, base: Config) -> "Grid":
+        """This grid with the baseline's open values taken from `base`."""
+        if self.first:
+            place = {"data.benchmark": self.benchmarks[0]} if self.benchmarks else {}
+            base = base.replace({**place, **self.first})
+        params = base.to_params()
+        known = {axis: params[axis] if v is None else v for axis, v in self.baseline.items()}
+        return replace(self, baseline=known)
+
+    def sweeping(self, axes: Sequence[str]) -> "Grid":
+        """This grid with settings that every variant has several values of; see `around`."""
+        return replace(
+            self, baseline={**self.baseline, **dict.fromkeys(axes)}, swept=(*self.swept, *axes)
+        )
+
+    @property
+    def about(self) -> str:
+        return inspect.getdoc(self.build) or ""
+
+    def cells(
+        self,
+        base: Config,
+        benchmarks: Sequence[str] = (),
+        budgets: Sequence[int] = (),
+        seeds: Sequence[int] = (0,),
+    ) -> list[Config]:
+        """The grid's Configs around `base`, each once; raises ConfigError if none is left."""
+        chosen = benchmarks or (self.benchmarks[:1] if base.data.toy else self.benchmarks)
+        which = Selection(tuple(chosen), tuple(budgets), tuple(seeds))
+        cells = union(self.build(base, which))
+        if not cells:
+            raise ConfigError(
+                f"no cell of this grid is left on {', '.join(chosen)} with budgets "
+                f"{' '.join(map(str, budgets))}: give other --budgets"
+            )
+        return cells
+
+    def variant(self, config: Config) -> str:
+        """What sets `config` apart within the grid: `vlga`; with settings that are swept `vlga+lr=0.001`."""
+        params = config.to_params()
+        if self.name_of:
+            names = [self.name_of(params)]
+        else:
+            axes = self.shown or [axis for axis in self.baseline if axis not in self.swept]
+            names = [params[axis] for axis in axes]
+        return "+".join([*names, *(f"{short(axis)}={params[axis]}" for axis in self.swept)])
+
+    def difference(self, config: Config) -> str:
+        """How `config` differs from the baseline: `fusion=vlga, loss=ce`; empty for the baseline itself."""
+        params = config.to_params()
+        return ", ".join(
+            f"{short(axis)}={params[axis]}"
+            for axis, value in self.baseline.items()
+            if params[axis] != str(value)
+        )
+
+    def name(self, config: Config) -> str:
+        """A readable name of one cell: `gta5-cityscapes/dlg/100/s0`."""
+        data = config.data
+        return f"{data.benchmark}/{self.variant(config)}/{data.budget}/s{config.seed}"
+
+
+def short(path: str) -> str:
+    """A setting's name in print: `model.fusion` is `fusion`, `loss.name` is `loss`."""
+    return path.removesuffix(".name").rpartition(".")[2]
