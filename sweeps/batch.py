@@ -31,6 +31,7 @@ def submit(options: Options, console: Console) -> int:
 
         request, runs = requested(options), store.runs()
         print_left_out(console, request.left_out)
+        print_notes(console, request.notes)
         retry, refresh = options.retry_failed, options.refresh
         plans = [
             make_plan(job.name, job.grid, job.configs, runs, retry, refresh=refresh)
@@ -99,3 +100,8 @@ def notifying(options: Options, console: Console) -> Iterator[tuple[Notify, Call
 def print_left_out(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
         console.print(f"[red]left out:[/] {escape(line)}")
+
+
+def print_notes(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"[yellow]note:[/] {escape(line)}")

@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "
         "the tracking store]")
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
-    about[ALL] = "all of these; a cell that several share is run once"
+    about[ALL] = "all of these; a run that several share is made once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
     run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
         "only what is missing.",
         epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
-        "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong;\n"
+        "exit codes: 0 everything is done; 1 something failed or could not run; 2 the command is wrong;\n"
         "  3 other sweeps are at work on the rest; 4 `python -m sweeps stop` or --time-limit has ended it;\n"
         "  130 stopped by Ctrl-C, 128 + N by signal N",
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -95,16 +95,16 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--data-root", metavar="DIR", default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
         help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]")
     add("--list", action="store_true", dest="list_only",
-        help="show every cell, its state, the expected time and what cannot run; without --grid: the "
+        help="show every run, its state, the expected time and what cannot run; without --grid: the "
         "grids. Starts nothing")
     add("--rerun", metavar="RUN_ID",
         help="train a finished run again from what MLflow knows of it, and compare the numbers")
     add("--retry-failed", action="store_true",
-        help="also run cells, or trials of a search, whose loss became infinite or whose score was "
+        help="also make runs again, or trials of a search, whose loss became infinite or whose score was "
         "undefined, which would happen again unless the code has changed; other failures are always tried "
         "again")
     add("--refresh", action="store_true",
-        help="also run cells again that were trained on other data, weights or captioners than are here "
+        help="also make runs again that were trained on other data, weights or captioners than are here "
         "now; their earlier runs are deleted in MLflow, which can restore them")
 
     add = run.add_argument_group("variants and settings").add_argument
@@ -133,10 +133,10 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
 
     add = run.add_argument_group("how to run").add_argument
     add("--retries", metavar="N", type=_whole(0), default=1,
-        help="how often a failed cell is tried again at once, unless it would fail in the same way "
+        help="how often a failed run is tried again at once, unless it would fail in the same way "
         "[default: 1]; one that is out of memory beside others is also tried by itself")
     add("--wait", action="store_true",
-        help="stay until the cells that other sweeps train are done, and take over what these leave")
+        help="stay until the runs that other sweeps train are done, and take over what these leave")
     add("--concurrency", metavar="N", type=_whole(1),
         help="runs at a time [default: as many as there are CPU cores or GPUs for]")
     add("--gpus-per-trial", metavar="X", type=_share,

@@ -21,7 +21,7 @@ from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
 from semidavil.place import CHECKOUT
 from sweeps import request as asked
 from sweeps import slurm, steer
-from sweeps.batch import notifying, print_left_out, submit
+from sweeps.batch import notifying, print_left_out, print_notes, submit
 from sweeps.given import grid_of, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
@@ -98,11 +98,6 @@ def _resources(options: Options, base: Config, console: Console) -> "Resources":
     return resources
 
 
-def _print_notes(console: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"[yellow]note:[/] {escape(line)}")
-
-
 def _show_settings(options: Options, console: Console) -> int:
     """`--settings`, `--print-config`: what would be trained, without a grid or with what it leaves open."""
     from semidavil.describe import settings_table, to_yaml
@@ -146,7 +141,7 @@ def _list(options: Options, console: Console) -> int:
     else:
         print_plan(console, plans[0], concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
-    _print_notes(console, request.notes)
+    print_notes(console, request.notes)
     left_out = [*request.left_out, *_storage_problems(store)]
     print_left_out(console, left_out)
     return WRONG if left_out else DONE
@@ -166,7 +161,7 @@ def _storage_problems(store: "Store") -> Iterable[str]:
 def _sweep(options: Options, console: Console, notify: Notify) -> int:
     request = requested(options)
     print_left_out(console, request.left_out)
-    _print_notes(console, request.notes)
+    print_notes(console, request.notes)
     if not request.configs:
         console.print("nothing that was asked for can run")
         return WRONG
@@ -205,7 +200,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     if result.failed:
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} cells whose loss became infinite, or whose score is undefined, are tried again"
+        text = f"{diverged} runs whose loss became infinite, or whose score is undefined, are tried again"
         console.print(escape(f"{text} only by {again}"))
     _say_what_runs_saw(console, options, result.plans.values(), data)
     if code == ELSEWHERE:

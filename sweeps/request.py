@@ -132,7 +132,7 @@ def _job(spec: Spec, base: Config) -> Job:
     require_present(spec.all_cells(base, selection), selection.only, grid)
     cells = spec.cells(base)
     if not cells:
-        raise ConfigError(f"no cell has all of --only {' '.join(selection.only)}: name fewer")
+        raise ConfigError(f"no run has all of --only {' '.join(selection.only)}: name fewer")
     used = {provider("GRIDS", spec.grid), *(id for cell in cells for id in cell.plugins)}
     return Job(replace(spec, plugins=tuple(sorted(filter(None, used)))), grid, cells)
 

@@ -328,7 +328,7 @@ class Driver:
                 self._give_up(cell, str(result), "")
 
     def _store_is_away(self, error: StoreAway) -> None:
-        self.progress.print(f"{escape(str(error))}; no cell begins before it answers")
+        self.progress.print(f"{escape(str(error))}; no run begins before it answers")
 
     # Ends
 

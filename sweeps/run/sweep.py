@@ -152,7 +152,7 @@ class Sweep:
                     raise
                 self._unprepared[kind] = str(error)
                 count = sum(preparation_of(config) == kind for config in configs)
-                text = f"{error} ({count} cells cannot run)"
+                text = f"{error} ({count} runs cannot be made)"
                 self.console.print(f"[red]left out:[/] {escape(text)}")
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
@@ -175,7 +175,7 @@ class Sweep:
                 time.sleep(in_vain)
             elif (plan.elsewhere or cells) and self.options.wait:
                 waiting = len(plan.elsewhere) + len(cells)
-                self._say_once(f"waiting for {waiting} cells that other sweeps train")
+                self._say_once(f"waiting for {waiting} runs that other sweeps train")
                 time.sleep(LOOK_SECONDS)
                 in_vain = 0
             else:

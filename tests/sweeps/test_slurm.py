@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
+from forked_commands import ROOT
 from servers import assert_undisturbed
 from sweep_process import Command, Sweeps, source
 from tracked_runs import finish
@@ -21,11 +22,11 @@ from tracked_runs import finish
 from semidavil import machine
 from semidavil.config import preset
 from sweeps import slurm
-from sweeps.cli import main
+from sweeps.cli import main, parser
 from sweeps.plan.grids import GRIDS
 from sweeps.run.driver import LOOK_SECONDS
 from sweeps.run_options import seconds_of, without_option
-from sweeps.stopping import AskedToStop, Stopped
+from sweeps.stopping import NOTICE_SECONDS, AskedToStop, Stopped
 from sweeps.track.store import Store
 
 FOUR = ("--grid", "attention", "--budgets", "100", "--concurrency", "1")
@@ -305,3 +306,18 @@ def test_a_running_sweep_is_paused_resumed_and_stopped_from_elsewhere(
     assert code == 0, output
     assert_undisturbed(sweeps.store, 4)
     assert max(steps(sweeps).values()) == 1, "a step was trained twice"
+
+
+def test_the_script_to_change_by_hand_is_one_that_is_accepted(cluster: Slurm) -> None:
+    ready = ROOT / "deploy" / "slurm" / "sweep.sbatch"
+    wanted = {"SEMIDAVIL_SHARED": "/a shared folder", "MLFLOW_TRACKING_URI": "http://head:5000"}
+    ran = subprocess.run(
+        ["bash", str(ready)], env=os.environ | wanted | {"PYTHON": cluster.python},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    _, script, *arguments = ran.stdout.rstrip("\0").split("\0")
+    options = parser().parse_args([Path(script).stem, *arguments])
+    assert options.storage == "/a shared folder/runs"
+    asked = {line for line in ready.read_text().splitlines() if line.startswith("#SBATCH")}
+    for line in ("--requeue", "--open-mode=append", f"--signal=B:USR1@{NOTICE_SECONDS:.0f}"):
+        assert f"#SBATCH {line}" in asked
