@@ -52,7 +52,7 @@ def deliver_all(store: Store, show: Print) -> int:
                 "deleted, a sweep of its grid logs it into a new one"
             )
         elif _finished_elsewhere(run, runs.values()):
-            store.close(run.run_id, "KILLED", "another sweep has finished this cell")
+            store.close(run.run_id, "KILLED", "another sweep has finished this one")
             workspace(uri).remove()
             show(f"{run.name}: another sweep has finished it; its own numbers are kept")
         else:
