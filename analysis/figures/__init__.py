@@ -19,6 +19,7 @@ from analysis.figures import (
     sensitivity,
     synapse,
 )
+from semidavil.names import ORACLE
 
 FIGURES: dict[str, DrawFigure] = {
     "attention": partial(budget_curves.draw, name="attention"),
@@ -34,6 +35,7 @@ FIGURES: dict[str, DrawFigure] = {
     "captions": partial(
         dots.draw, grid="captions", field="captions", baseline=baseline_captions,
         title="What the caption says", details=add_lengths, told=captioners_table,
+        is_bound=lambda name: name.startswith(ORACLE),
     ),
     "encoders": encoders.draw,
     "sensitivity": sensitivity.draw,
