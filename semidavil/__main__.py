@@ -47,10 +47,5 @@ app.command("export")(export_command)
 app.command("demo")(demo_command)
 
 
-def main() -> None:
-    """The installed command `semidavil`."""
-    app(prog_name="semidavil")
-
-
 if __name__ == "__main__":
     app(prog_name="python -m semidavil")

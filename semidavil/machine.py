@@ -11,9 +11,16 @@ HIDDEN = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES where no GPU is to be 
 
 
 def available_cpus() -> int:
-    """CPU cores that this process may use: a container may have fewer than it sees."""
+    """CPU cores that this process may use: a container, or a job of SLURM, may have fewer than it sees."""
     seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(seen, cpu_quota())))
+    return max(1, math.ceil(min(seen, cpu_quota(), slurm_cpus())))
+
+
+def slurm_cpus() -> float:
+    """CPU cores of this job on this machine, which not every cluster enforces; infinite outside of one."""
+    names = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")
+    given = [os.environ.get(name, "") for name in names] if "SLURM_JOB_ID" in os.environ else []
+    return next((float(text) for text in given if text.isdigit()), math.inf)
 
 
 def cpu_quota(processes: Path = Path("/proc/self/cgroup"), groups: Path = CGROUPS) -> float:

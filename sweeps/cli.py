@@ -3,9 +3,11 @@
     python sweeps/run.py --grid attention        # main(["run", "--grid", "attention"])
     python sweeps/status.py                      # main(["status"])
     python sweeps/deliver.py                     # main(["deliver"])
+    python -m sweeps stop                        # main(["stop"]); so are all others
 
 Exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong; 3 others are
-at work on the rest; 130, or 128 and the number of a signal, it was stopped.
+at work on the rest; 4 `stop` or `--time-limit` has ended it; 130, or 128 and the number of a signal, it was
+stopped.
 """
 
 import argparse
@@ -20,13 +22,17 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from semidavil import __version__
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
 from semidavil.plugins import PluginError, use
+from sweeps import slurm
 from sweeps.given import plugins_given
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
-from sweeps.stopping import Stopped, exit_code
+from sweeps.run_options import add_batch_options, attach_value
+from sweeps.steer_options import add_steering
+from sweeps.stopping import AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
 
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
@@ -36,7 +42,9 @@ OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
 # An option in two lines; the formatter would spread it over six.
 def parser() -> argparse.ArgumentParser:
     """Of all commands; the first argument names the command."""
-    top = argparse.ArgumentParser(prog="sweeps", description=(__doc__ or "").partition("\n")[0])
+    top = argparse.ArgumentParser(prog="python -m sweeps",
+        description="Runs grids of training runs, and steers them from any terminal.")
+    top.add_argument("--version", action="version", version=f"semidavil {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     storage = argparse.ArgumentParser(add_help=False)
     storage.add_argument("--storage", metavar="PLACE", default=os.environ.get("SEMIDAVIL_STORAGE", ""),
@@ -44,27 +52,35 @@ def parser() -> argparse.ArgumentParser:
         "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "
         "the tracking store]")
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
-    about[ALL] = "all of these; a cell that several share is run once"
+    about[ALL] = "all of these; a run that several share is made once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<20}{text}" for name, text in about.items())
     run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
+        help="Runs a grid of training runs; again: what is missing",
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
         "only what is missing.",
         epilog=f"grids:\n{grids}\n\nbenchmarks:\n  {', '.join(BENCHMARKS)}\n\n"
-        "exit codes: 0 every cell is done; 1 something failed or could not run; 2 the command is wrong;\n"
-        "  3 other sweeps are at work on the rest; 130 stopped by Ctrl-C, 128 + N by signal N",
+        "exit codes: 0 everything is done; 1 something failed or could not run; 2 the command is wrong;\n"
+        "  3 other sweeps are at work on the rest; 4 `python -m sweeps stop` or --time-limit has ended it;\n"
+        "  130 stopped by Ctrl-C, 128 + N by signal N",
         formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_argument("--version", action="version", version=f"semidavil {__version__}")
     _add_options_of_run(run)
     status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
+        help="Shows what is done, running, failed and left",
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
         "sweep itself.")
     status.add_argument("--grid", metavar="NAME", help="one grid only [default: all that have run]")
+    status.add_argument("--watch", metavar="SECONDS", type=_whole(1), nargs="?", const=5,
+        help="show it again and again [default: every 5]")
+    status.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
     _add_plugin(status)
-    status.add_argument("--watch", metavar="SECONDS", type=_whole(1), help="show it again and again")
     commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
+        help="Delivers results that wait for a tracking store that was away",
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
         "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "
         "is trained again.")
+    add_steering(commands, storage)
     return top
 
 
@@ -82,16 +98,16 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
     add("--data-root", metavar="DIR", default=os.environ.get("SEMIDAVIL_DATA_ROOT", ""),
         help="holds a folder per data set [default: $SEMIDAVIL_DATA_ROOT, else generated data]")
     add("--list", action="store_true", dest="list_only",
-        help="show every cell, its state, the expected time and what cannot run; without --grid: the "
+        help="show every run, its state, the expected time and what cannot run; without --grid: the "
         "grids. Starts nothing")
     add("--rerun", metavar="RUN_ID",
         help="train a finished run again from what MLflow knows of it, and compare the numbers")
     add("--retry-failed", action="store_true",
-        help="also run cells, or trials of a search, whose loss became infinite or whose score was "
+        help="also make runs again, or trials of a search, whose loss became infinite or whose score was "
         "undefined, which would happen again unless the code has changed; other failures are always tried "
         "again")
     add("--refresh", action="store_true",
-        help="also run cells again that were trained on other data, weights or captioners than are here "
+        help="also make runs again that were trained on other data, weights or captioners than are here "
         "now; their earlier runs are deleted in MLflow, which can restore them")
 
     add = run.add_argument_group("variants and settings").add_argument
@@ -120,10 +136,10 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
 
     add = run.add_argument_group("how to run").add_argument
     add("--retries", metavar="N", type=_whole(0), default=1,
-        help="how often a failed cell is tried again at once, unless it would fail in the same way "
+        help="how often a failed run is tried again at once, unless it would fail in the same way "
         "[default: 1]; one that is out of memory beside others is also tried by itself")
     add("--wait", action="store_true",
-        help="stay until the cells that other sweeps train are done, and take over what these leave")
+        help="stay until the runs that other sweeps train are done, and take over what these leave")
     add("--concurrency", metavar="N", type=_whole(1),
         help="runs at a time [default: as many as there are CPU cores or GPUs for]")
     add("--gpus-per-trial", metavar="X", type=_share,
@@ -131,6 +147,7 @@ def _add_options_of_run(run: argparse.ArgumentParser) -> None:
         "the result of one; 0: on the CPU [default: 1]")
     add("--cpus-per-trial", metavar="N", type=_whole(1))
     add("--address", metavar="ADDRESS", help="a running Ray cluster; auto finds this machine's")
+    add_batch_options(run)
 
 
 def _add_plugin(command: argparse.ArgumentParser) -> None:
@@ -172,8 +189,9 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that it does not know are replaced
             stream.reconfigure(errors="replace")
+    arguments = attach_value(arguments, "--slurm")
     command = arguments[0] if arguments else ""
-    options = Options(command=command, given=list(arguments[1:]), from_file={})
+    options = Options(command=command, given=arguments[1:], from_file={})
     console = Console(highlight=False, soft_wrap=True)  # text can be copied, paths and all
     try:
         with use(*plugins_given(arguments)):  # before the parser, whose help shows their grids
@@ -199,11 +217,13 @@ def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _say_stopped(stop: KeyboardInterrupt, options: Options, console: Console) -> int:
-    why = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
+    why = f"stopped by {stop}" if isinstance(stop, Stopped | AskedToStop) else "stopped"
     read = "list_only" in options  # else it was stopped before
     if options.command == "run" and read and not (options.list_only or options.rerun):
         text = "What has finished is kept; the same command goes on from there:"
         console.print(f"[yellow]{why}.[/] {text}\n    {escape(options.again())}")
+        if back := slurm.requeue(stop):
+            console.print(escape(back))
     else:
         console.print(f"[yellow]{why}[/]")
     return exit_code(stop)

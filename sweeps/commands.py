@@ -3,7 +3,7 @@
 Each takes the command's options and a console, and returns its exit code; see `sweeps.cli`.
 """
 
-import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -20,6 +20,8 @@ from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_setting
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
 from semidavil.place import CHECKOUT
 from sweeps import request as asked
+from sweeps import slurm, steer
+from sweeps.batch import notifying, print_left_out, print_notes, submit
 from sweeps.given import grid_of, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
@@ -27,6 +29,7 @@ from sweeps.plan.spec import Job, Spec
 from sweeps.request import (
     Options,
     data_are_here,
+    open_store,
     present_data,
     requested,
     require_benchmark,
@@ -34,6 +37,8 @@ from sweeps.request import (
     searched,
     spec_and_base,
 )
+from sweeps.show.notify import Notify, quiet
+from sweeps.stopping import DONE, ELSEWHERE, WRONG
 
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
@@ -44,8 +49,6 @@ if TYPE_CHECKING:
     from sweeps.run.sweep import SweepResult
     from sweeps.track.store import Store
 
-DONE, WRONG, ELSEWHERE = 0, 1, 3  # exit codes; 2 is a ConfigError's
-
 
 def run(options: Options, console: Console) -> int:
     """`python sweeps/run.py`; raises ConfigError if the command is wrong."""
@@ -53,6 +56,8 @@ def run(options: Options, console: Console) -> int:
     if options.show_settings or options.print_config:
         return _show_settings(options, console)
     if options.rerun:
+        if options.slurm is not None:
+            raise ConfigError("--rerun trains one run here and now: leave --slurm out")
         return _rerun(options, console)
     _, options.grid = grid_of(options.grid) if options.grid else ("", None)
     if options.grid is None and not options.list_only:
@@ -65,21 +70,19 @@ def run(options: Options, console: Console) -> int:
         require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
     for benchmark in options.benchmark:
         require_benchmark(benchmark)
-    if options.grid == SEARCH:
-        return _search(options, console)
-    return _list(options, console) if options.list_only else _sweep(options, console)
-
-
-def open_store(options: Options) -> "Store":
-    """The tracking store that the environment names, with the command's storage.
-
-    Raises TrackingError if it names no store, ConfigError if nothing can be kept in that storage.
-    """
-    from sweeps.keep.storage import open_storage
-    from sweeps.track.store import Store
-
-    storage = open_storage(options.storage) if options.storage else None
-    return Store(asked.ROOT, os.environ.get("MLFLOW_TRACKING_URI"), storage)
+    if options.slurm is not None:
+        return submit(options, console)
+    if options.list_only and options.grid != SEARCH:
+        return _list(options, console)
+    if options.list_only:
+        return _search(options, console, quiet)
+    if options.time_limit:
+        slurm.begin_time_limit(options.time_limit)
+    with notifying(options, console) as (notify, ended):
+        sweep = _search if options.grid == SEARCH else _sweep
+        code = sweep(options, console, notify)
+        ended(code)
+    return code
 
 
 def _resources(options: Options, base: Config, console: Console) -> "Resources":
@@ -93,16 +96,6 @@ def _resources(options: Options, base: Config, console: Console) -> "Resources":
     if resources.note:
         console.print(f"[yellow]note:[/] {escape(resources.note)}")
     return resources
-
-
-def _print_left_out(console: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"[red]left out:[/] {escape(line)}")
-
-
-def _print_notes(console: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        console.print(f"[yellow]note:[/] {escape(line)}")
 
 
 def _show_settings(options: Options, console: Console) -> int:
@@ -148,9 +141,9 @@ def _list(options: Options, console: Console) -> int:
     else:
         print_plan(console, plans[0], concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
-    _print_notes(console, request.notes)
+    print_notes(console, request.notes)
     left_out = [*request.left_out, *_storage_problems(store)]
-    _print_left_out(console, left_out)
+    print_left_out(console, left_out)
     return WRONG if left_out else DONE
 
 
@@ -165,10 +158,10 @@ def _storage_problems(store: "Store") -> Iterable[str]:
         yield f"checkpoints cannot be kept in {uri}: {why}; {remedy}"
 
 
-def _sweep(options: Options, console: Console) -> int:
+def _sweep(options: Options, console: Console, notify: Notify) -> int:
     request = requested(options)
-    _print_left_out(console, request.left_out)
-    _print_notes(console, request.notes)
+    print_left_out(console, request.left_out)
+    print_notes(console, request.notes)
     if not request.configs:
         console.print("nothing that was asked for can run")
         return WRONG
@@ -177,6 +170,7 @@ def _sweep(options: Options, console: Console) -> int:
 
     from sweeps.plan.cells import make_plan
     from sweeps.run.sweep import Sweep, tidy
+    from sweeps.show.address import where_to_look
     from sweeps.show.tables import print_failures, print_results, summary
 
     def print_summary(plan: "Plan") -> None:
@@ -186,12 +180,17 @@ def _sweep(options: Options, console: Console) -> int:
     _say_bundled(console, request.base, request.configs)
     tidy(store, console)
     runs, data = store.runs(), present_data(options, request.base, read=True)
-    for job in request.jobs:
-        retry, refresh = options.retry_failed, options.refresh
-        print_summary(
-            make_plan(job.name, job.grid, job.configs, runs, retry, data=data, refresh=refresh)
-        )
-    sweep_options = _sweep_options(options, store, request.jobs[0].spec, data)
+    retry, refresh = options.retry_failed, options.refresh
+    plans = [
+        make_plan(job.name, job.grid, job.configs, runs, retry, data=data, refresh=refresh)
+        for job in request.jobs
+    ]
+    for plan in plans:
+        print_summary(plan)
+    if any(plan.waiting for plan in plans):
+        only = store.experiment_id(plans[0].grid_name) if len(plans) == 1 else ""
+        console.print(f"runs: {escape(where_to_look(store, only))}", soft_wrap=True)
+    sweep_options = _sweep_options(options, store, request.jobs[0].spec, data, notify)
     result = Sweep(store, resources, console, sweep_options).run_jobs(request.jobs)
     for plan in result.plans.values():
         print_results(console, plan)
@@ -201,12 +200,14 @@ def _sweep(options: Options, console: Console) -> int:
     if result.failed:
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} cells whose loss became infinite, or whose score is undefined, are tried again"
+        text = f"{diverged} runs whose loss became infinite, or whose score is undefined, are tried again"
         console.print(escape(f"{text} only by {again}"))
     _say_what_runs_saw(console, options, result.plans.values(), data)
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
-    console.print("look at the runs: mlflow ui    draw them: python analysis/make_figures.py")
+    console.print("draw them: python analysis/make_figures.py")
+    if code == ELSEWHERE and slurm.in_array():
+        code = DONE  # this job has done its part, and SLURM takes anything else for a failure
     return WRONG if request.left_out else code
 
 
@@ -247,7 +248,7 @@ def _say_bundled(console: Console, base: Config, configs: Iterable[Config]) -> N
 
 
 def _sweep_options(
-    options: Options, store: "Store", spec: Spec, data: "PresentData"
+    options: Options, store: "Store", spec: Spec, data: "PresentData", notify: Notify
 ) -> "SweepOptions":
     """Also gives the store what is attached to each run: changes of the code."""
     from sweeps.run.driver import SweepOptions
@@ -264,16 +265,18 @@ def _sweep_options(
         refresh=options.refresh,
         data=data,
         wait=options.wait,
+        command=options.told_to_others(),
+        notify=notify,
     )
 
 
 # Searching
 
 
-def _search(options: Options, console: Console) -> int:
+def _search(options: Options, console: Console, notify: Notify) -> int:
     spec, base = searched(options)
     problems = find_problems([base]) if data_are_here(options, base) else []
-    _print_left_out(console, [problem.reason for problem in problems])
+    print_left_out(console, [problem.reason for problem in problems])
     if problems and not options.list_only:
         return WRONG
     store = open_store(options)
@@ -291,6 +294,7 @@ def _search(options: Options, console: Console) -> int:
     )
     from sweeps.run.study import Study
     from sweeps.run.sweep import Sweep, tidy
+    from sweeps.show.address import where_to_look
     from sweeps.show.overview import open_overview
     from sweeps.show.tables import print_failures, print_results
     from sweeps.track.retry import TrackingError
@@ -322,13 +326,18 @@ def _search(options: Options, console: Console) -> int:
         return WRONG if problems else DONE
 
     spec = replace(spec, study=study.name)
-    sweep = Sweep(store, resources, console, _sweep_options(options, store, spec, data))
+    chosen = _sweep_options(options, store, spec, data, notify)
+    sweep = Sweep(store, resources, console, chosen)
     source = StudySource(
         study, store, console.print, options.wait, options.retry_failed, data, options.refresh
     )
     work = source.total or source.elsewhere  # what others are at may become free
     concurrency = resources.concurrency
-    overview = open_overview(store, spec, ABOUT, concurrency, data) if work else None
+    overview = None
+    if work:
+        console.print(f"runs: {escape(where_to_look(store, store.experiment_id(SEARCH)))}")
+        tags = {"command": chosen.command, "storage": store.storage.uri}
+        overview = open_overview(store, spec, ABOUT, concurrency, data, tags)
     try:
         if overview:
             sweep.run_source(source, overview, [base])
@@ -382,9 +391,15 @@ def status(options: Options, console: Console) -> int:
     from sweeps.show.status import look, watch
 
     store = open_store(options).within(0)  # a store that is away is named at once
+    if options.json:
+        while True:
+            print(look(store, options.grid).to_json(), flush=True)
+            if not options.watch:
+                return DONE
+            time.sleep(options.watch)
     if options.watch:
-        watch(console, lambda: look(store, options.grid), options.watch)
-    console.print(look(store, options.grid))
+        watch(console, lambda: look(store, options.grid).render(), options.watch)
+    console.print(look(store, options.grid).render())
     return DONE
 
 
@@ -406,4 +421,5 @@ COMMANDS: dict[str, Callable[[Options, Console], int]] = {
     "run": run,
     "status": status,
     "deliver": deliver,
+    **steer.COMMANDS,
 }

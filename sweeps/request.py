@@ -21,7 +21,7 @@ from semidavil.config import (
 )
 from semidavil.data.own import is_file, own_benchmarks
 from semidavil.descriptions import DescriptionError
-from semidavil.place import home
+from semidavil.place import command, home
 from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
@@ -29,9 +29,11 @@ from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.narrow import require_present, values_of, variations
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
+from sweeps.run_options import without_option
 
 if TYPE_CHECKING:  # it imports MLflow
     from sweeps.plan.data import PresentData
+    from sweeps.track.store import Store
 
 ROOT = home()
 TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:function
@@ -40,14 +42,18 @@ TRAIN_VARIABLE = "SEMIDAVIL_TRAIN"  # another training function, as module:funct
 class Options(argparse.Namespace):
     """What was given on the command line, by the names that `sweeps.cli.parser` gives."""
 
-    command: str  # run, status or deliver
+    command: str  # such as run
     given: list[str]  # all arguments after it
     from_file: dict[str, str]  # settings of --config
 
     def again(self, *more: str) -> str:
         """The same command once more, with options that it may lack."""
         given = [*self.given, *(option for option in more if option not in self.given)]
-        return shlex.join(["python", f"sweeps/{self.command}.py", *given])
+        return f"{command(self.command)} {shlex.join(given)}"
+
+    def told_to_others(self) -> str:
+        """The same command, without what other people should not see: an address to notify is a secret."""
+        return f"{command(self.command)} {shlex.join(without_option(self.given, '--notify'))}"
 
 
 def require_benchmark(name: str) -> None:
@@ -124,7 +130,7 @@ def _job(spec: Spec, base: Config) -> Job:
     require_present(spec.all_cells(base, selection), selection.only, grid)
     cells = spec.cells(base)
     if not cells:
-        raise ConfigError(f"no cell has all of --only {' '.join(selection.only)}: name fewer")
+        raise ConfigError(f"no run has all of --only {' '.join(selection.only)}: name fewer")
     used = {provider("GRIDS", spec.grid), *(id for cell in cells for id in cell.plugins)}
     return Job(replace(spec, plugins=tuple(sorted(filter(None, used)))), grid, cells)
 
@@ -244,3 +250,15 @@ def searched(options: Options) -> tuple[Spec, Config]:
             f"--confirm-seeds {base.seed}: the search itself chooses with this seed; give others"
         )
     return replace(spec, trials=options.trials, plugins=base.plugins), base
+
+
+def open_store(options: Options) -> "Store":
+    """The tracking store that the environment names, with the command's storage.
+
+    Raises TrackingError if it names no store, ConfigError if nothing can be kept in that storage.
+    """
+    from sweeps.keep.storage import open_storage
+    from sweeps.track.store import Store
+
+    storage = open_storage(options.storage) if options.storage else None
+    return Store(ROOT, os.environ.get("MLFLOW_TRACKING_URI"), storage)

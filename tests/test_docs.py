@@ -16,10 +16,13 @@ import typer
 
 from semidavil.__main__ import app
 from sweeps.cli import parser
+from sweeps.run_options import attach_value
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^\s*(?:\$ )?(python (?:sweeps/\w+\.py|-m semidavil) .*)$", re.MULTILINE)
+COMMAND = re.compile(
+    r"^\s*(?:\$ )?(python (?:sweeps/\w+\.py|-m semidavil|-m sweeps) .*)$", re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +44,15 @@ def commands_in(page: Path) -> list[list[str]]:
 
 def refuse(script: str, arguments: list[str]) -> None:
     """Raises SystemExit or a UsageError for a command that cannot be given so."""
-    if script == "-m":
+    if (script, *arguments[:1]) == ("-m", "sweeps"):
+        parser().parse_args(arguments[1:])
+    elif script == "-m":
         group = typer.main.get_command(app)
         group.make_context("semidavil", arguments[1:2], resilient_parsing=True)
         command = group.commands[arguments[1]]  # type: ignore[attr-defined]
         command.make_context(arguments[1], arguments[2:])
     else:
-        parser().parse_args([Path(script).stem, *arguments])
+        parser().parse_args([Path(script).stem, *attach_value(arguments, "--slurm")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

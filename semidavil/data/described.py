@@ -18,7 +18,7 @@ from semidavil.descriptions import MARK, REST, DataSet, rgb
 from semidavil.registry import DATASETS
 
 LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
-UNKNOWN_CODE = 2**16  # of a value that the description does not have
+UNKNOWN_CODE = 2**16 - 1  # of a value that the description does not have
 SHOWN = 4  # values or files that an error names
 
 
@@ -232,7 +232,7 @@ class DescribedReader(Reader):
             values = _packed_colours(self.title, sample.label)
         if about.divide > 1:
             values = values // about.divide
-        table = _table(tuple(about.codes.items()))
+        table = _table(tuple(about.codes.items()), about.encoding == "colour")
         if table is None:  # codes are the ids: the scan names unknown ones
             return values
         codes = table[values]
@@ -316,11 +316,11 @@ def title_of(dataset: str) -> str:
 
 
 @lru_cache(8)
-def _table(codes: tuple[tuple[int, int], ...]) -> np.ndarray | None:
-    """Code by value, up to 2**24; None where both are the same."""
+def _table(codes: tuple[tuple[int, int], ...], is_colour: bool) -> np.ndarray | None:
+    """Code by value; None where both are the same."""
     if all(value == code for value, code in codes):
         return None
-    table = np.full(2**24, UNKNOWN_CODE, np.uint32)
+    table = np.full(2**24 if is_colour else 2**16, UNKNOWN_CODE, np.uint16)
     for value, code in codes:
         table[value] = code
     return table

@@ -246,7 +246,12 @@ def load_captions(
     for dataset in benchmark.datasets:
         paths = [s.image for (of, _), samples in groups.items() if of == dataset for s in samples]
         captions |= caption_images(
-            paths, captioner, folder, windows=windows_of(config, dataset), progress=progress
+            paths,
+            captioner,
+            folder,
+            windows=windows_of(config, dataset),
+            progress=progress,
+            of=dataset,
         )
     if not name.startswith(SHUFFLED):
         return captions

@@ -60,6 +60,7 @@ def caption_images(
     windows: Windows | None = None,
     batch_size: int = 16,
     progress: bool = False,
+    of: str = "",
 ) -> dict[Path, Caption]:
     """The caption of every image; only those that `cache_dir` does not hold are computed.
 
@@ -69,6 +70,7 @@ def caption_images(
 
     Args:
         windows: what the captions speak of, at the working size; None: whole images.
+        of: the data set, for people who wait.
 
     Raises:
         CaptionError: an image that cannot be read, by name, or a model that cannot be loaded.
@@ -77,7 +79,7 @@ def caption_images(
         return dict.fromkeys(paths, Caption((captioner.text,)))
     return describe_files(
         paths, captioner, lambda path: read_parts(path, windows, captioner.size), cache_dir,
-        windows=windows, batch_size=batch_size, progress=progress,
+        windows=windows, batch_size=batch_size, progress=progress, of=of,
     )  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def describe_files(
     windows: Windows | None = None,
     batch_size: int = 16,
     progress: bool = False,
+    of: str = "",
 ) -> dict[Path, Caption]:
     """The caption of every file; only those that `cache_dir` does not hold are computed.
 
@@ -116,7 +119,8 @@ def describe_files(
         if any(hashes[path] + mark not in known for mark in marks)
     }
     todo, step = list(reversed(missing.items())), max(1, batch_size // len(marks))
-    with _bar("captions", len(todo), progress) as advance, ThreadPoolExecutor(4) as pool:
+    bar = f"captioning {of}" if of else "captioning"
+    with _bar(bar, len(todo), progress) as advance, ThreadPoolExecutor(4) as pool:
         batches = [todo[start : start + step] for start in range(0, len(todo), step)]
         loads = (pool.map(read, [path for _, path in batch]) for batch in batches)
         for batch, files in zip(batches, _ahead(loads), strict=True):

@@ -195,6 +195,10 @@ class BucketWorkspace(Workspace):
                 away = False
             next_time = time.monotonic() + PUSH_SECONDS
 
+    def log_text(self) -> str | None:
+        pushed = self._read(LOG)  # of whichever machine trains it; a copy here may be an old one
+        return super().log_text() if pushed is None else pushed
+
     def is_undelivered(self) -> bool:
         return super().is_undelivered() or self._read(ENDING) is not None
 

@@ -61,6 +61,13 @@ class Workspace:
         """Keeps each checkpoint soon after it is written, while the run trains."""
         yield
 
+    def log_text(self) -> str | None:
+        """The log of the run so far; None if there is none."""
+        try:
+            return (self.folder / LOG).read_text(errors="replace")
+        except FileNotFoundError:
+            return None
+
     def is_undelivered(self) -> bool:
         """Whether an ended run waits here for the tracking store."""
         return (self.folder / ENDING).exists()

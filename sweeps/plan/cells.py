@@ -17,6 +17,7 @@ from sweeps.plan.grid import Grid
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun
+from sweeps.track.wishes import ASKED
 
 
 class State(StrEnum):
@@ -59,6 +60,7 @@ class FailedCell:
     name: str
     reason: str
     log: str = ""  # where the output of its training is
+    key: str = ""  # its Config's; empty where no run was begun
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ def state_of(
         if is_held(run, now):
             return State.ELSEWHERE, run
     if finished:
-        other = _saw_other(finished[-1], data)
-        return State.DONE_ON_OTHER if other else State.DIVERGED, finished[-1]
+        run = finished[-1]
+        if _saw_other(run, data):
+            return State.DONE_ON_OTHER, run
+        return State.FAILED if run.tags.get("retry") == ASKED else State.DIVERGED, run
     if not runs:
         return State.TODO, None
     # The run that was trained last; of older versions, which gave no epochs, the one that has come farthest.

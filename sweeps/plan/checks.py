@@ -30,7 +30,7 @@ class Problem:
     cells: frozenset[str]  # their keys
 
     def __str__(self) -> str:
-        return f"{self.reason} ({len(self.cells)} cells cannot run)"
+        return f"{self.reason} ({len(self.cells)} runs cannot be made)"
 
 
 def find_problems(configs: Iterable[Config]) -> list[Problem]:

@@ -55,7 +55,7 @@ class Grid:
         cells = union(self.build(base, which))
         if not cells:
             raise ConfigError(
-                f"no cell of this grid is left on {', '.join(chosen)} with budgets "
+                f"no run of this grid is left on {', '.join(chosen)} with budgets "
                 f"{' '.join(map(str, budgets))}: give other --budgets"
             )
         return cells

@@ -91,7 +91,7 @@ def require_present(configs: Iterable[Config], only: Sequence[str], grid: Grid) 
                 there = ", ".join(
                     v if isinstance(v, str) else json.dumps(v) for v in present.values()
                 )
-                raise ConfigError(f"no cell has {short(path)}={text}: there are {there}")
+                raise ConfigError(f"no run has {short(path)}={text}: there are {there}")
 
 
 def _wanted(only: Sequence[str], grid: Grid) -> Mapping[str, dict[str, object]]:

@@ -6,10 +6,10 @@ Ray Tune's loop calls the driver and must never wait: whatever asks the tracking
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import partial
 
 from rich.markup import escape
 
@@ -21,78 +21,20 @@ from sweeps.plan.cells import Cell, FailedCell
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.run.events import Done, Event, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
+from sweeps.run.source import CellSource
 from sweeps.run.store_thread import StoreThread
+from sweeps.show.notify import Notify, quiet
 from sweeps.show.progress import SweepProgress
 from sweeps.track.lease import SIGN_SECONDS, Claimed, Held, Leases
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.store import Store
+from sweeps.track.wishes import NOTHING, Wishes
 
 DEATHS = 2  # how often a cell is started again after its worker was killed
+LOOK_SECONDS = 5.0  # between two looks at what people ask for; 10 ms each on SQLite
 NEXT_LOOK_SECONDS = 0.5  # before a source that has no cell now is asked again
 REFUSED_SECONDS = 5.0  # before the next cell is claimed after the store has refused one
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
-
-
-class CellSource(Protocol):
-    """Where a sweep's cells come from: a grid's queue, or an Optuna study.
-
-    `should_stop`, `exhausted` and `total` are asked in Ray Tune's loop and must answer at once; the rest is
-    called in the driver's store thread and may ask the tracking store.
-    """
-
-    @property
-    def total(self) -> int:
-        """Cells that have ended, are open, or are left."""
-
-    def exhausted(self) -> bool:
-        """Whether `next` will give no cell any more."""
-
-    def should_stop(self, cell: Cell, progress: Progress) -> bool:
-        """Whether a running cell, which has told a score, ends here."""
-
-    def next(self) -> Cell | None:
-        """The next cell; None if there is none now."""
-
-    def tags(self, cell: Cell) -> Mapping[str, str]:
-        """What the cell's run is tagged with besides."""
-
-    def finished(self, cell: Cell, done: Done, run_id: str) -> None:
-        """It was trained to its end."""
-
-    def stopped(self, cell: Cell, run_id: str) -> None:
-        """It was ended early."""
-
-    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
-        """It is given up; `diverged` if it would fail again in the same way."""
-
-    def taken(self, cell: Cell) -> None:
-        """Another sweep has it, or somebody has deleted its run."""
-
-
-class QueueSource:
-    """The waiting cells of a grid's plan, in order."""
-
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self.queue = deque(cells)
-        self.total = len(cells)
-
-    def exhausted(self) -> bool:
-        return not self.queue
-
-    def should_stop(self, cell: Cell, progress: Progress) -> bool:
-        return False
-
-    def next(self) -> Cell | None:
-        return self.queue.popleft() if self.queue else None
-
-    def tags(self, cell: Cell) -> Mapping[str, str]:
-        return {}
-
-    def finished(self, cell: Cell, done: Done, run_id: str) -> None: ...
-    def stopped(self, cell: Cell, run_id: str) -> None: ...
-    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None: ...
-    def taken(self, cell: Cell) -> None:
-        self.total -= 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +48,8 @@ class SweepOptions:
     refresh: bool = False  # so are cells of which runs saw other data than are here now
     data: PresentData = NOT_COMPARED  # what is here now
     wait: bool = False  # for cells that other sweeps train, and take over what these leave
+    command: str = ""  # that goes on with the sweep, for people
+    notify: Notify = quiet
 
 
 @dataclass(frozen=True)
@@ -117,7 +61,10 @@ class SweepContext:
     options: SweepOptions
     grid: str  # the experiment's name
     experiment_id: str
-    parent: str  # the run that theirs are shown below; empty if there is none
+    parent: (
+        str  # the run that theirs are shown below, whose tags have wishes; empty if there is none
+    )
+    before: Wishes = NOTHING  # those that were there when the sweep began
 
 
 @dataclass
@@ -148,7 +95,10 @@ class Driver:
         self.claiming = False
         self.problem: TrackingError | None = None  # why cells that are left do not begin
         self.to_claim: Cell | None = None  # taken from the source, and not yet claimed
-        self.next_claim = self.next_sign = 0.0  # monotonic
+        self.next_claim = self.next_sign = self.next_look = 0.0  # monotonic
+        self.wishes = Wishes()  # what people ask of the sweep, since it began
+        self.given_up: dict[str, Cell] = {}  # by key
+        self.retrying: set[str] = set()  # tokens of the wishes that were honoured here
         self.stopping: set[str] = set()  # run ids of trials that were told to end early
 
     # What Ray Tune's loop calls
@@ -156,6 +106,8 @@ class Driver:
     def next_task(self) -> Task | None:
         """A claimed cell, if one is ready; else claims the next one."""
         self.thread.poll()
+        if self.halts():
+            return None
         if self.ready:
             return self.ready.popleft()
         waits = time.monotonic() < self.next_claim
@@ -164,8 +116,16 @@ class Driver:
             self.thread.submit(self._claim_next, self._on_claimed)
         return None
 
+    def halts(self) -> bool:
+        """Whether somebody has told the sweep to stop or to pause."""
+        return bool(self.wishes.stop or self.wishes.paused)
+
     def finished(self) -> bool:
         """No cell is open and none is left; or the store has been away for as long as is waited."""
+        if (
+            self.wishes.stop and not self.claiming
+        ):  # those that have not begun are closed at the end
+            return self.open.keys() <= {task.run_id for task in self.ready}
         if self.open or self.ready:
             return False
         if self.thread.away_for() > self.context.store.patience.seconds:
@@ -178,8 +138,17 @@ class Driver:
         self.progress.start(task.name, task.params)
 
     def on_step(self) -> None:
-        """Gives signs of life for open runs."""
+        """Gives signs of life for open runs, and looks what people ask for."""
         self.thread.poll()
+        self.progress.breathe()
+        if (
+            self.context.parent
+            and time.monotonic() >= self.next_look
+            and not self.wishes.stop
+            and self.thread.is_idle()
+        ):
+            self.next_look = time.monotonic() + LOOK_SECONDS
+            self.thread.submit(self._read_wishes, self._on_wishes)
         if time.monotonic() >= self.next_sign and self.thread.is_idle():
             self.next_sign = time.monotonic() + SIGN_SECONDS
             run_ids = [*self.open, *filter(None, [self.context.parent])]
@@ -194,7 +163,8 @@ class Driver:
             self.progress.update(task.name, event)
             return self._stops(task, cell, event)
         if isinstance(event, Halted) and task.run_id not in self.stopping:
-            return False  # the sweep ends, and closes the run
+            self._on_halted(task, cell)
+            return False
         del self.open[task.run_id]
         self.stopping.discard(task.run_id)
         match event:
@@ -216,6 +186,56 @@ class Driver:
             return False
         self.stopping.add(task.run_id)
         return True
+
+    # What people ask for
+
+    def _read_wishes(self) -> Wishes:
+        return Wishes.of(self.store.run(self.context.parent).tags).since(self.context.before)
+
+    def _on_wishes(self, found: Wishes | Exception) -> None:
+        if isinstance(found, Exception):  # somebody has deleted the overview
+            return
+        before, self.wishes = self.wishes, found
+        if found.stop:
+            self.progress.print(
+                f"[yellow]told to stop by {escape(found.stopped_by)}:[/] each run writes a checkpoint first"
+            )
+        elif found.paused and not before.paused:
+            self.progress.print(
+                f"[yellow]paused by {escape(found.paused)}:[/] each run writes a checkpoint and waits for "
+                "python -m sweeps resume"
+            )
+        elif before.paused and not found.paused:
+            self.progress.print("resumed")
+        self.progress.paused = bool(found.paused)
+        for token, key in zip(found.retries, found.keys, strict=True):
+            # Of what this driver has not given up itself, `Sweep` takes care in its next round.
+            if token not in self.retrying and key in self.given_up and self.source.may_retry():
+                self.retrying.add(token)
+                self._retry(key)
+
+    def _retry(self, key: str) -> None:
+        cell = self.given_up.pop(key)
+        self.outcome.failed = [one for one in self.outcome.failed if one.key != key]
+        self.retried.pop(cell.name, None)
+        self.died.pop(cell.name, None)
+        self.progress.failed -= 1
+        self._try_again(cell, "somebody asks for it")
+
+    def _on_halted(self, task: Task, cell: Cell) -> None:
+        """It goes on from its checkpoint: after a pause here, else in the next sweep."""
+        del self.open[task.run_id]
+        reason = "the sweep was paused" if self.wishes.paused else "the sweep was stopped"
+
+        def halted(closed: bool | Exception) -> None:
+            if isinstance(closed, RunGone):
+                self._on_taken(cell, Taken(str(closed), gone=True))
+            else:
+                self.again.append(cell)
+
+        self.progress.pause(task.name)
+        close = partial(self.store.close, task.run_id, "KILLED", reason, task.epoch)
+        self.thread.submit(close, halted)
 
     # Claims
 
@@ -308,7 +328,7 @@ class Driver:
                 self._give_up(cell, str(result), "")
 
     def _store_is_away(self, error: StoreAway) -> None:
-        self.progress.print(f"{escape(str(error))}; no cell begins before it answers")
+        self.progress.print(f"{escape(str(error))}; no run begins before it answers")
 
     # Ends
 
@@ -391,7 +411,9 @@ class Driver:
 
     def _give_up(self, cell: Cell, reason: str, run_id: str, diverged: bool = False) -> None:
         log = file_of(self.store.storage.of(cell.config.key()), LOG) if run_id else ""
-        self.outcome.failed.append(FailedCell(cell.name, reason, log))
+        key = cell.config.key()
+        self.outcome.failed.append(FailedCell(cell.name, reason, log, key))
+        self.given_up[key] = cell
         self.progress.end(cell.name, error=reason)
         self.thread.submit(lambda: self.source.failed(cell, reason, run_id, diverged))
 

@@ -31,12 +31,13 @@ from sweeps.run.resources import Resources
 from sweeps.run.signals import StopSignals, stopping_signals
 from sweeps.run.stop_board import StopBoard
 from sweeps.run.worker import run_task
-from sweeps.stopping import Stopped
+from sweeps.stopping import TIME_IS_OVER, Stopped
 from sweeps.track.credentials import redact
 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: nothing but paths and numbers travels
 POLL_SECONDS = 0.1  # between two questions for a task while none runs
 GRACE_SECONDS = 30.0  # for checkpoints after a signal; batch systems give about as much
+ANNOUNCED_SECONDS = 120.0  # after one that announces the end of the time some minutes before it
 ANSWER_SECONDS = 5.0  # for the stop board to answer; a worker that hears nothing trains on
 # Ray's words for what its memory monitor has killed. It names the kernel's "OOM killer" for any death.
 OUT_OF_MEMORY = ("running low on memory", "NODE_OUT_OF_MEMORY")
@@ -64,6 +65,10 @@ class Listener(Protocol):
 
     def on_step(self) -> None:
         """Called about every `POLL_SECONDS`."""
+
+    def halts(self) -> bool:
+        """Whether the tasks that run are to end now, with a checkpoint, and no other begins."""
+        ...
 
     def finished(self) -> bool:
         """Whether there will be no task any more, also none that has to be repeated."""
@@ -98,7 +103,7 @@ def run_tasks(listener: Listener, resources: Resources) -> None:
     """Runs tasks until the listener has finished. Ray must be up.
 
     After a signal no task begins, and each one that runs is told to stop. Those that have not answered
-    after `GRACE_SECONDS`, or at a second signal, are left to end with Ray.
+    after `GRACE_SECONDS` (`ANNOUNCED_SECONDS`), or at a second signal, are left to end with Ray.
 
     Raises:
         Stopped, KeyboardInterrupt: a signal has come.
@@ -169,7 +174,8 @@ class _Trials(_DriverOnly, tune.Callback):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board = ray.remote(num_cpus=0)(StopBoard)
         self.board = board.options(name=self.board_name, scheduling_strategy=here).remote()
-        self.began = self.halting = self.exhausted = False
+        self.halted: set[str] = set()  # trials that were told to end
+        self.began = self.exhausted = False
 
     def add(self, trial_id: str, task: Task) -> None:
         self.open[trial_id], self.kills[trial_id] = task, kernel_kills()
@@ -220,13 +226,14 @@ class _Trials(_DriverOnly, tune.Callback):
 
     def step(self) -> None:
         """Honours signals, then gives the listener its turn."""
-        if self.signals.first is not None:
-            if self.signals.repeated or time.monotonic() > self.signals.since + GRACE_SECONDS:
-                self.signals.raise_first()
-            if not self.halting:
-                self.halting = True
-                for trial_id in self.open:
-                    self.board.stop.remote(trial_id)
+        signals = self.signals
+        grace = ANNOUNCED_SECONDS if signals.first in TIME_IS_OVER else GRACE_SECONDS
+        if signals.repeated or time.monotonic() > signals.since + grace:
+            signals.raise_first()  # if there was one
+        if signals.first is not None or self.listener.halts():
+            for trial_id in self.open.keys() - self.halted:
+                self.halted.add(trial_id)
+                self.board.stop.remote(trial_id)
         self.listener.on_step()
 
 

@@ -10,7 +10,8 @@ from enum import StrEnum
 from typing import get_args
 
 TRAIN = "semidavil.train:train"
-STARTING, TRAINING, SAVING = "starting", "training", "saving"  # phases of a worker
+# Phases of a worker.
+STARTING, TRAINING, EVALUATION, SAVING = "starting", "training", "evaluation", "saving"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Progress:
 
     step: int  # steps done; 0 before the first one
     total: int  # steps in all; 0 while that is not known
-    phase: str = ""  # starting (folder, imports, data), training, or saving (results, to the store)
+    # starting (folder, imports, data), training, evaluation, or saving (results, to the store)
+    phase: str = ""
     score: float | None = None  # on the validation set, at steps that measure it
     loss: float | None = None  # of the training, where the step has reported one
 

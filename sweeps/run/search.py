@@ -175,6 +175,9 @@ class StudySource:
         self.study.tell(cell.name, run_id, TrialState.FAIL, diverged=diverged)
         self._end(cell)
 
+    def may_retry(self) -> bool:
+        return False  # the study has moved on; its next search queues what has failed
+
     def stopped(self, cell: Cell, run_id: str) -> None:
         self.study.tell(cell.name, run_id, TrialState.PRUNED)
         self._end(cell)

@@ -17,25 +17,26 @@ from sweeps.plan.spec import Job
 from sweeps.run.cluster import Common, require_common, run_on_cluster
 from sweeps.run.driver import (
     CLOSING_SECONDS,
-    CellSource,
     Driver,
     Outcome,
-    QueueSource,
     SweepContext,
     SweepOptions,
 )
 from sweeps.run.engine import run_tasks, started_ray
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
+from sweeps.run.source import CellSource, QueueSource
 from sweeps.run.worker import is_input_error
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
+from sweeps.stopping import AskedToStop, Stopped
 from sweeps.track.deliver import advice, deliver_all
 from sweeps.track.lease import is_held
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
+from sweeps.track.wishes import Wishes
 
 ROUNDS_IN_VAIN = 3  # in which others had all cells that looked free
 LOOK_SECONDS = 10.0  # between two looks at cells that others train, with --wait
@@ -74,6 +75,8 @@ class Sweep:
     _attempted: set[str] = field(default_factory=set)  # keys
     _overviews: dict[str, Overview] = field(default_factory=dict)  # by job
     _drivers: list[Driver] = field(default_factory=list)  # of which cells may be open
+    _honoured: set[str] = field(default_factory=set)  # wishes that were seen
+    _got_on: bool = False  # whether a run has made a step
     _said: str = ""
 
     def run_jobs(self, jobs: Sequence[Job]) -> SweepResult:
@@ -149,7 +152,7 @@ class Sweep:
                     raise
                 self._unprepared[kind] = str(error)
                 count = sum(preparation_of(config) == kind for config in configs)
-                text = f"{error} ({count} cells cannot run)"
+                text = f"{error} ({count} runs cannot be made)"
                 self.console.print(f"[red]left out:[/] {escape(text)}")
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
@@ -157,19 +160,22 @@ class Sweep:
         in_vain = 0
         while True:
             runs = self._close_own(self.store.runs())
+            self._honour_wishes(job)
             plan = self._plan(job, runs)
             cells = [cell for cell in plan.waiting if self._may_run(cell)]
             if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
                 overview = self._overview(job, plan)
                 outcome = self._drive(QueueSource(cells), overview, _work(cells), runs)
-                self._attempted |= {cell.config.key() for cell in cells} - outcome.taken
-                self.result.failed += outcome.failed
+                keys = {cell.config.key() for cell in cells}
+                self._attempted |= keys - outcome.taken
+                earlier = [one for one in self.result.failed if one.key not in keys]
+                self.result.failed = earlier + outcome.failed
                 # A claim of another sweep may not show in the plan yet.
                 in_vain = in_vain + 1 if len(outcome.taken) == len(cells) else 0
                 time.sleep(in_vain)
             elif (plan.elsewhere or cells) and self.options.wait:
                 waiting = len(plan.elsewhere) + len(cells)
-                self._say_once(f"waiting for {waiting} cells that other sweeps train")
+                self._say_once(f"waiting for {waiting} runs that other sweeps train")
                 time.sleep(LOOK_SECONDS)
                 in_vain = 0
             else:
@@ -181,6 +187,25 @@ class Sweep:
         self._write_overview(job, self.store)
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
+
+    def _honour_wishes(self, job: Job) -> None:
+        """Raises AskedToStop if somebody has told this sweep to stop; has cells tried that people want tried.
+
+        While it runs cells, its driver looks for more.
+        """
+        if (overview := self._overviews.get(job.name)) is None:
+            return
+        try:
+            tags = self.store.run(overview.run_id).tags
+        except RunGone:
+            return
+        wishes = Wishes.of(tags).since(overview.wishes)
+        if wishes.stop:
+            raise AskedToStop(wishes.stopped_by)
+        for token, key in zip(wishes.retries, wishes.keys, strict=True):
+            if token not in self._honoured:
+                self._honoured.add(token)
+                self._attempted.discard(key)
 
     def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
         each = self.options
@@ -226,7 +251,12 @@ class Sweep:
         if job.name not in self._overviews:
             concurrency = self.resources.concurrency
             overview = open_overview(
-                self.store, job.spec, plan.grid.about, concurrency, self.options.data
+                self.store,
+                job.spec,
+                plan.grid.about,
+                concurrency,
+                self.options.data,
+                {"command": self.options.command, "storage": self.store.storage.uri},
             )
             self._overviews[job.name] = overview
             self._write_overview(job, self.store)
@@ -248,17 +278,27 @@ class Sweep:
         grid = overview.spec.grid
         context = SweepContext(
             self.store, self.resources, self.options, grid, self.store.experiment_id(grid),
-            overview.run_id,
+            overview.run_id, overview.wishes,
         )  # fmt: skip
         pace = Pace(runs)
-        progress = SweepProgress(self.console, source, to_come, self.resources.concurrency, pace)
+        progress = SweepProgress(
+            self.console, source, to_come, self.resources.concurrency, pace, self.options.notify
+        )
         driver = Driver(source, context, progress)
         self._drivers.append(driver)
-        with progress:
-            run_tasks(driver, self.resources)
+        try:
+            with progress:
+                run_tasks(driver, self.resources)
+        except Stopped as stop:
+            self._got_on = stop.got_on = self._got_on or progress.got_on
+            raise
+        self._got_on = True
         driver.close("the sweep has ended")
         self._drivers.remove(driver)
         self._settle(driver)
+        if driver.wishes.stop:
+            raise AskedToStop(driver.wishes.stopped_by)
+        self._honoured |= driver.retrying
         return driver.outcome
 
     def _settle(self, driver: Driver) -> None:

@@ -165,9 +165,16 @@ class _Attempt:
             self.log(_line(report.step, report.total_steps, report.metrics))
         score = report.metrics.get(f"val/{self.benchmark.metric}")
         loss = report.metrics.get("train/loss")
-        if score is not None or time.monotonic() >= self.next_tell:
-            self._tell(Progress(report.step, report.total_steps, events.TRAINING, score, loss))
+        evaluates = self._evaluates_after(report.step + 1, report.total_steps)
+        if score is not None or evaluates or time.monotonic() >= self.next_tell:
+            # Of an evaluation nothing is heard before its end, which may take minutes.
+            phase = events.EVALUATION if evaluates else events.TRAINING
+            self._tell(Progress(report.step, report.total_steps, phase, score, loss))
             self.next_tell = time.monotonic() + TELL_SECONDS
+
+    def _evaluates_after(self, step: int, last: int) -> bool:
+        every = int(self.task.params.get("runtime.eval_every", "0"))
+        return step == last or (every > 0 and step % every == 0)
 
     def _tell(self, progress: Progress) -> None:
         """Reports progress, and stops here if the answer says so, or if Tune ends the trial."""

@@ -8,7 +8,7 @@ next sweep of the same settings goes on with the same run.
 
 import io
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from sweeps.show.tables import plan_csv, print_results, summary
 from sweeps.track.provenance import owner_tags
 from sweeps.track.runs import DESCRIBED, TrackedRun
 from sweeps.track.store import Store
+from sweeps.track.wishes import NOTHING, Wishes
 
 WIDTH = 120  # characters of the table of results
 MOST_KEYS = 450  # that MLflow takes as one tag, which may have 8,000 characters
@@ -36,19 +37,27 @@ class Overview:
     spec: Spec  # with the cells that earlier commands have asked for
     concurrency: int  # how many of its cells run at a time
     data: PresentData = NOT_COMPARED  # what is here now
+    wishes: Wishes = NOTHING  # what was asked of sweeps before this one
 
 
 def open_overview(
-    store: Store, spec: Spec, about: str, concurrency: int, data: PresentData = NOT_COMPARED
+    store: Store,
+    spec: Spec,
+    about: str,
+    concurrency: int,
+    data: PresentData = NOT_COMPARED,
+    tags: Mapping[str, str] | None = None,
 ) -> Overview:
     """Creates the overview, or finds it, once nothing stands in the way of the first cell.
 
-    Its tags say that this process sweeps its cells now; `about` is Markdown that stands above a new one.
+    Its tags, besides `tags`, say that this process sweeps its cells now; `about` is Markdown that stands
+    above a new one.
     """
-    grid, settings, run_id = spec.grid, spec.key(), ""
+    grid, settings, run_id, wishes = spec.grid, spec.key(), "", Wishes()
     for run in store.overviews():
         if (run.tags["overview"], run.tags.get("settings")) == (grid, settings):
-            run_id = run_id or run.run_id
+            if not run_id:
+                run_id, wishes = run.run_id, Wishes.of(run.tags)
             with suppress(ConfigError):  # another version has written it, or its writer was killed
                 spec = spec.with_earlier(Spec.from_json(run.tags.get("spec", "")))
     run_id = run_id or store.create_overview(grid, settings, f"{grid}: {spec.label}", about)
@@ -59,12 +68,12 @@ def open_overview(
         if registered(name)
     }
     now = str(int(time.time()))
-    tags = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
+    mine = {"spec": spec.to_json(), "concurrency": str(concurrency), "alive": now}
     if spec.plugins:  # without these, nobody can say later which cells were asked for
         keys = [cell.key() for cell in spec.cells()]
-        tags["cells"] = " ".join(keys) if len(keys) <= MOST_KEYS else ""
-    store.log(run_id, tags={**tags, **said, **data.tags, **owner_tags()})
-    return Overview(run_id, spec, concurrency, data)
+        mine["cells"] = " ".join(keys) if len(keys) <= MOST_KEYS else ""
+    store.log(run_id, tags={**mine, **said, **data.tags, **owner_tags(), **(tags or {})})
+    return Overview(run_id, spec, concurrency, data, wishes)
 
 
 def write_overview(store: Store, overview: Overview, runs: Iterable[TrackedRun]) -> None:

@@ -4,6 +4,7 @@ Each overview says which cells were asked for; they are counted with the same `m
 itself. A sweep is running while its process lives or somebody is at work on one of its cells.
 """
 
+import json
 import math
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from rich.text import Text
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 from semidavil.marks import BUNDLED
+from semidavil.place import command
 from semidavil.plugins import missing
 from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
@@ -34,6 +36,7 @@ from sweeps.track.lease import has_died
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
+from sweeps.track.wishes import Wishes
 
 COLUMNS = {
     "done": [State.DONE],
@@ -52,13 +55,24 @@ class Status:
 
     grid: str
     settings: str  # what tells it apart from others of the same grid
-    state: str  # running, stopped, finished, or what is in the way: failed, other data
+    state: str  # running, paused, stopped, finished, or what is in the way: failed, other data
     counts: Counter[State] = field(default_factory=Counter)  # of cells
     running: list[TrackedRun] = field(default_factory=list)  # that somebody is at work on
     best: dict[str, TrackedRun] = field(default_factory=dict)  # of these settings, by benchmark
     seconds_left: float = math.nan
     changed: tuple[str, ...] = ()  # the parts of the data that are not as some runs saw them
     needs: str = ""  # plugins without which its cells are known by their runs alone
+    overview: TrackedRun | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a sweep is at work, or would be if it were not paused."""
+        return self.state in ("running", "paused")
+
+    @property
+    def command(self) -> str:
+        """What the last sweep was started with; empty where an older version has started it."""
+        return self.overview.tags.get("command", "") if self.overview else ""
 
 
 def status_of(
@@ -77,7 +91,7 @@ def status_of(
             base = spec.base()
             cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
     except (ConfigError, KeyError):
-        return Status(grid, overview.name, "of another version")
+        return Status(grid, overview.name, "of another version", overview=overview)
     counts = Counter(cell.state for cell in cells)
     running = [cell.run for cell in cells if cell.run and cell.state is State.ELSEWHERE]
     work = [(cell.estimate, cell.left) for cell in cells if cell.state in UNFINISHED]
@@ -86,7 +100,7 @@ def status_of(
         if state == "failed" and not sum(counts[one] for one in COLUMNS["failed"]):
             state = "other data"
     elif running or not has_died(overview.tags, overview.last_seen, now):
-        state = "running"
+        state = "paused" if Wishes.of(overview.tags).paused and not running else "running"
     else:
         state = "stopped"
     best = _best(cell.run for cell in cells if cell.run and cell.state is State.DONE)
@@ -95,7 +109,7 @@ def status_of(
     changed = tuple(sorted({name for cell in cells for name in cell.changed}))
     # Toy presets are called so.
     label = f"{spec.label} ({BUNDLED})" if mark_of(base) == BUNDLED else spec.label
-    return Status(grid, label, state, counts, running, best, left, changed, needs)
+    return Status(grid, label, state, counts, running, best, left, changed, needs, overview)
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -144,10 +158,62 @@ def _is_trial_of(run: TrackedRun, study: str) -> bool:
     return study in [run.tags.get("study"), *run.tags.get("studies", "").split()]
 
 
-def look(store: Store, grid: str | None = None) -> RenderableType:
-    """All that there is to show now, of every grid and settings that have run, or of one grid's.
+@dataclass(frozen=True)
+class Look:
+    """All that there is to show at one moment."""
 
-    Raises TrackingError if none has.
+    sweeps: list[Status]
+    notes: list[str]
+    time: float  # seconds since 1970
+    store: str  # the tracking store's address
+
+    def render(self) -> RenderableType:
+        return render(self.sweeps, self.time, "\n".join(self.notes))
+
+    def to_json(self) -> str:
+        """One line; times in seconds since 1970, null where something is not known."""
+        sweeps = [_as_json(one) for one in self.sweeps]
+        return json.dumps(
+            {"time": self.time, "store": self.store, "sweeps": sweeps, "notes": self.notes}
+        )
+
+
+def _as_json(one: Status) -> dict[str, object]:
+    counts = {name: sum(one.counts[state] for state in states) for name, states in COLUMNS.items()}
+    running = [
+        {
+            **_run_as_json(run),
+            "step": run.progress.step,
+            "steps": int(run.params.get("training.steps", "0")),
+            "last_seen": run.last_seen,
+            "host": run.tags.get("host"),
+        }
+        for run in one.running
+    ]
+    left = None if math.isnan(one.seconds_left) or one.state != "running" else one.seconds_left
+    return {
+        "grid": one.grid,
+        "settings": one.settings,
+        "state": one.state,
+        "counts": counts,
+        "seconds_left": left,
+        "running": running,
+        "best": {name: _run_as_json(run) for name, run in one.best.items()},
+        "changed_data": list(one.changed),
+        "command": one.command,
+        "overview": one.overview.run_id if one.overview else None,
+    }
+
+
+def _run_as_json(run: TrackedRun) -> dict[str, object]:
+    score = None if math.isnan(run.score) else run.score
+    return {"run_id": run.run_id, "name": run.name, "score": score}
+
+
+def look(store: Store, grid: str | None = None) -> Look:
+    """How every grid and settings that have run are doing now, or one grid's.
+
+    Raises TrackingError if none has run.
     """
     overviews: dict[tuple[str, str], TrackedRun] = {}
     for run in store.overviews():
@@ -157,7 +223,7 @@ def look(store: Store, grid: str | None = None) -> RenderableType:
     if not overviews:
         raise TrackingError(
             f"no sweep of {grid or 'any grid'} in {redact(store.uri)}: start one with "
-            f"python sweeps/run.py --grid {grid or 'attention'}"
+            f"{command('run')} --grid {grid or 'attention'}"
         )
     now, runs, found, notes = time.time(), store.runs(), [], dict[str, None]()
     for overview in overviews.values():
@@ -165,7 +231,7 @@ def look(store: Store, grid: str | None = None) -> RenderableType:
         found.append(status_of(overview, runs, now, data))
         notes |= data.unknown
     told = [f"what runs saw was not compared with the data: {note}" for note in notes]
-    return render(found, now, "\n".join([*filter(None, [_undelivered(store, now)]), *told]))
+    return Look(found, [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
 
 
 def _undelivered(store: Store, now: float) -> str:
@@ -185,22 +251,36 @@ def _undelivered(store: Store, now: float) -> str:
 
 def render(found: Sequence[Status], now: float, note: str = "") -> RenderableType:
     """Tables of the sweeps and of the running cells, and a note below."""
-    table = Table("grid", "settings", "state", *COLUMNS, "left")
-    table.add_column("best so far", overflow="fold")  # a name cut short is of no use
+    # Rare columns only where they say something: all fit into 80 characters.
+    columns = {
+        name: states
+        for name, states in COLUMNS.items()
+        if name != "other data" or any(one.counts[state] for one in found for state in states)
+    }
+    table = Table()
+    for name in ("grid", "settings"):
+        table.add_column(name, overflow="fold")  # a name cut short is of no use
+    for name in ("state", *columns, "left"):
+        table.add_column(name, no_wrap=True)
+    best: list[str] = []
     for one in found:
-        best = [
-            f"{run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
+        counts = [str(sum(one.counts[state] for state in states)) for states in columns.values()]
+        left = duration(one.seconds_left) if one.state == "running" else ""
+        table.add_row(*map(escape, (one.grid, one.settings, one.state, *counts, left)))
+        best += [
+            f"{one.grid}: {run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
             for benchmark, run in one.best.items()
         ]
-        counts = [str(sum(one.counts[state] for state in states)) for states in COLUMNS.values()]
-        left = duration(one.seconds_left) if one.state == "running" else ""
-        texts = one.grid, one.settings, one.state, *counts, left, "\n".join(best)
-        table.add_row(*map(escape, texts))
     parts: list[RenderableType] = [table]
+    if best:
+        parts.append(Text("best so far\n  " + "\n  ".join(best)))
     # A cell that several grids share runs once.
     running = {run.run_id: (one.grid, run) for one in found for run in one.running}
     if running:
-        cells = Table("running", "steps", "last seen", "where")
+        cells = Table()
+        cells.add_column("running", overflow="fold")
+        for name in ("steps", "last seen", "where"):
+            cells.add_column(name)
         for grid, run in running.values():
             cells.add_row(
                 escape(f"{grid}: {run.name}"),

@@ -42,9 +42,9 @@ def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0
     marks = dict.fromkeys(
         f", {mark_of(cell.config)}" for cell in plan.cells if mark_of(cell.config)
     )
-    title = f"grid {plan.grid_name}, {len(plan.cells)} cells{''.join(marks)}"
+    title = f"grid {plan.grid_name}, {len(plan.cells)} runs{''.join(marks)}"
     table = Table(title=title, title_justify="left")
-    for column in ("cell", "differs by", "state"):
+    for column in ("run", "differs by", "state"):
         table.add_column(column, overflow="fold")
     table.add_column("time", justify="right")
     for cell in plan.cells:
@@ -87,10 +87,10 @@ def _time(cell: Cell) -> str:
 def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
     """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`; `gpus` are those of each run."""
     if not plan.cells:
-        return "no cell can run here"
+        return "nothing of it can run here"
     counts = plan.counts()
     states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    text = f"{len(plan.cells)} cells: {states}"
+    text = f"{len(plan.cells)} runs: {states}"
     if not plan.waiting:
         return f"{text}; nothing to run"
     seconds, gpu_seconds = plan.seconds_left(concurrency), plan.seconds_left(1) * gpus
@@ -117,7 +117,7 @@ def other_data(cells: Sequence[Cell], command: str) -> str:
     """What to say of cells whose runs saw other data than are here now; `command` runs them again."""
     changed = sorted({name for cell in cells for name in cell.changed})
     return (
-        f"{len(cells)} cells are of other data than are here now (not the same: {', '.join(changed)}) and "
+        f"{len(cells)} runs are of other data than are here now (not the same: {', '.join(changed)}) and "
         f"are not done. Bring the data back, or train them again: {command}"
     )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from semidavil.place import command
 from sweeps.keep.storage import StorageError, file_of, workspace
 from sweeps.keep.workspace import ENDING, Workspace
 from sweeps.track.credentials import redact
@@ -17,7 +18,7 @@ from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
-COMMAND = "python sweeps/deliver.py"
+COMMAND = command("deliver")
 
 Print = Callable[[str], None]  # text without markup
 
@@ -52,7 +53,7 @@ def deliver_all(store: Store, show: Print) -> int:
                 "deleted, a sweep of its grid logs it into a new one"
             )
         elif _finished_elsewhere(run, runs.values()):
-            store.close(run.run_id, "KILLED", "another sweep has finished this cell")
+            store.close(run.run_id, "KILLED", "another sweep has finished this one")
             workspace(uri).remove()
             show(f"{run.name}: another sweep has finished it; its own numbers are kept")
         else:

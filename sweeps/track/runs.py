@@ -41,7 +41,7 @@ class TrackedRun:
     started: int  # ms since 1970
     tags: Mapping[str, str]  # ours, without their prefix
     params: Mapping[str, str]
-    metrics: Mapping[str, float]  # the final ones alone, by their full name
+    metrics: Mapping[str, float]  # the final ones alone, unless all were asked for; by full name
     deleted: bool = False  # in MLflow, where it can still be restored
     # Since when the store answers again, in seconds since 1970, if it was seen to be away.
     store_back: float = 0.0
@@ -111,8 +111,10 @@ class TrackedRun:
         return self.metrics.get(f"{FINAL}latency_ms", math.nan)
 
 
-def from_mlflow(run: Run, experiment: str = "", store_back: float = 0.0) -> TrackedRun:
-    """What MLflow's client has returned."""
+def from_mlflow(
+    run: Run, experiment: str = "", store_back: float = 0.0, all_metrics: bool = False
+) -> TrackedRun:
+    """What MLflow's client has returned; metrics on the way only if `all_metrics` is asked for."""
     learn_benchmarks(run)
     intern = sys.intern  # one copy of the names and values that thousands of runs have in common
     return TrackedRun(
@@ -127,7 +129,11 @@ def from_mlflow(run: Run, experiment: str = "", store_back: float = 0.0) -> Trac
             if name.startswith(PREFIX)
         },
         params={intern(name): intern(value) for name, value in run.data.params.items()},
-        metrics={intern(n): value for n, value in run.data.metrics.items() if n.startswith(FINAL)},
+        metrics={
+            intern(name): value
+            for name, value in run.data.metrics.items()
+            if all_metrics or name.startswith(FINAL)
+        },
         deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
         store_back=store_back,
     )

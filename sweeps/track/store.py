@@ -149,21 +149,30 @@ class Store:
     # Runs
 
     def runs(
-        self, key: str | None = None, deleted: bool = False, fresh: bool = True
+        self,
+        key: str | None = None,
+        deleted: bool = False,
+        fresh: bool = True,
+        all_metrics: bool = False,
     ) -> list[TrackedRun]:
         """All runs of this harness, or of the Config with this key, in whichever experiment, oldest first.
 
         Args:
             deleted: with those that somebody has deleted in MLflow.
             fresh: also of experiments that were created since this process last looked for some.
+            all_metrics: also those that are not final, each with its last value.
         """
         if self.is_new():
             return []
         which = f"= '{key}'" if key else "LIKE '%'"
-        return self._search(f"tags.`{PREFIX}key` {which}", deleted, fresh)
+        return self._search(f"tags.`{PREFIX}key` {which}", deleted, fresh, all_metrics)
 
     def _search(
-        self, condition: str, deleted: bool = False, fresh: bool = True
+        self,
+        condition: str,
+        deleted: bool = False,
+        fresh: bool = True,
+        all_metrics: bool = False,
     ) -> list[TrackedRun]:
         names = self._experiments(fresh)
         if not names:
@@ -177,7 +186,9 @@ class Store:
         )
         back = self._connection.back_since
         with no_collector():
-            return [from_mlflow(run, names[run.info.experiment_id], back) for run in found]
+            return [
+                from_mlflow(run, names[run.info.experiment_id], back, all_metrics) for run in found
+            ]
 
     def run(self, run_id: str) -> TrackedRun:
         """One run as it is now, without its experiment's name; raises RunGone also if it can be restored."""
@@ -255,6 +266,14 @@ class Store:
 
         # Each place for artifacts has errors of its own.
         self.patience.call(upload, errors=(Exception,))
+
+    def fetch_file(self, run_id: str, path: str, folder: str) -> str:
+        """Copies one of a run's artifacts into a folder of this machine; returns where it is.
+
+        Raises StoreRefused if the run has none of that name.
+        """
+        fetch = partial(self.client.download_artifacts, run_id, path, folder)
+        return str(self.patience.call(fetch, errors=(Exception,)))
 
     def attach(self, run_id: str) -> None:
         """Logs the `attachments` into a run, which does not fail for want of them."""

@@ -56,7 +56,7 @@ def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--grid", "attention", "--only", "fusion=dgl"], "there are dlg, vlga"),
         (["--grid", "attention", "--only", "fusoin=dlg"], "did you mean fusion"),
         (["--grid", "attention", "--only", "lr=1"], "training.lr or volumes.lr"),
-        (["--grid", "attention", "--only", "fusion=dlg", "budget=7"], "no cell has budget=7"),
+        (["--grid", "attention", "--only", "fusion=dlg", "budget=7"], "no run has budget=7"),
         (["--grid", "attention", "--set", "training.lr=1e-3,"], "between two commas"),
         (["--grid", "attention", "--set", "runtime.threads=1,2"], "threads"),
         (["--grid", "search", "--set", "training.lr=1e-3,1e-2"], "one value of each setting"),
@@ -113,8 +113,8 @@ def test_list_of_everything_counts_every_grid(capsys: pytest.CaptureFixture[str]
     output = capsys.readouterr().out
     cells = {name: len(grid.cells(preset("toy"))) for name, grid in GRIDS.items()}
     for name, count in cells.items():
-        assert re.search(rf"{name} .*{count} cells: {count} to do", output), name
-    total = int(re.search(r"--grid all: (\d+) cells", output)[1])
+        assert re.search(rf"{name} .*{count} runs: {count} to do", output), name
+    total = int(re.search(r"--grid all: (\d+) runs", output)[1])
     assert max(cells.values()) < total < sum(cells.values())  # shared cells are counted once
 
 
@@ -135,10 +135,10 @@ def make_listing(root: Path, dataset: str, count: int = 3) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--budgets", "3000"], "a budget of 3000 labelled images .* 2975: .*4 cells"),
-        (["--data-root", "{tmp}/none"], "the data root .*none does not exist .*48 cells"),
-        (["--data-root", "{data}"], "gta5: the folder .*images is missing.*24 cells"),
-        (["--data-root", "{data}", "--budgets", "2", "5"], "of cityscapes, 3: .*4 cells"),
+        (["--budgets", "3000"], "a budget of 3000 labelled images .* 2975: .*4 runs"),
+        (["--data-root", "{tmp}/none"], "the data root .*none does not exist .*48 runs"),
+        (["--data-root", "{data}"], "gta5: the folder .*images is missing.*24 runs"),
+        (["--data-root", "{data}", "--budgets", "2", "5"], "of cityscapes, 3: .*4 runs"),
         (["--benchmark", "idda-camvid"], "generated scenes imitate"),
         (["--grid", "all", "--benchmark", "gta5-cityscapes"], "synapse: .*uamt trains on volumes"),
         (["--set", "runtime.cache_dir={file}"], "data and captions cannot be kept in .*no folder"),

@@ -15,13 +15,15 @@ from semidavil.config import preset
 from sweeps.plan.cells import Cell, State
 from sweeps.plan.pace import Pace
 from sweeps.run import store_thread
-from sweeps.run.driver import DEATHS, Driver, QueueSource, SweepContext, SweepOptions
+from sweeps.run.driver import DEATHS, Driver, SweepContext, SweepOptions
 from sweeps.run.events import Done, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
+from sweeps.run.source import QueueSource
 from sweeps.run.store_thread import StoreThread
 from sweeps.show.progress import SweepProgress
 from sweeps.track.retry import StoreAway, StoreRefused
 from sweeps.track.store import Store
+from sweeps.track.wishes import NOTHING, Wishes
 
 BASE = preset("toy")
 ENDED = Done(score=50.0, latency_ms=1.0, seconds=2.0, delivered=True, summary="mIoU 50.00")
@@ -59,12 +61,19 @@ class Remembering(QueueSource):
 class Sweep:
     """A driver and Ray Tune's part, without Ray."""
 
-    def __init__(self, store: Store, count: int = 1, retries: int = 1) -> None:
+    def __init__(
+        self,
+        store: Store,
+        count: int = 1,
+        retries: int = 1,
+        parent: str = "",
+        before: Wishes = NOTHING,
+    ) -> None:
         self.store, self.source = store, Remembering(count)
         context = SweepContext(
             store, Resources(concurrency=2, cpus=1, gpus=0),
             SweepOptions({"commit": "c0ffee"}, "fake:train", retries), "attention",
-            store.experiment_id("attention"), "",
+            store.experiment_id("attention"), parent, before,
         )  # fmt: skip
         self.output = Console(record=True, quiet=False, width=200, file=io.StringIO())
         self.driver = Driver(

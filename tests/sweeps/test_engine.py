@@ -77,6 +77,8 @@ class Sweep:
         return self.answer(task, event)
 
     def on_step(self) -> None: ...
+    def halts(self) -> bool:
+        return False
 
     def finished(self) -> bool:
         return self.left == 0

@@ -93,10 +93,10 @@ def test_cells_that_use_none_of_a_plugin_stay_done(
     with use(read(file)):
         finish(place, preset("toy", {"model.fusion": "mine"}), 40.0)
     assert main(["run", "--grid", f"{file}:ladder", "--list"]) == 0
-    assert "2 cells: 2 done" in capsys.readouterr().out
+    assert "2 runs: 2 done" in capsys.readouterr().out
     file.write_text(LIGHT + "# changed")
     assert main(["run", "--grid", f"{file}:ladder", "--list"]) == 0
-    assert "2 cells: 1 done, 1 to do" in capsys.readouterr().out
+    assert "2 runs: 1 done, 1 to do" in capsys.readouterr().out
 
 
 def test_settings_go_through_a_file_which_narrows_no_grid(

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -45,7 +46,9 @@ def test_the_time_left_counts_what_waits_and_what_runs() -> None:
     assert one.seconds_left() == pytest.approx(3 * 40 / 2)
     one.source.total = 2  # two are left to another sweep
     assert one.seconds_left() == pytest.approx(40)
-    assert shown(one) == "1/4  a  mIoU 34.20  40 s  (60 s left)\n"
+    assert re.fullmatch(
+        r"1/4  a  mIoU 34.20  40 s  \(60 s left, until \w+ \d\d:\d\d\)\n", shown(one)
+    )
 
 
 def test_a_cell_that_is_tried_again_counts_once() -> None:

@@ -33,6 +33,8 @@ class Quiet:
         return False
 
     def on_step(self) -> None: ...
+    def halts(self) -> bool:
+        return False
 
     def finished(self) -> bool:
         return self.end is not None

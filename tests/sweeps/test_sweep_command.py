@@ -254,7 +254,7 @@ def test_what_others_are_at_is_no_success_until_it_is_done(sweeps: Sweeps) -> No
     sweeps.constants["sweeps.run.sweep:LOOK_SECONDS"] = 1.0
     process = sweeps.start(*FOUR, "--wait")
     assert process.stdout is not None
-    assert any("waiting for 1 cells that other sweeps train" in line for line in process.stdout)
+    assert any("waiting for 1 runs that other sweeps train" in line for line in process.stdout)
     sweeps.store.end(run_id, "KILLED")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

@@ -14,6 +14,7 @@ from semidavil.checkpoint import OtherDataError
 from semidavil.config import preset
 from sweeps.keep.workspace import StorageError, Workspace
 from sweeps.run.events import (
+    EVALUATION,
     SAVING,
     STARTING,
     TRAIN,
@@ -68,7 +69,8 @@ class Sweep:
     @property
     def steps(self) -> list[int]:
         """Those of which it has heard while the task trained."""
-        return [x.step for x in self.events if isinstance(x, Progress) and x.phase == TRAINING]
+        training = (TRAINING, EVALUATION)
+        return [x.step for x in self.events if isinstance(x, Progress) and x.phase in training]
 
 
 def run(store: Store, changes: dict[str, Any]) -> tuple[TrackedRun, Sweep, Path]:
@@ -116,7 +118,9 @@ def test_a_finished_run_has_its_scores_and_artifacts_and_leaves_no_folder(store:
     assert isinstance(last, Progress)
     assert (first.phase, last.phase) == (STARTING, SAVING)
     assert sweep.steps == list(range(1, STEPS + 1))
-    losses = [x.loss for x in sweep.events if isinstance(x, Progress) and x.phase == TRAINING]
+    told = [x for x in sweep.events if isinstance(x, Progress) and x.loss is not None]
+    assert [x.step for x in told if x.phase == EVALUATION] == [STEPS - 1]  # what follows it
+    losses = [x.loss for x in told]
     history = store.client.get_metric_history(finished.run_id, "train/loss")
     assert losses == [point.value for point in history]
 
@@ -126,9 +130,10 @@ def test_scores_are_told_at_once_and_other_steps_now_and_then(
 ) -> None:
     monkeypatch.setattr("sweeps.run.worker.TELL_SECONDS", 3600.0)
     _, sweep, _ = run(store, {"runtime.eval_every": 4})
-    assert sweep.steps == [1, 4, 8, STEPS]
+    assert sweep.steps == [1, 3, 4, 7, 8, STEPS - 1, STEPS]
     scores = [x.score is not None for x in sweep.events if isinstance(x, Progress)]
-    assert scores == [False, False, True, True, True, False]  # from `starting` to `saving`
+    # From `starting` to `saving`; before each evaluation it is said that one follows.
+    assert scores == [False, False, *[False, True] * 3, False]
 
 
 def test_a_step_without_metrics_is_not_logged(

@@ -1,0 +1,66 @@
+"""The options of `sweeps/run.py` that say where and for how long it runs, and whom it tells."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")  # SLURM's days-hours:minutes:seconds
+
+
+# fmt: off
+# An option in two lines; the formatter would spread it over six.
+def add_batch_options(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument_group("on a cluster with a queue, and from afar").add_argument
+    add("--slurm", metavar="OPTIONS",
+        help="submit this command to SLURM as an array of jobs that share the runs, with these options of "
+        'sbatch: "--partition=gpu --gpus=1 --time=4:00:00"; --array=1-N says how many [default: one for '
+        "each run, at most 8]. Each goes back into the queue when its time is over. With --list: print the "
+        "script, submit nothing")
+    add("--time-limit", metavar="TIME", type=seconds_of,
+        help="end in time with checkpoints, and exit with 4; in a job of SLURM, put it back into the queue: "
+        "3:50:00, 1-12:00:00, 45m, 8h")
+    add("--notify", metavar="URL|COMMAND", default=os.environ.get("SEMIDAVIL_NOTIFY", ""),
+        help="gets JSON, or is run with $SEMIDAVIL_EVENT, $SEMIDAVIL_TEXT and more, when a run fails, "
+        "nothing goes on for long, and at the end [default: $SEMIDAVIL_NOTIFY]")
+# fmt: on
+
+
+def seconds_of(text: str) -> float:
+    """`1-12:00:00`, `3:50:00`, `45m`, `8h`."""
+    if found := CLOCK.fullmatch(text):
+        days, hours, minutes, seconds = (int(group or 0) for group in found.groups())
+        total = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    elif text[:-1].isdigit() and text[-1:] in UNITS:
+        total = float(int(text[:-1]) * UNITS[text[-1]])
+    else:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 3:50:00, 45m or 8h")
+    if not total:
+        raise argparse.ArgumentTypeError("no time at all")
+    return total
+
+
+def attach_value(given: Sequence[str], option: str) -> list[str]:
+    """Arguments in which an option and its value are one: argparse takes `--time=1` for no value."""
+    attached: list[str] = []
+    for argument in given:
+        if attached and attached[-1] == option:
+            attached[-1] = f"{option}={argument}"
+        else:
+            attached.append(argument)
+    return attached
+
+
+def without_option(given: Sequence[str], option: str) -> list[str]:
+    """Arguments without an option that has a value; argparse takes the first letters of a name, too."""
+    left, skip = [], False
+    for argument in given:
+        name, equals, _ = argument.partition("=")
+        if skip:
+            skip = False
+        elif len(name) > 2 and option.startswith(name):
+            skip = not equals
+        else:
+            left.append(argument)
+    return left

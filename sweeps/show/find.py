@@ -1,0 +1,40 @@
+"""The run that somebody names on the command line."""
+
+from collections.abc import Iterable
+
+from sweeps.track.credentials import redact
+from sweeps.track.retry import TrackingError
+from sweeps.track.runs import TrackedRun
+from sweeps.track.store import Store
+
+ID_LETTERS = 6  # of a run's id that say enough
+
+
+def find_run(store: Store, text: str, grid: str | None = None) -> TrackedRun:
+    """The last run of the cell with this name, or whose run's id begins so.
+
+    Raises TrackingError if there is none, or if it is not clear which one is meant.
+    """
+    named = [
+        run
+        for run in store.runs()
+        if (run.name == text or (len(text) >= ID_LETTERS and run.run_id.startswith(text)))
+        and grid in (None, run.made_by, *run.tags.get("grids", "").split())
+    ]
+    if not named:
+        of = f" of the grid {grid}" if grid else ""
+        raise TrackingError(
+            f"no run{of} in {redact(store.uri)} is called {text!r}, nor has an id that begins so: "
+            "python -m sweeps status shows those that are running, python -m sweeps export runs --csv all"
+        )
+    if len({run.key for run in named}) > 1:
+        raise TrackingError(
+            f"{text!r} may be any of these: name one by the first letters of its id\n{_table(named)}"
+        )
+    return max(named, key=lambda run: (run.epoch, run.started))
+
+
+def _table(runs: Iterable[TrackedRun]) -> str:
+    return "\n".join(
+        f"    {run.run_id[:8]}  {run.made_by}: {run.name}, {run.status}" for run in runs
+    )

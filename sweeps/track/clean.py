@@ -1,0 +1,116 @@
+"""What nobody needs any more: checkpoints, decoded images, leftovers of sweeps that were killed.
+
+What an unfinished run needs is never among it: a run that was stopped, has failed or is running keeps its
+checkpoint, and one that has ended keeps its results until the tracking store has them.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from sweeps.track.lease import is_held
+from sweeps.track.runs import TrackedRun
+from sweeps.track.store import Store
+
+SCRATCH = "semidavil-tune-*"  # what Ray Tune writes while a sweep runs, below the folder for temporary files
+SCRATCH_DAYS = 1.0  # without a change: its sweep was killed
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that may go."""
+
+    what: str  # for people
+    place: str
+    size: int  # bytes; 0 where nobody knows, in a bucket
+    remove: Callable[[], bool]  # returns whether it is gone
+    known: bool = True  # the tracking store knows that nobody needs it
+
+
+def leftovers(store: Store, cache: Path, days: float) -> list[Leftover]:
+    """All that may go now; decoded images of `cache` count when nobody has read them for so many days."""
+    return [*_checkpoints(store), *_decoded(cache, days), *_scratch()]
+
+
+def _checkpoints(store: Store) -> Iterator[Leftover]:
+    runs, keys = store.runs(deleted=True), store.storage.keys()
+    for key in sorted(keys):
+        mine = [run for run in runs if run.key == key]
+        if (why := why_unneeded(mine, time.time())) is None:
+            continue
+        workspace = store.storage.workspace(key)
+        if not workspace.is_undelivered():
+            name = f" of {mine[-1].name}" if mine else ""
+            size = size_of(workspace.folder)
+            remove = partial(_forget, store, key)
+            yield Leftover(f"checkpoint{name}: {why}", workspace.uri, size, remove, bool(mine))
+
+
+def _forget(store: Store, key: str) -> bool:
+    # A sweep may have begun with it meanwhile.
+    mine = store.runs(key, deleted=True)
+    return why_unneeded(mine, time.time()) is not None and store.storage.remove(key)
+
+
+def why_unneeded(runs: Sequence[TrackedRun], now: float) -> str | None:
+    """Why nobody needs the checkpoint of a cell with these runs, deleted ones too; None: it is needed."""
+    here = [run for run in runs if not run.deleted]
+    if any(is_held(run, now) for run in here):
+        return None
+    if not runs:
+        return "this tracking store knows no run of it; another one may"
+    if not here:
+        return "its run was deleted in MLflow"
+    if any(run.status == "FINISHED" for run in here):
+        return "its run has finished"
+    return "a search has ended it early" if all(run.stopped_early for run in here) else None
+
+
+def _decoded(cache: Path, days: float) -> Iterator[Leftover]:
+    """Files of `semidavil.data.store`, which are made again from the images where they are needed."""
+    oldest = time.time() - 86400 * days
+    for folder in sorted((cache / "store").glob("*/")):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        used = max((max(_times(path)) for path in files), default=0.0)
+        if files and used < oldest:
+            text = (
+                f"decoded images that nobody has read for {(time.time() - used) / 86400:.0f} days"
+            )
+            yield Leftover(text, str(folder), size_of(folder), partial(_gone, folder))
+
+
+def _times(path: Path) -> tuple[float, float]:
+    found = path.stat()
+    return found.st_mtime, found.st_atime
+
+
+def _scratch() -> Iterator[Leftover]:
+    oldest = time.time() - 86400 * SCRATCH_DAYS
+    for folder in sorted(Path(tempfile.gettempdir()).glob(SCRATCH)):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+        except OSError:  # another user's, or gone
+            continue
+        if newest < oldest:
+            text = "left by a sweep that was killed"
+            yield Leftover(text, str(folder), size_of(folder), partial(_gone, folder))
+
+
+def _gone(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # removed meanwhile
+            continue
+    return total
