@@ -87,11 +87,9 @@ class DescribedReader(Reader):
         if missing := [path for path in images if path not in labels]:
             pattern = self._pattern("labels", split)
             raise DataError(
-                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; "
-                "the first is "
+                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first is "
                 f"{self.root / missing[0]}, whose label would be "
-                f"{self.root / pattern.of(images[missing[0]])}: "
-                "add it, or leave the image out of its split"
+                f"{self.root / pattern.of(images[missing[0]])}: add it, or leave the image out of its split"
             )
         if not images:
             raise DataError(
@@ -118,9 +116,8 @@ class DescribedReader(Reader):
         for path in sorted(images, key=lambda path: path.split("/")):
             if (stem := stems[path]) in seen:  # it would count, and be drawn, twice
                 raise DataError(
-                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one "
-                    "picture in two "
-                    "files: remove one of each"
+                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one picture in "
+                    "two files: remove one of each"
                 )
             seen[stem] = path
             short = stem.rpartition("/")[2]
@@ -194,15 +191,14 @@ class DescribedReader(Reader):
             best = _most_alike(entry, candidates)
             if len(best) > 1:
                 raise DataError(
-                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as "
-                    f"{best[1]}: write more "
-                    "of its path"
+                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as {best[1]}: write "
+                    "more of its path"
                 )
             (found if best else missing).append(best[0] if best else entry)
         if missing:
             raise DataError(
-                f"{self.title}: {file} lists {len(missing)} images that are not there, the first "
-                f"is {missing[0]}"
+                f"{self.title}: {file} lists {len(missing)} images that are not there, the first is "
+                f"{missing[0]}"
             )
         return found
 
