@@ -4,8 +4,8 @@
     BENCHMARKS[key].classes        # as of any benchmark
     register(registered(key))      # in another process: the text is all that it takes
 
-Everything that looks a benchmark up by its name finds a described one. The text is a run's parameter `data.own`,
-which is enough to know the benchmark on a worker, in a rerun, with the weights alone or in a figure, without files.
+Everything that looks a benchmark up by its name finds a described one. The text is a run's parameter
+`data.own`: all that a worker, a rerun, the weights alone or a figure needs to know the benchmark.
 """
 
 import base64

@@ -87,8 +87,8 @@ class DescribedReader(Reader):
         if missing := [path for path in images if path not in labels]:
             pattern = self._pattern("labels", split)
             raise DataError(
-                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first is "
-                f"{self.root / missing[0]}, whose label would be "
+                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first "
+                f"is {self.root / missing[0]}, whose label would be "
                 f"{self.root / pattern.of(images[missing[0]])}: add it, or leave the image out of its split"
             )
         if not images:
