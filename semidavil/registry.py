@@ -38,7 +38,7 @@ def register(text: str) -> str:
         file = BenchmarkFile.model_validate(json.loads(plain))
     except (ValueError, zlib.error) as error:
         raise DescriptionError(
-            f"the described benchmark {text[:60]!r}... cannot be read ({error}): name its file once more with "
+            f"the described benchmark {text[:60]!r}... cannot be read ({error}): name its file again with "
             "--benchmark"
         ) from error
     return add(file, text)
