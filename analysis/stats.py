@@ -251,7 +251,8 @@ def ranks(scores: pd.DataFrame) -> Ranks:
     n, k = complete.shape
     if n < RANK_BLOCKS or k < RANK_VARIANTS:
         return Ranks(mean, n, np.nan, np.nan)
-    p = stats.friedmanchisquare(*complete.to_numpy().T).pvalue
+    with np.errstate(invalid="ignore"):  # all alike: no p
+        p = stats.friedmanchisquare(*complete.to_numpy().T).pvalue
     q = stats.studentized_range.ppf(1 - ALPHA, k, np.inf) / np.sqrt(2)
     return Ranks(mean, n, float(p), float(q * np.sqrt(k * (k + 1) / (6 * n))))
 
