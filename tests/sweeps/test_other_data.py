@@ -21,7 +21,7 @@ from sweeps.plan.cells import Cell, Plan, State, make_plan
 from sweeps.plan.data import PresentData
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Selection, Spec
-from sweeps.run.events import Failed, Failure
+from sweeps.run.events import Failed, Failure, Halted
 from sweeps.run.search import StudySource, other_data
 from sweeps.show.overview import open_overview, write_overview
 from sweeps.show.status import render, status_of
@@ -173,6 +173,21 @@ def test_a_run_of_other_data_gives_way_to_a_new_one(store: Store, tmp_path: Path
         store.run(old)
     assert store.client.get_run(old).data.metrics == {"final/miou": 30.0}  # it can be restored
     assert task.epoch == 1
+
+
+def test_a_run_that_has_replaced_another_keeps_its_own_checkpoint(
+    store: Store, tmp_path: Path
+) -> None:
+    """After a pause, or tried again, it began anew: the folder was emptied once more."""
+    sweep = Sweep(store)
+    _, folder = replacing(store, sweep, tmp_path)
+    task = sweep.next()
+    folder.mkdir()
+    (folder / "last.pt").write_text("2")
+    sweep.driver.on_event(task, Halted(2))
+    again = sweep.next()
+    assert again.run_id == task.run_id
+    assert (folder / "last.pt").read_text() == "2"
 
 
 def test_of_two_sweeps_that_replace_a_run_one_trains(store: Store, tmp_path: Path) -> None:
