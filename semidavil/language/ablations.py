@@ -17,8 +17,8 @@ from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Reader, Sample
-from semidavil.descriptions import MARK
 from semidavil.data.windows import Windows
+from semidavil.descriptions import MARK
 from semidavil.language.captions import Caption, describe_files, windows_of
 from semidavil.language.positions import phrases, sentence, thirds
 from semidavil.names import ORACLE, SHUFFLED

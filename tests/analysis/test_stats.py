@@ -152,7 +152,7 @@ def test_winner_and_test_use_the_same_seeds() -> None:
 
 
 def test_nothing_is_best_while_a_variant_is_not_compared() -> None:
-    """A variant that has begun with other seeds, and is ahead, did not keep another from being called best."""
+    """A variant ahead, begun with other seeds, did not keep another from being called best."""
     runs = made_up(np.random.default_rng(0), 5, (5, 0, 20), budgets=1)
     apart = runs.assign(seed=runs["seed"] + 10 * (runs["variant"] == "v2"))
     found = verdict(apart)
