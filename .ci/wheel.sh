@@ -12,7 +12,7 @@ mkdir -p build/elsewhere data
 ln -s "$PWD/data" build/elsewhere/data
 export PYTHONPATH="$PWD/build/installed"
 cd build/elsewhere
-python ../installed/bin/semidavil --version
-python ../installed/bin/semidavil-sweep --grid attention_controls --set training.steps=20
-python ../installed/bin/semidavil-figures
-test -s mlflow.db && test -s figures/report.html
+python -m semidavil --version
+python -m sweeps run --grid attention_controls --only fusion=none,blank --set training.steps=20
+python -m analysis --only attention_controls
+test -s mlflow.db && test -s figures/attention_controls_table.pdf

@@ -11,7 +11,7 @@ belong to the rest is left out with a reason, and what would be two in one numbe
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,7 @@ import pandas as pd
 from analysis import style
 from analysis.captioners import captioners_sentence
 from analysis.runs import AnalysisError, Tracked, default_settings
-from analysis.stats import bootstrap_mean, over_seeds
+from analysis.stats import over_seeds
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import RESULTS_VERSION, owner_of
 from semidavil.marks import MEANING, mark
@@ -40,10 +40,14 @@ class Cells:
     Attributes:
         runs: rows of `load_runs` with a column `variant`, unique on `KEY`; of each benchmark one setting.
         left_out: how many runs of the grid are not among them, by the reason.
+        unfinished: cells without a result: `variant` and `why` (failed, diverged, running, ...).
     """
 
     runs: pd.DataFrame
     left_out: Mapping[str, int]
+    unfinished: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["variant", "why"])
+    )
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -85,7 +89,24 @@ class Cells:
         if (count := len(self.runs) - len(runs)) > 0:
             budgets = f" ({', '.join(f'{b:,}' for b in others)})" if others else ""
             reasons[f"at other label budgets{budgets}"] = count
-        return Cells(runs, reasons)
+        return replace(self, runs=runs, left_out=reasons)
+
+    def classes(self, benchmark: str, start: str = "iou/") -> list[str]:
+        """The classes of a benchmark; of one that is not known here, those of its runs' metrics."""
+        if benchmark in BENCHMARKS:
+            return list(BENCHMARKS[benchmark].classes)
+        here = self.of(benchmark).dropna(axis=1, how="all")
+        return [name.removeprefix(start) for name in here.columns if name.startswith(start)]
+
+    def without_result(self, variant: str = "") -> str:
+        """`2 diverged, 1 running`; of one variant, or by variant: `VLGA: 2 diverged`."""
+        if variant:
+            here = self.unfinished[self.unfinished["variant"] == variant]
+            return ", ".join(
+                f"{n} {why}" for why, n in here["why"].value_counts().sort_index().items()
+            )
+        there = dict.fromkeys(self.unfinished["variant"])
+        return "; ".join(f"{style.label(v)}: {self.without_result(v)}" for v in there)
 
     def note(self) -> str:
         """What every caption says of where its runs come from."""
@@ -96,6 +117,8 @@ class Cells:
         for name in dict.fromkeys(filter(None, map(self.mark, self.benchmarks))):
             told.append(f"{name[0].upper()}{name[1:]}: {MEANING[name]}.")
         told += [*_version_note(self.runs), *_provenance(self.runs)]
+        if unfinished := self.without_result():
+            told.append(f"Without a result: {unfinished}.")
         if self.left_out:
             parts = [f"{count} {reason}" for reason, count in self.left_out.items()]
             told.append(f"Runs left out: {'; '.join(parts)}.")
@@ -110,8 +133,8 @@ def select(
 ) -> Cells:
     """The runs of a grid that may be compared.
 
-    Of the newest version of results; per benchmark one setting: real data before generated, then the longest
-    training, then the most runs. What a grid varies on purpose is no part of the setting.
+    Of the newest version of results; per benchmark one setting: real data before generated, then the most
+    runs, then the longest training. What a grid varies on purpose is no part of the setting.
 
     Args:
         variant: the column, or columns, that tell the variants apart.
@@ -137,16 +160,25 @@ def select(
     kept = []
     for _, here in runs.groupby("benchmark"):
         groups = [group for _, group in here.groupby(fixed, dropna=False)]
-        groups.sort(key=lambda g: (bool(g["toy"].iloc[0]), -int(g["steps"].iloc[0]), -len(g)))
+        groups.sort(key=lambda g: (bool(g["toy"].iloc[0]), -len(g), -int(g["steps"].iloc[0])))
         kept.append(_of_one_recipe(groups[0], left_out))
         for other in groups[1:]:
             left_out[f"with {_differences(other, groups[0], fixed)}"] += len(other)
     chosen = pd.concat(kept, ignore_index=True)
     names = [variant] if isinstance(variant, str) else list(variant)
-    chosen["variant"] = chosen[names].astype(str).agg("+".join, axis=1)
+    chosen["variant"] = _joined(chosen, names)
     chosen = _of_newest_plugins(chosen, left_out)
     _require_unique(chosen)
-    return Cells(chosen, dict(left_out))
+    open_ = tracked.unfinished(grid)
+    open_ = open_[open_["benchmark"].isin(chosen["benchmark"])]
+    return Cells(chosen, dict(left_out), open_.assign(variant=_joined(open_, names)))
+
+
+def _joined(runs: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    joined = runs[names[0]].astype(str)
+    for name in names[1:]:
+        joined = joined + "+" + runs[name].astype(str)
+    return joined
 
 
 def _of_newest_plugins(runs: pd.DataFrame, left_out: Counter[str]) -> pd.DataFrame:
@@ -246,7 +278,11 @@ def _provenance(runs: pd.DataFrame) -> list[str]:
     code = runs["env/commit"].str[:8] + runs["env/changes"].map(
         lambda changes: f" with {changes}" if changes.startswith("code/") else ""
     )
-    for what, values in (("code", code), ("device", runs["env/device"])):
+    for what, values in (
+        ("code", code),
+        ("device", runs["env/device"]),
+        ("preset", runs["env/preset"]),
+    ):
         if found := _odd_ones(runs["variant"], values):
             told.append(f"Not all runs are by the same {what}: {found}.")
     for _, here in runs.groupby("benchmark"):
@@ -274,17 +310,8 @@ def _odd_ones(variants: pd.Series, values: pd.Series) -> str:
 
 
 def over_budgets(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
-    """One row per variant and budget.
-
-    Returns:
-        Columns `variant`, `budget`, `mean`, `std` (n - 1; NaN for one seed), `n`, the number of seeds, and
-        `low` and `high`, the 95% bootstrap interval of the mean over seeds.
-    """
-    by = ["variant", "budget"]
-    table = over_seeds(runs, by, metric)
-    bounds = [bootstrap_mean(list(values)) for _, values in runs.groupby(by, sort=True)[metric]]
-    table["low"], table["high"] = [low for low, _ in bounds], [high for _, high in bounds]
-    return table
+    """One row per variant and budget, see `over_seeds`."""
+    return over_seeds(runs, ["variant", "budget"], metric)
 
 
 def by_seed(runs: pd.DataFrame, metric: str = "miou") -> pd.Series:

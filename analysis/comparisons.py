@@ -19,6 +19,7 @@ class Comparison:
         variants: those that are expected, in the order in which they are shown.
         title: what is compared, in words.
         subject: what the variants are, the heading of their column.
+        reference: the variant in question, that is subtracted from the others in figures.
         published: the paper's values.
         budgets: those that are expected; None: all of the benchmark's own.
         unlabelled: variants that draw no target label: one cell, at budget 0, drawn as a line.
@@ -31,6 +32,7 @@ class Comparison:
     variants: tuple[str, ...]
     title: str
     subject: str
+    reference: str
     published: Callable[[], list[paper.Published]] = list
     budgets: tuple[int, ...] | None = None
     unlabelled: tuple[str, ...] = ()
@@ -81,6 +83,7 @@ COMPARISONS: dict[str, Comparison] = {
         variants=("dlg", "vlga", "wpct", "cross_attention"),
         title="Attention mechanisms",
         subject="Attention",
+        reference="dlg",
         published=paper.attention,
         sized=True,
     ),
@@ -90,6 +93,7 @@ COMPARISONS: dict[str, Comparison] = {
         variants=("ce", "wce", "dce", "focal", "dfl", "dyce"),
         title="Losses for imbalanced classes",
         subject="Loss",
+        reference="dyce",
         published=paper.losses,
     ),
     "semivl": Comparison(
@@ -98,6 +102,7 @@ COMPARISONS: dict[str, Comparison] = {
         variants=("semivl", "semidavil"),
         title="SemiDAViL and SemiVL",
         subject="Method",
+        reference="semidavil",
         published=paper.semivl,
         budgets=(100, 200, 500, 1000),
     ),
@@ -110,6 +115,7 @@ COMPARISONS: dict[str, Comparison] = {
         ),
         title="Methods",
         subject="Method",
+        reference="semidavil",
         published=paper.methods,
         budgets=(100,),
         unlabelled=("source_only",),
@@ -121,6 +127,7 @@ COMPARISONS: dict[str, Comparison] = {
         variants=("semidavil", "supervised", "target_only", "source_only"),
         title="What each stream of data adds",
         subject="Method",
+        reference="semidavil",
         unlabelled=("source_only",),
         needs_labels=("supervised", "target_only"),
     ),

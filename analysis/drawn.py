@@ -1,8 +1,9 @@
 """What a figure or table module returns."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,6 +22,8 @@ class Drawn:
         run_ids: the runs behind the numbers.
         grid: the grid whose runs it shows.
         missing: in one line, which cells have no run yet; empty if all have one.
+        verdicts: which variant is best, a sentence for each benchmark.
+        tests: what the verdicts rest on, one row each.
     """
 
     figure: Figure
@@ -31,6 +34,8 @@ class Drawn:
     run_ids: tuple[str, ...]
     grid: str
     missing: str = ""
+    verdicts: tuple[str, ...] = ()
+    tests: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,25 @@ class Entry:
     """One cell of a table.
 
     Attributes:
-        text: what was measured.
+        text: what stands there; of a number, all but its spread.
+        tail: spread and number of seeds, set smaller.
         under: what was published, shown below it; empty for nothing.
-        mark: `best` is set bold, `second` is underlined.
+        mark: whether it is set bold.
+        value, std, n: the number itself, of which `text` and `tail` are made; NaN and 0 for others.
     """
 
-    text: str
+    text: str = ""
+    tail: str = ""
     under: str = ""
-    mark: str = ""
+    mark: bool = False
+    value: float = np.nan
+    std: float = np.nan
+    n: int = 0
+
+    @property
+    def words(self) -> str:
+        """`22.0 ± 2.8 (2)`."""
+        return f"{self.text} {self.tail}".strip()
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,14 @@ class Table:
 
     Attributes:
         name: the last part of the LaTeX label.
+        about: the caption's first words: what the numbers are, in at most 25 words.
+        caption: everything, as below a figure.
         stub: heading of the column of names.
     """
 
     name: str
     title: str
+    about: str
     caption: str
     stub: str
     blocks: tuple[Block, ...]
@@ -75,6 +94,12 @@ class Table:
     run_ids: tuple[str, ...]
     grid: str
     missing: str = ""
+    verdicts: tuple[str, ...] = ()
+    tests: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for block in self.blocks for _, row in block.rows for entry in row]
 
 
 DrawFigure = Callable[[Tracked], Drawn]

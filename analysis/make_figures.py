@@ -4,13 +4,15 @@
     python analysis/make_figures.py --only attention --format pdf --out DIR
     python analysis/make_figures.py --watch 60
 
-A figure comes as PDF and PNG with its numbers as CSV, a table as Markdown and LaTeX besides, and
-`report.html` holds all of them in one page. The same runs give the same bytes.
+A figure comes as PDF and PNG with its numbers as CSV, a table as Markdown and LaTeX besides, the tests of a
+comparison as CSV. `report.html` holds all of them in one page, `runs.html` all runs. The same runs give the
+same bytes.
 """
 
 import time
+import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +25,13 @@ from rich.markup import escape
 from analysis.drawn import Drawn, Table
 from analysis.figures import FIGURES
 from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
-from analysis.report import report
+from analysis.report import CSS, report
+from analysis.run_pages import FOLDER, run_pages
 from analysis.runs import AnalysisError, Tracked, load_runs
 from analysis.style import paper_style
 from analysis.tables import TABLES
-from analysis.upload import upload
+from analysis.tables.entries import Shown
+from analysis.upload import upload as upload_files
 from semidavil.place import home
 
 console = Console()
@@ -37,12 +41,20 @@ NAMES = list(dict.fromkeys([*FIGURES, *TABLES]))
 
 @dataclass
 class Made:
-    """What the runs allow: figures and tables by name, and why others are left out."""
+    """What the runs allow: figures and tables by name, and why others are left out.
+
+    Attributes:
+        broken: of `left_out`, those that an error of ours has cost.
+        files: by grid, by file name: what was made in the last pass.
+        names: of all files, by figure.
+    """
 
     figures: dict[str, Drawn] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)  # by grid, by file name
+    broken: list[str] = field(default_factory=list)
+    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
 
 
 def main(
@@ -58,11 +70,18 @@ def main(
         list[str] | None, typer.Option(help="Only runs of this grid. [default: all]")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Only runs of this many steps. [default: the longest]")
+        int | None,
+        typer.Option(help="Only runs of this many steps. [default: those with most runs]"),
     ] = None,
-    keep: Annotated[
+    published: Annotated[bool, typer.Option(help="Tables show published values.")] = True,
+    rank: Annotated[bool, typer.Option(help="Tables show average ranks.")] = True,
+    decimals: Annotated[int, typer.Option(min=0, max=4, help="Of scores in tables.")] = 1,
+    columns: Annotated[
+        int, typer.Option(min=1, max=2, help="Columns of the page that a LaTeX table spans.")
+    ] = 2,
+    upload: Annotated[
         bool, typer.Option(help="Also put each into MLflow, beside its grid's plan and results.")
-    ] = True,
+    ] = False,
     watch: Annotated[
         float | None, typer.Option(min=1, help="Repeat after so many seconds if runs were added.")
     ] = None,
@@ -73,27 +92,35 @@ def main(
     """Reads the tracked runs and makes the figures, tables and report that they allow."""
     matplotlib.use("Agg")
     matplotlib.rcParams["figure.max_open_warning"] = 0  # the report needs all of them
-    seen: frozenset[str] = frozenset()
+    how = Shown(published, rank, decimals, columns)
+    read: Tracked | None = None
+    drawn: Tracked | None = None
+    made = Made()
     while True:
         try:
             _check(only or (), NAMES, "figure")
             _check(formats or (), FORMATS, "format")
-            tracked = load_runs(tracking_uri, experiment or ())
-            if steps is not None:
-                tracked = _of_steps(tracked, steps)
-            found = frozenset(tracked.table["run_id"])
-            if found != seen:
-                made = make_all(tracked, only or (), out, formats or DEFAULT_FORMATS)
-                if keep:
-                    _keep(tracked, made)
-                seen = found
+            read = load_runs(tracking_uri, experiment or (), read)
+            tracked = read if steps is None else _of_steps(read, steps)
+            if drawn is None or _state(tracked) != _state(drawn):
+                grids = None if drawn is None else _changed(drawn, tracked)
+                made = make_all(
+                    tracked, only or (), out, formats or DEFAULT_FORMATS, how, made, grids
+                )
+                if upload:
+                    _upload(tracked, made)
+                drawn = tracked
         except AnalysisError as error:
             if watch is None:
-                console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+                console.print(
+                    f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False
+                )
                 raise typer.Exit(1) from error
-            console.print(f"[yellow]waiting:[/] {error}", soft_wrap=True, highlight=False)
+            console.print(
+                f"[yellow]waiting:[/] {escape(str(error))}", soft_wrap=True, highlight=False
+            )
         if watch is None:
-            return
+            raise typer.Exit(1 if made.broken else 0)
         time.sleep(watch)
 
 
@@ -107,64 +134,119 @@ def _of_steps(tracked: Tracked, steps: int) -> Tracked:
     kept = tracked.table[tracked.table["steps"] == steps]
     if kept.empty:
         raise AnalysisError(f"no finished run has {steps} steps")
-    return Tracked(kept.reset_index(drop=True), tracked.uri)
+    return replace(tracked, table=kept.reset_index(drop=True))
 
 
-def make_all(tracked: Tracked, only: Sequence[str], out: Path, formats: Sequence[str]) -> Made:
+def _state(tracked: Tracked) -> dict[str, str]:
+    """Each run and whether, and how, it ended."""
+    return {run: row["why"] for run, row in tracked.rows.items()}
+
+
+def _changed(before: Tracked, now: Tracked) -> set[str]:
+    """The grids that a new or ended run belongs to."""
+    old, new = _state(before), _state(now)
+    rows = before.rows | now.rows
+    changed = [run for run in old.keys() | new.keys() if old.get(run) != new.get(run)]
+    return {grid for run in changed for grid in rows[run]["grids"]}
+
+
+def make_all(
+    tracked: Tracked,
+    only: Sequence[str],
+    out: Path,
+    formats: Sequence[str],
+    how: Shown | None = None,
+    before: Made | None = None,
+    grids: set[str] | None = None,
+) -> Made:
     """Makes and writes everything that the runs allow; says what was written and what is missing.
+
+    An error costs the figure in which it happens, and no other.
+
+    Args:
+        before: what an earlier pass has made, of which what shows none of `grids` is kept.
 
     Raises:
         AnalysisError: something that was asked for by name has no runs.
     """
-    made = Made()
+    made, how = before or Made(), how or Shown()
+    made.files, made.broken = {}, []
     for name in only or NAMES:
+        old = made.figures.get(name) or made.tables.get(name)
+        if grids is not None and old is not None and old.grid not in grids:
+            continue
+        made.left_out.pop(name, None)
         try:
-            files = _make(tracked, name, formats, made)
-        except AnalysisError as error:
-            if only:
+            files = _make(tracked, name, formats, made, how)
+        except Exception as error:
+            if only and isinstance(error, AnalysisError):
                 raise AnalysisError(f"{name}: {error}") from error
-            made.left_out[name] = str(error)
-            console.print(
-                f"[yellow]{name} is left out:[/] {error}", soft_wrap=True, highlight=False
-            )
+            _leave_out(name, error, made)
             continue
         write(out, files)
+        made.names[name] = list(files)
         _say(out, name, list(files))
         one = made.figures.get(name) or made.tables[name]
         made.files.setdefault(one.grid, {}).update(files)
         if one.missing:
-            console.print(f"  [yellow]{one.missing}[/]", soft_wrap=True, highlight=False)
+            console.print(f"  [yellow]{escape(one.missing)}[/]", soft_wrap=True, highlight=False)
     if not only:
-        page = report(tracked, made.figures, made.tables, made.left_out)
-        write(out, {"report.html": page})
-        _say(out, "report", ["report.html"])
+        write(out / FOLDER, run_pages(tracked, out / FOLDER, CSS))
+        pages = report(tracked, made.figures, made.tables, made.left_out, made.names, how)
+        write(out, pages)
+        _say(out, "report", list(pages))
+    for what, reason in tracked.unreadable.items():
+        console.print(
+            f"[red]{escape(what)} cannot be read:[/] {escape(reason)}",
+            soft_wrap=True,
+            highlight=False,
+        )
     plt.close("all")
     return made
 
 
-def _make(tracked: Tracked, name: str, formats: Sequence[str], made: Made) -> dict[str, bytes]:
+def _leave_out(name: str, error: Exception, made: Made) -> None:
+    made.figures.pop(name, None)
+    made.tables.pop(name, None)
+    text = str(error)
+    if not isinstance(error, AnalysisError):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = (
+            f"an error of the analysis, {type(error).__name__}: {error} ({Path(place.filename).name}:"
+            f"{place.lineno}); please report it"
+        )
+        made.broken.append(name)
+    made.left_out[name] = text
+    colour = "red" if name in made.broken else "yellow"
+    console.print(
+        f"[{colour}]{name} is left out:[/] {escape(text)}", soft_wrap=True, highlight=False
+    )
+
+
+def _make(
+    tracked: Tracked, name: str, formats: Sequence[str], made: Made, how: Shown
+) -> dict[str, bytes]:
+    """A comparison's figure and table, whose tests are the same."""
     files: dict[str, bytes] = {}
     with paper_style():
-        if name in FIGURES:
-            made.figures[name] = FIGURES[name](tracked)
         if name in TABLES:
             made.tables[name] = TABLES[name](tracked)
-    if name in made.figures:
-        files |= figure_files(name, made.figures[name], formats)
-    if name in made.tables:
-        files |= table_files(name, made.tables[name], formats)
+            files |= table_files(name, made.tables[name], formats, how)
+        if name in FIGURES:
+            made.figures[name] = FIGURES[name](tracked)
+            files |= figure_files(name, made.figures[name], formats)
     return files
 
 
-def _keep(tracked: Tracked, made: Made) -> None:
+def _upload(tracked: Tracked, made: Made) -> None:
     """What cannot be put into MLflow, as on a server that only lets read, is no reason to fail."""
     from mlflow.exceptions import MlflowException
 
     try:
-        grids = upload(tracked, made.files)
+        grids = upload_files(tracked, made.files)
     except (AnalysisError, MlflowException, OSError) as error:
         console.print(
-            f"[yellow]not put into MLflow (--no-keep does not try):[/] {escape(str(error))}",
+            f"[yellow]not put into MLflow (without --upload it is not tried):[/] {escape(str(error))}",
             soft_wrap=True,
             highlight=False,
         )

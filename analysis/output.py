@@ -6,12 +6,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.drawn import Drawn, Table
 from analysis.style import paper_style
+from analysis.tables.entries import Shown, shown
 from analysis.tables.picture import picture
 from analysis.tables.write import latex, markdown
 
@@ -28,27 +30,37 @@ _METADATA: dict[str, dict[str, str | None]] = {
 def figure_files(name: str, drawn: Drawn, formats: Sequence[str]) -> dict[str, bytes]:
     """The picture in each format and its numbers, by file name."""
     files = {f"{name}.{kind}": figure_bytes(drawn.figure, kind) for kind in formats}
-    return files | {f"{name}.csv": csv_bytes(drawn.numbers)}
+    return files | {f"{name}.csv": csv_bytes(drawn.numbers)} | _tests(name, drawn.tests)
 
 
-def table_files(name: str, table: Table, formats: Sequence[str]) -> dict[str, bytes]:
+def table_files(name: str, table: Table, formats: Sequence[str], how: Shown) -> dict[str, bytes]:
     """The table as Markdown, LaTeX, CSV and as a picture in each format, by file name."""
     with paper_style():
-        figure = picture(table)
+        figure = picture(shown(table, how))
     files = {f"{name}_table.{kind}": figure_bytes(figure, kind) for kind in formats}
     plt.close(figure)
     return files | {
-        f"{name}_table.md": markdown(table).encode(),
-        f"{name}_table.tex": latex(table).encode(),
+        f"{name}_table.md": markdown(table, how).encode(),
+        f"{name}_table.tex": latex(table, how).encode(),
         f"{name}_table.csv": csv_bytes(table.numbers),
+        **_tests(name, table.tests),
     }
 
 
-def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """A figure as one of `FORMATS`."""
+def _tests(name: str, tests: pd.DataFrame) -> dict[str, bytes]:
+    return {f"{name}_tests.csv": csv_bytes(tests)} if len(tests) else {}
+
+
+def figure_bytes(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
+    """A figure as one of `FORMATS`, exactly as large as it was made."""
     buffer = io.BytesIO()
     with paper_style():
-        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+        figure.savefig(
+            buffer,
+            format=kind,
+            metadata=_METADATA[kind],
+            dpi=dpi or matplotlib.rcParams["savefig.dpi"],
+        )
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -61,12 +62,17 @@ class Tracked:
     """Finished runs and the store that they came from.
 
     Attributes:
-        table: one row per run, see `load_runs`.
+        table: one row per finished run, see `load_runs`.
         uri: the store.
+        open: rows of runs that have no result and whose cell no other run has finished, with `why`.
+        unreadable: runs and files that could not be read, with the reason.
     """
 
     table: pd.DataFrame
     uri: str
+    open: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # by run id, all
     _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -84,9 +90,15 @@ class Tracked:
             raise AnalysisError(f"no finished run; make them: {command(grid)}")
         return mine
 
+    def unfinished(self, grid: str) -> pd.DataFrame:
+        """The cells of a grid that have no result, as rows of `open`."""
+        if self.open.empty:
+            return pd.DataFrame(columns=[*self.table.columns, "why"])
+        return self.open[[grid in grids for grids in self.open["grids"]]]
+
     def overviews(self, grid: str) -> list[str]:
         """The runs that stand for the sweeps of a grid, one for each of its settings, newest first."""
-        experiments = [e.experiment_id for e in self.client.search_experiments(max_results=PAGE)]
+        experiments = list(_experiments(self.client))
         found = self.client.search_runs(
             experiments,
             f"tags.`{OVERVIEW}` = '{grid}'",
@@ -101,7 +113,8 @@ class Tracked:
 
     def csv(self, run_id: str, path: str) -> pd.DataFrame:
         """An artifact that is a table."""
-        return pd.read_csv(self.client.download_artifacts(run_id, path))
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_csv(self.client.download_artifacts(run_id, path, folder))
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric over steps, float indexed by step, the last value of each; may be empty."""
@@ -131,11 +144,19 @@ class Tracked:
         return self._read(run_id, "gallery.npz")
 
     def _read(self, run_id: str, name: str) -> dict[str, np.ndarray]:
-        if name not in {file.path for file in self.client.list_artifacts(run_id)}:
+        """A broken file costs its run, and no figure of the others."""
+        try:
+            if name not in {file.path for file in self.client.list_artifacts(run_id)}:
+                return {}
+            with tempfile.TemporaryDirectory() as folder:
+                path = self.client.download_artifacts(run_id, name, folder)
+                with np.load(path, allow_pickle=False) as stored:
+                    return {name: stored[name] for name in stored.files}
+        except AnalysisError:
+            raise
+        except Exception as error:  # cut off, not NumPy's, not there
+            self.unreadable[f"{name} of run {run_id}"] = f"{type(error).__name__}: {error}"
             return {}
-        path = self.client.download_artifacts(run_id, name)
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
 
 
 def command(grid: str) -> str:
@@ -148,11 +169,13 @@ def default_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
-def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracked:
+def load_runs(
+    uri: str | None = None, experiments: Sequence[str] = (), before: Tracked | None = None
+) -> Tracked:
     """One row per finished run, each key once (the newest).
 
-    Columns: `run_id`, `key`, `experiment`, `grids` (a tuple: the grid that made the run and those
-    that reuse it), `ended` (ms since 1970), `version` (of the results; 0 for runs from before it was
+    Columns: `run_id`, `key`, `experiment`, `experiment_id`, `grids` (a tuple: the grid that made the run and
+    those that reuse it), `ended` (ms since 1970), `version` (of the results; 0 for runs from before it was
     noted), `data` (the fingerprint of what it saw), those of `FIELDS`, `captions` (who captions what, in a
     word), `asked` (the captioner's prompt, its family's default included), every setting by its own name with
     the type of its Config field (a run older than a setting has the setting's default), the final
@@ -161,6 +184,7 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
 
     Args:
         experiments: only the runs of these grids; all of ours if empty.
+        before: what was read last, of which only what ended since, or is open, is read again.
 
     Raises:
         AnalysisError: an unknown experiment, no store, or no finished run.
@@ -171,27 +195,65 @@ def load_runs(uri: str | None = None, experiments: Sequence[str] = ()) -> Tracke
             f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example "
             + command("attention")
         )
-    client = _client(uri)
-    names = {e.experiment_id: e.name for e in client.search_experiments(max_results=PAGE)}
+    client = before.client if before else _client(uri)
+    names = _experiments(client)
     defaults = default_settings()
-    rows: dict[str, dict[str, Any]] = {}
-    known = set(names.values())
+    rows = dict(before.rows) if before else {}
+    unreadable: dict[str, str] = {}
+    last = max((row["ended"] or 0 for row in rows.values()), default=0)
+    rows = {run_id: row for run_id, row in rows.items() if row["why"] == ""}
+    filters = (
+        [f"attributes.end_time >= {last}", "attributes.status != 'FINISHED'"] if before else [""]
+    )
     with no_collector():
-        for run in _finished(client, list(names)):
-            row = _row(run, names[run.info.experiment_id], defaults)
+        for run in (run for text in filters for run in _found(client, list(names), text)):
+            try:
+                row = _row(run, names[run.info.experiment_id], defaults)
+            except (ValueError, KeyError, TypeError) as error:
+                unreadable[f"run {run.info.run_id}"] = f"{type(error).__name__}: {error}"
+                continue
             if row:
-                known.update(row["grids"])
-                if not experiments or set(row["grids"]) & set(experiments):
-                    rows.setdefault(row["key"], row)
+                rows[row["run_id"]] = row
+    known = {*names.values(), *(grid for row in rows.values() for grid in row["grids"])}
     unknown = sorted(set(experiments) - known)
     if unknown:
         choices = ", ".join(sorted(known - {"Default"}))
         raise AnalysisError(f"there is no experiment {unknown[0]!r}: choose from {choices}")
-    if not rows:
+    wanted = [r for r in rows.values() if not experiments or set(r["grids"]) & set(experiments)]
+    wanted.sort(key=lambda row: -(row["ended"] or 0))
+    finished: dict[str, dict[str, Any]] = {}
+    without: dict[str, dict[str, Any]] = {}
+    for row in wanted:
+        (without if row["why"] else finished).setdefault(row["key"], row)
+    if not finished:
         raise AnalysisError(
             "no run has finished yet: run one grid first, for example " + command("attention")
         )
-    return Tracked(pd.DataFrame(list(rows.values())), uri)
+    table = pd.DataFrame(list(finished.values())).drop(columns="why")
+    open_ = pd.DataFrame([row for key, row in without.items() if key not in finished])
+    return Tracked(table, uri, open_, unreadable, rows)
+
+
+def _experiments(client: Any) -> dict[str, str]:
+    """Name by id, of however many there are."""
+    found: dict[str, str] = {}
+    token: str | None = None
+    while True:
+        page = client.search_experiments(max_results=PAGE, page_token=token)
+        found |= {one.experiment_id: one.name for one in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _why(run: Any) -> str:
+    """Why a run has no result; empty for a finished one."""
+    tags = run.data.tags
+    if run.info.status == "FAILED":
+        return "diverged" if tags.get(f"{PREFIX}retry") == "false" else "failed"
+    if run.info.status == "KILLED":
+        return "stopped early" if tags.get(f"{PREFIX}stopped_early") else "interrupted"
+    return "" if run.info.status == "FINISHED" else "running"
 
 
 def default_settings() -> dict[str, Any]:
@@ -212,7 +274,8 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     tags, params, metrics = run.data.tags, run.data.params, run.data.metrics
     experiment = tags.get(f"{PREFIX}grid", experiment)  # which somebody may have renamed
     final = {n.removeprefix("final/"): v for n, v in metrics.items() if n.startswith("final/")}
-    if KEY not in tags or not final:
+    why = _why(run)
+    if KEY not in tags or not (final or why):
         return None
     learn_benchmarks(run)
     settings = {name: _parsed(params.get(name), value) for name, value in defaults.items()}
@@ -220,12 +283,17 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     return {
         "run_id": run.info.run_id,
         "key": tags[KEY],
+        "why": why,
         "experiment": experiment,
+        "experiment_id": run.info.experiment_id,
         "grids": (experiment, *shared),
         "ended": run.info.end_time,
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
+        "runtime.data_root": params.get("runtime.data_root", ""),
+        "runtime.eval_every": params.get("runtime.eval_every", "0"),
         "plugins": params.get("plugins", "[]"),
+        "data.own": params.get("data.own", ""),
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(
@@ -250,12 +318,12 @@ def _parsed(text: str | None, default: Any) -> Any:
     return float(value) if isinstance(default, float) else value
 
 
-def _finished(client: Any, experiments: list[str]) -> Iterator[Any]:
+def _found(client: Any, experiments: list[str], condition: str) -> Iterator[Any]:
     token: str | None = None
     while True:
         page = client.search_runs(
             experiments,
-            "attributes.status = 'FINISHED'",
+            condition,
             max_results=PAGE,
             order_by=["attributes.end_time DESC"],
             page_token=token,

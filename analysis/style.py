@@ -1,6 +1,7 @@
 """How things look and what they are called, the same in every figure and table."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from matplotlib.style import context
 from analysis.captioners import MODELS
 from semidavil.names import ASKED, ORACLE, SHUFFLED, captions_name
 
-COLUMN, PAGE = 3.4, 6.9  # inches: one and two columns of a paper
+COLUMN, PAGE = 3.28, 6.875  # inches: one and two columns of a CVPR paper
 STYLE = Path(__file__).with_name("semidavil.mplstyle")
 
 # Okabe and Ito's palette, told apart with any colour vision; yellow is too faint for thin lines.
@@ -79,10 +80,20 @@ DATA_SETS = {
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each variant; those that are not known share the spare ones, in order."""
-    unknown = [name for name in names if _known(name) is None]
-    spare = {name: _SPARE[i % len(_SPARE)] for i, name in enumerate(unknown)}
-    return {name: _known(name) or Look(label(name), *spare[name]) for name in names}
+    """A look for each variant: those that are not known take what the known ones among them leave.
+
+    Names that readers would take for one another are told apart by the whole name.
+    """
+    found = {name: look for name in names if (look := _known(name))}
+    every = [(look.colour, look.marker, look.dash) for look in LOOKS.values()]
+    taken = {look.colour for look in found.values()}
+    free = [one for one in dict.fromkeys((*_SPARE, *every)) if one[0] not in taken] or list(_SPARE)
+    unknown = [name for name in names if name not in found]
+    texts = Counter(label(name) for name in names)
+    for i, name in enumerate(unknown):
+        text = label(name) if texts[label(name)] == 1 else name
+        found[name] = Look(text, *free[i % len(free)])
+    return {name: found[name] for name in names}
 
 
 def label(name: str) -> str:

@@ -46,7 +46,7 @@ def draw(number: int) -> tuple[float, int, float]:
         out = Path(scratch) / "figures"
         script = str(ROOT / "analysis" / "make_figures.py")
         process = subprocess.Popen(
-            [sys.executable, script, "--no-keep", "--out", str(out)],
+            [sys.executable, script, "--out", str(out)],
             env=os.environ | {"MLFLOW_TRACKING_URI": store.uri},
             stdout=subprocess.DEVNULL,
         )

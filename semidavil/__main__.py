@@ -4,6 +4,7 @@ python -m semidavil train --benchmark gta5-cityscapes --budget 100   # one run
 python -m semidavil data --data-root DIR                             # checks data sets
 python -m semidavil predict RUN PICTURES --out DIR                   # what a finished run sees in them
 python -m semidavil export RUN --to onnx                             # its network as one file
+python -m semidavil demo RUN                                         # a page on which it looks at pictures
 """
 
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 
 from semidavil import __version__
 from semidavil.commands.data import data_command
+from semidavil.commands.demo import demo_command
 from semidavil.commands.export import export_command
 from semidavil.commands.predict import predict_command
 from semidavil.commands.train import train_command
@@ -42,11 +44,7 @@ app.command("train")(train_command)
 app.command("data")(data_command)
 app.command("predict")(predict_command)
 app.command("export")(export_command)
-
-
-def main() -> None:
-    """The installed command `semidavil`."""
-    app(prog_name="semidavil")
+app.command("demo")(demo_command)
 
 
 if __name__ == "__main__":

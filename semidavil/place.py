@@ -7,6 +7,11 @@ _CODE = Path(__file__).resolve().parents[1]
 CHECKOUT = _CODE if (_CODE / "pyproject.toml").is_file() else None
 
 
+def command(name: str) -> str:
+    """How one types a command of the sweeps: `python sweeps/run.py`, or `python -m sweeps run`."""
+    return f"python sweeps/{name}.py" if CHECKOUT else f"python -m sweeps {name}"
+
+
 def home() -> Path:
     """Where runs, generated data and figures are kept: the checkout, else the working folder."""
     return CHECKOUT or Path.cwd()

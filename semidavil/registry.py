@@ -4,9 +4,8 @@
     BENCHMARKS[key].classes        # as of any benchmark
     register(registered(key))      # in another process: the text is all that it takes
 
-Everything that looks a benchmark up by its name finds a described one, and a run's parameter
-`data.own`, the text,
-is enough to know it on a worker, in a rerun, with the weights alone or in a figure, without the files.
+Everything that looks a benchmark up by its name finds a described one. The text is a run's parameter
+`data.own`: all that a worker, a rerun, the weights alone or a figure needs to know the benchmark.
 """
 
 import base64
@@ -39,8 +38,7 @@ def register(text: str) -> str:
         file = BenchmarkFile.model_validate(json.loads(plain))
     except (ValueError, zlib.error) as error:
         raise DescriptionError(
-            f"the described benchmark {text[:60]!r}... cannot be read ({error}): name its file "
-            "once more with "
+            f"the described benchmark {text[:60]!r}... cannot be read ({error}): name its file again with "
             "--benchmark"
         ) from error
     return add(file, text)

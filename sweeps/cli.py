@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from semidavil import __version__
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
 from semidavil.plugins import PluginError, use
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     """Of all commands; the first argument names the command."""
     top = argparse.ArgumentParser(prog="python -m sweeps",
         description="Runs grids of training runs, and steers them from any terminal.")
+    top.add_argument("--version", action="version", version=f"semidavil {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
     storage = argparse.ArgumentParser(add_help=False)
     storage.add_argument("--storage", metavar="PLACE", default=os.environ.get("SEMIDAVIL_STORAGE", ""),
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     about = {name: grid.about.splitlines()[0] for name, grid in GRIDS.items()}
     about[ALL] = "all of these; a run that several share is made once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
-    grids = "\n".join(f"  {name:<13}{text}" for name, text in about.items())
+    grids = "\n".join(f"  {name:<20}{text}" for name, text in about.items())
     run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
         help="Runs a grid of training runs; again: what is missing",
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
@@ -62,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "  3 other sweeps are at work on the rest; 4 `python -m sweeps stop` or --time-limit has ended it;\n"
         "  130 stopped by Ctrl-C, 128 + N by signal N",
         formatter_class=argparse.RawDescriptionHelpFormatter)
+    run.add_argument("--version", action="version", version=f"semidavil {__version__}")
     _add_options_of_run(run)
     status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
         help="Shows what is done, running, failed and left",

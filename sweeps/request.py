@@ -21,7 +21,7 @@ from semidavil.config import (
 )
 from semidavil.data.own import is_file, own_benchmarks
 from semidavil.descriptions import DescriptionError
-from semidavil.place import home
+from semidavil.place import command, home
 from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
@@ -49,13 +49,11 @@ class Options(argparse.Namespace):
     def again(self, *more: str) -> str:
         """The same command once more, with options that it may lack."""
         given = [*self.given, *(option for option in more if option not in self.given)]
-        return shlex.join(["python", f"sweeps/{self.command}.py", *given])
+        return f"{command(self.command)} {shlex.join(given)}"
 
     def told_to_others(self) -> str:
         """The same command, without what other people should not see: an address to notify is a secret."""
-        return shlex.join(
-            ["python", f"sweeps/{self.command}.py", *without_option(self.given, "--notify")]
-        )
+        return f"{command(self.command)} {shlex.join(without_option(self.given, '--notify'))}"
 
 
 def require_benchmark(name: str) -> None:

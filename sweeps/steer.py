@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from semidavil.place import command
 from sweeps import request
 from sweeps.request import Options, open_store
 from sweeps.stopping import DONE, WRONG
@@ -103,7 +104,7 @@ def retry(options: Options, console: Console) -> int:
         console.print(f"{escape(run.name)} is tried again by the sweep of {escape(live[0].grid)}")
     else:
         commands = [one.command for one in mine if one.command]
-        again = commands[0] if commands else f"python sweeps/run.py --grid {run.made_by}"
+        again = commands[0] if commands else f"{command('run')} --grid {run.made_by}"
         console.print(f"no sweep is running; this one tries it again: {escape(again)}")
     return DONE
 

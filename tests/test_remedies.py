@@ -21,7 +21,26 @@ PACKAGES = ("semidavil", "sweeps", "analysis")
 OTHERS = {
     "ray": {"--head"},
     "git": {"--include-untracked"},
-    "mlflow": {"--run-id", "--artifact-path", "--dst-path", "--experiment-id", "--host"},
+    "mlflow": {
+        "--run-id",
+        "--artifact-path",
+        "--dst-path",
+        "--experiment-id",
+        "--host",
+        "--backend-store-uri",
+    },
+    "squeue": {"--me"},
+    "sbatch": {
+        "--partition",
+        "--gpus",
+        "--time",
+        "--array",
+        "--job-name",
+        "--open-mode",
+        "--output",
+        "--requeue",
+        "--signal",
+    },
     "hf": {"--local-dir"},
     "convmv": {"--notest"},
 }
@@ -30,7 +49,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 SETTING = re.compile(
     r"(?<![\w./])((?:data|model|loss|training|rivals|volumes|runtime)\.[a-z_0-9]+)="
 )
-COMMAND = re.compile(r"python sweeps/(\w+)\.py((?: [^\s:;,()]+)*)")
+COMMAND = re.compile(r"python (?:sweeps/(?=\w+\.py)|-m sweeps )(\w+)(?:\.py)?((?: [^\s:;,()]+)*)")
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -50,8 +69,18 @@ def texts(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
         elif isinstance(node, ast.JoinedStr):
-            parts = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
-            yield "".join(map(str, parts))
+            yield "".join(part_of(part) for part in node.values)
+
+
+def part_of(part: ast.expr) -> str:
+    """A part of an f-string; `{command("run")}` is what it makes."""
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    if isinstance(part, ast.FormattedValue) and isinstance(call := part.value, ast.Call):
+        names = [name.value for name in call.args if isinstance(name, ast.Constant)]
+        if isinstance(call.func, ast.Name) and call.func.id == "command" and names:
+            return f"python sweeps/{names[0]}.py"
+    return "X"
 
 
 @cache

@@ -15,10 +15,12 @@ from analysis.figures import (
     over_time,
     pseudo_label_classes,
     qualitative,
+    ranks,
     search,
     sensitivity,
     synapse,
 )
+from semidavil.names import ORACLE
 
 FIGURES: dict[str, DrawFigure] = {
     "attention": partial(budget_curves.draw, name="attention"),
@@ -34,11 +36,13 @@ FIGURES: dict[str, DrawFigure] = {
     "captions": partial(
         dots.draw, grid="captions", field="captions", baseline=baseline_captions,
         title="What the caption says", details=add_lengths, told=captioners_table,
+        is_bound=lambda name: name.startswith(ORACLE),
     ),
     "encoders": encoders.draw,
     "sensitivity": sensitivity.draw,
     "qualitative": qualitative.draw,
     "confusion": confusion.draw,
+    "ranks": ranks.draw,
     "learning_curves": over_time.learning_curves,
     "pseudo_labels": over_time.pseudo_labels,
     "pseudo_label_classes": pseudo_label_classes.draw,

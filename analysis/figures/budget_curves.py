@@ -2,23 +2,27 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 from analysis import style
 from analysis.cells import Cells, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Drawn
+from analysis.panels import legend, panels
 from analysis.paper import Published
 from analysis.runs import Tracked
-from analysis.style import COLUMN, PAGE, Look
+from analysis.stats import paired, verdict
+from analysis.style import Look
+from analysis.verdicts import verdicts
 
-SPREAD = 0.05  # sideways distance of two variants' markers, in budgets: error bars stay apart
+APART = 3.0  # points between two variants' markers at one budget: error bars stay apart
+OVERALL = "all"  # the last place of the row of differences
 
 
 def draw(tracked: Tracked, name: str) -> Drawn:
-    """The figure of a comparison.
+    """The figure of a comparison: published, measured, and differences to the variant in question.
 
     The paper's values stand as hollow markers on an axis of their own above the measured curves:
     toy or small-scale values are never to be read as the paper's.
@@ -28,51 +32,71 @@ def draw(tracked: Tracked, name: str) -> Drawn:
     """
     comparison = COMPARISONS[name]
     chosen = select(tracked, comparison.grid, comparison.field)
-    benchmarks = chosen.benchmarks
-    known = [p for p in comparison.published() if p.benchmark in benchmarks]
+    known = [p for p in comparison.published() if p.benchmark in chosen.benchmarks]
+    points = [p for p in known if p.kind != "bound"]
     numbers = _numbers(chosen, comparison, known)
-    shown = [p for p in known if p.kind != "bound"]
-    rows = 2 if shown else 1
-    figure, axes = plt.subplots(
-        rows, len(benchmarks), squeeze=False, sharex="col",
-        figsize=(COLUMN if len(benchmarks) == 1 else PAGE, 2.3 + (1.2 if shown else 0)),
-        gridspec_kw={"height_ratios": [1, 2] if shown else [1], "hspace": 0.3},
-    )  # fmt: skip
+    gaps = differences(chosen, comparison.reference)
+    heights = {"published": 1.0 * bool(points), "measured": 1.6, "gaps": 1.1 * bool(len(gaps))}
+    shown = [row for row, height in heights.items() if height]
+    tall = sum(heights.values())
+    frame = panels(chosen.benchmarks, len(shown), 1.25 * tall, [heights[row] for row in shown])
     looks = style.looks(comparison.present(chosen.runs))
-    for column, benchmark in enumerate(benchmarks):
+    for benchmark, axes in frame:
+        rows = dict(zip(shown, axes, strict=True))
         here = numbers[(numbers["benchmark"] == benchmark) & numbers["mean"].notna()]
         budgets = [int(b) for b in sorted(here["budget"].unique())]
-        _measured(axes[-1, column], here, budgets, looks, comparison)
+        _measured(rows["measured"], here, budgets, looks, comparison)
+        heading = chosen.heading(benchmark)
+        if points:
+            some = [p for p in points if p.benchmark == benchmark]
+            _published(rows["published"], some, budgets, looks)
+            which = "published (paper, real images)" if some else "nothing published here"
+            rows["published"].set_title(f"{style.benchmark_name(benchmark)}\n{which}", loc="left")
+            heading = chosen.mark(benchmark) or "measured"
         seeds = seeds_of([int(n) for n in here["n"]])
-        told = chosen.mark(benchmark) or "measured"
-        axes[-1, column].set_title(f"{told}, {seeds}", loc="left")
-        top = axes[0, column]
-        if shown:
-            points = [p for p in shown if p.benchmark == benchmark and p.budget in budgets]
-            _published(top, points, budgets, looks)
-            told = "published (paper, real images)" if points else "nothing published here"
-        else:
-            told = top.get_title(loc="left")
-        top.set_title(f"{style.benchmark_name(benchmark)}\n{told}", loc="left")
-    for row in axes:
-        row[0].set_ylabel("mIoU (%)")
-        for each in row:
-            each.margins(0.06, 0.12)  # no marker is cut by the frame
-    _legend(figure, axes[-1], looks)
+        rows["measured"].set_title(f"{heading}, {seeds}", loc="left")
+        places = [*budgets, OVERALL] if len(gaps) else budgets
+        if len(gaps):
+            _gaps(rows["gaps"], gaps[gaps["benchmark"] == benchmark], places, looks)
+        axes[-1].set_xticks(range(len(places)), [b if b == OVERALL else f"{b:,}" for b in places])
+        axes[-1].set_xlabel("labelled target images (not to scale)")
+    for i, ax in enumerate(frame.first):
+        row = shown[i % len(shown)]
+        ax.set_ylabel(
+            f"minus\n{style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)"
+        )
+    legend(frame.figure)
+    told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title=f"{comparison.title}: mIoU against label budget",
-        caption=f"{comparison.title}: mean IoU on the target's validation images against the number "
-        "of labelled target images. Filled markers: measured, mean and sample standard deviation "
-        "over seeds (a cell with one seed has no bar). "
-        + ("Hollow markers: published values, on an axis of their own. " if shown else "")
-        + chosen.note(),
-        alt=_alt(numbers, looks),
-        numbers=numbers,
+        caption=" ".join(
+            [*told, *_caption(comparison, bool(points), bool(len(gaps))), chosen.note()]
+        ),
+        alt=_alt(numbers, looks, told),
+        numbers=_with_differences(numbers, gaps),
         run_ids=chosen.run_ids,
         grid=comparison.grid,
-        missing=comparison.missing(chosen.runs, benchmarks),
+        missing=comparison.missing(chosen.runs, chosen.benchmarks),
+        verdicts=told,
+        tests=tests,
     )
+
+
+def _caption(comparison: Comparison, published: bool, gaps: bool) -> list[str]:
+    told = [
+        f"{comparison.title}: mean IoU on the target's validation images against the number of labelled "
+        "target images. Filled markers: measured, mean and sample standard deviation over seeds (a cell "
+        "with one seed has no bar)."
+    ]
+    if published:
+        told.append("Hollow markers: published values, on an axis of their own.")
+    if gaps:
+        told.append(
+            f"Lowest row: difference to {style.label(comparison.reference)} on the same seeds with its 95% "
+            f"t interval; “{OVERALL}”: averaged over the label budgets."
+        )
+    return told
 
 
 def _numbers(chosen: Cells, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:
@@ -88,6 +112,55 @@ def _numbers(chosen: Cells, comparison: Comparison, known: Sequence[Published]) 
     )
     table = pd.concat(parts).merge(values, how="outer", on=columns[:3])
     return table.sort_values(columns[:3], ignore_index=True)
+
+
+def differences(chosen: Cells, reference: str) -> pd.DataFrame:
+    """Each variant minus the reference on the same seeds: per budget, and over all.
+
+    Returns:
+        Columns `benchmark`, `variant`, `budget` (a number or `all`), `difference`, `low`, `high`, `p`, `n`;
+        empty where no two seeds are shared.
+    """
+    rows = []
+    for benchmark in chosen.benchmarks:
+        runs = chosen.of(benchmark)
+        for variant in (v for v in runs["variant"].unique() if v != reference):
+            two = runs[runs["variant"].isin((variant, reference))]
+            by = two.pivot(index=["budget", "seed"], columns="variant", values="miou").dropna()
+            if {variant, reference} - set(by):
+                continue
+            tests = {b: paired(one[variant], one[reference]) for b, one in by.droplevel("budget").groupby(
+                by.index.get_level_values("budget"))}  # fmt: skip
+            whole = verdict(two)
+            if whole:
+                sign = 1 if whole.leader == variant else -1
+                (test,) = whole.tests.values()
+                low, high = sorted((sign * test.low, sign * test.high))
+                rows.append(
+                    [benchmark, variant, OVERALL, sign * test.difference, low, high, test.p, test.n]
+                )
+            rows += [
+                [benchmark, variant, b, t.difference, t.low, t.high, t.p, t.n]
+                for b, t in tests.items()
+            ]
+    names = ["benchmark", "variant", "budget", "difference", "low", "high", "p", "n"]
+    found = pd.DataFrame(rows, columns=names)
+    return found if (found["n"] > 1).any() else found.iloc[:0]
+
+
+def _with_differences(numbers: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """Differences beside the means; those over all budgets are rows without a budget."""
+    renamed = gaps.rename(
+        columns={"low": "difference_low", "high": "difference_high", "n": "pairs"}
+    )
+    renamed["budget"] = pd.to_numeric(renamed["budget"], errors="coerce")
+    return numbers.merge(renamed, how="outer", on=["benchmark", "variant", "budget"])
+
+
+def _apart(axes: Axes, place: int, count: int):  # type: ignore[no-untyped-def]
+    """Moves a variant's markers by a few points, however many budgets there are."""
+    shift = APART * (place - (count - 1) / 2) / 72
+    return axes.transData + ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
 
 
 def _measured(
@@ -106,48 +179,57 @@ def _measured(
             axes.axhline(value, color=look.colour, linestyle=look.dash, label=look.label)
             continue
         curve = curve.reindex(list(budgets))  # a budget without a run breaks the line
-        shift = SPREAD * (i - (len(looks) - 1) / 2)
         axes.errorbar(
-            [place + shift for place in range(len(budgets))], curve["mean"],
-            yerr=curve["std"] if (curve["n"] > 1).any() else None,
+            range(len(budgets)), curve["mean"], yerr=curve["std"] if (curve["n"] > 1).any() else None,
             color=look.colour, marker=look.marker, linestyle=look.dash, label=look.label,
-            capsize=2, elinewidth=0.8,
+            capsize=2, elinewidth=0.8, transform=_apart(axes, i, len(looks)),
         )  # fmt: skip
-    axes.set_xticks(range(len(budgets)), [f"{b:,}" for b in budgets])
-    axes.set_xlabel("labelled target images")
+    bounds = pd.concat([here["mean"] - here["std"].fillna(0), here["mean"] + here["std"].fillna(0)])
+    axes.update_datalim([(0, bounds.min()), (len(budgets) - 1, bounds.max())])
+    axes.margins(0.08, 0.12)  # no marker is cut by the frame
+    axes.autoscale_view()
+
+
+def _gaps(axes: Axes, here: pd.DataFrame, places: Sequence[object], looks: dict[str, Look]) -> None:
+    axes.axhline(0, color="black", linewidth=0.7)
+    axes.axvline(len(places) - 1.5, color=style.GREY, linewidth=0.7, linestyle=":")
+    for i, (variant, look) in enumerate(looks.items()):
+        mine = here[here["variant"] == variant]
+        if mine.empty:
+            continue
+        spread = [
+            (mine["difference"] - mine["low"]).fillna(0),
+            (mine["high"] - mine["difference"]).fillna(0),
+        ]
+        axes.errorbar(
+            [places.index(b) for b in mine["budget"]], mine["difference"], yerr=spread, color=look.colour,
+            marker=look.marker, linestyle="none", capsize=2, elinewidth=0.8, markersize=4,
+            transform=_apart(axes, i, len(looks)),
+        )  # fmt: skip
+    ends = pd.concat([here["low"], here["high"], here["difference"]]).dropna()
+    if len(ends):
+        axes.update_datalim([(0, ends.min()), (len(places) - 1, ends.max())])
+    axes.margins(0.08, 0.12)
+    axes.autoscale_view()
 
 
 def _published(
     axes: Axes, points: Sequence[Published], budgets: Sequence[int], looks: dict[str, Look]
 ) -> None:
+    """At the budgets that were run, which share the x axis."""
     if not points:
         axes.set_axis_off()
     for variant, look in looks.items():
-        mine = [p for p in points if p.variant == variant]
+        mine = [p for p in points if p.variant == variant and p.budget in budgets]
         axes.plot(
             [budgets.index(p.budget) for p in mine], [p.miou for p in mine],
             color=look.colour, marker=look.marker, linestyle=look.dash, linewidth=0.7,
             markerfacecolor="white",
         )  # fmt: skip
+    axes.margins(0.08, 0.12)
 
 
-def _legend(figure: plt.Figure, panels: Sequence[Axes], looks: dict[str, Look]) -> None:
-    # A partial sweep may have a variant in one panel alone.
-    entries = {
-        label: handle
-        for panel in panels
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    labels = [look.label for look in looks.values() if look.label in entries]
-    wide = figure.get_figwidth() > COLUMN
-    figure.legend(
-        [entries[label] for label in labels], labels, loc="upper center",
-        ncols=min(4 if wide else 2, len(labels)),
-        bbox_to_anchor=(0.5, -0.15 / figure.get_figheight()),  # inches below the axis labels
-    )  # fmt: skip
-
-
-def _alt(numbers: pd.DataFrame, looks: dict[str, Look]) -> str:
+def _alt(numbers: pd.DataFrame, looks: dict[str, Look], verdicts: Sequence[str]) -> str:
     told = []
     measured = numbers[numbers["mean"].notna()]
     for benchmark, here in measured.groupby("benchmark", sort=False):
@@ -160,4 +242,4 @@ def _alt(numbers: pd.DataFrame, looks: dict[str, Look]) -> str:
             f"{style.benchmark_name(str(benchmark))}, at {int(largest['budget'].iloc[0])} labelled "
             f"images: {order}"
         )
-    return "Line chart of mIoU against label budget. " + ". ".join(told) + "."
+    return f"Line chart of mIoU against label budget. {'. '.join(told)}. {' '.join(verdicts)}"

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.cells import Cells, by_seed, select
+from analysis.cells import Cells, by_seed, seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import legend, panels
 from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, holm, paired, rank_correlation
@@ -33,12 +33,15 @@ def draw(tracked: Tracked) -> Drawn:
         if part is None:
             continue
         budget = int(here["budget"].iloc[0])
-        rho, low, high = rank_correlation(list(-part["share"]), list(part["gain"]))
-        parts.append(part.assign(budget=budget, rho=rho, rho_low=low, rho_high=high))
+        rho, p = rank_correlation(list(-part["share"]), list(part["gain"]))
+        parts.append(part.assign(budget=budget, rho=rho, rho_p=p))
         instead = "" if budget == WANTED else f" ({WANTED} is not run)"
+        related = (
+            "" if np.isnan(rho) else f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})"
+        )
+        seeds = seeds_of([int(n) for n in part["n"]])
         notes.append(
-            f"{style.benchmark_name(benchmark)}: {budget} labels{instead}, {int(part['n'].max())} "
-            f"seeds, Spearman's rho of rarity and gain {rho:.2f} [{low:.2f}, {high:.2f}]."
+            f"{style.benchmark_name(benchmark)}: {budget} labels{instead}, {seeds}{related}."
         )
     if not parts:
         raise AnalysisError(
@@ -47,43 +50,53 @@ def draw(tracked: Tracked) -> Drawn:
         )
     numbers = pd.concat(parts, ignore_index=True)
     names = list(numbers["benchmark"].unique())
-    figure, axes = plt.subplots(
-        2, len(names), squeeze=False, sharex="col", figsize=(style.PAGE, 3.6),
-        gridspec_kw={"height_ratios": [1, 1.4], "hspace": 0.12, "wspace": 0.22,
-                     "width_ratios": [int((numbers["benchmark"] == n).sum()) for n in names]},
-    )  # fmt: skip
-    for column, name in enumerate(names):
-        here = numbers[numbers["benchmark"] == name]
-        _panel(axes[0, column], axes[1, column], here, chosen)
-    axes[0, 0].set_ylabel("share of pixels (%)")
-    axes[1, 0].set_ylabel("IoU, DyCE minus CE (points)")
-    handles, labels = axes[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=3, bbox_to_anchor=(0.5, -0.16))
+    is_known = bool(numbers["published_low"].notna().any())
+    rows = ["share", "published", "gain"] if is_known else ["share", "gain"]
+    frame = panels(names, len(rows), 1.15 * len(rows) + 0.6, wide=True)
+    for name, axes in frame:
+        _panel(dict(zip(rows, axes, strict=True)), numbers[numbers["benchmark"] == name], chosen)
+    titles = {
+        "share": "pixels (%)",
+        "published": "paper (points)",
+        "gain": "DyCE minus CE\n(points of IoU)",
+    }
+    for i, ax in enumerate(frame.first):
+        ax.set_ylabel(titles[rows[i % len(rows)]])
+    legend(frame.figure)
+    used = chosen.runs[chosen.runs["benchmark"].isin(names)]
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title="Class frequency and what DyCE gains over cross-entropy",
         caption="Share of the validation pixels (log scale) and gain in class IoU of DyCE over CE on "
         "the same seeds, classes from frequent to rare. Bars: mean; whiskers: 95% t interval of the "
-        f"paired difference; dark: paired t-test p < {ALPHA} after Holm's correction over the "
-        "benchmark's classes. Hollow markers: published in words (a line is a range). Interval of "
-        "rho: 95% bootstrap over classes. " + " ".join(notes) + " " + chosen.note(),
+        f"paired difference, uncorrected; dark: paired t-test p < {ALPHA} after Holm's correction over the "
+        "benchmark's classes. "
+        + (
+            "The paper's gains, published in words, on an axis of their own (a line is a range). "
+            * is_known
+        )
+        + "p of rho: by permutation of the classes. "
+        + " ".join(notes)
+        + " "
+        + chosen.note(),
         alt="Two rows of bars per benchmark: pixel share by class, and DyCE's gain by class. "
         + " ".join(notes),
         numbers=numbers,
-        run_ids=chosen.run_ids,
+        run_ids=tuple(sorted(used["run_id"])),
         grid=GRID,
     )
 
 
 def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame | None:
-    """One row per class that occurs, frequent first; None without an evaluation."""
+    """One row per class that occurs, frequent first; None without an evaluation or a common seed."""
+    classes = BENCHMARKS[benchmark].classes if benchmark in BENCHMARKS else ()
     found = (tracked.evaluation(run_id) for run_id in runs["run_id"])
     evaluation = next((one for one in found if one is not None), None)
-    if evaluation is None:
+    if evaluation is None or len(classes) != len(evaluation.confusion):
         return None
     pixels = evaluation.confusion.sum(1)
     rows: list[dict[str, Any]] = []
-    for name, count in zip(BENCHMARKS[benchmark].classes, pixels, strict=True):
+    for name, count in zip(classes, pixels, strict=True):
         metric = f"iou/{name}"
         if count == 0 or metric not in runs:
             continue
@@ -96,33 +109,44 @@ def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame 
              "published_low": low, "published_high": high,
              "source": CLASS_GAINS_SOURCE if low == low else ""}
         )  # fmt: skip
-    table = pd.DataFrame(rows).dropna(subset=["gain"])
+    table = pd.DataFrame(rows)
+    if table.empty or table["gain"].isna().all():
+        return None
+    table = table.dropna(subset=["gain"])
     table["p_holm"] = holm([float(p) for p in table["p"]])
     return table.sort_values("share", ascending=False, ignore_index=True)
 
 
-def _panel(above: Axes, below: Axes, here: pd.DataFrame, chosen: Cells) -> None:
-    places = np.arange(len(here))
-    above.bar(places, here["share"], color=style.GREY, width=0.7)
-    above.set_yscale("log")
-    above.set_title(chosen.heading(str(here["benchmark"].iloc[0])), loc="left")
+def _panel(rows: dict[str, Axes], here: pd.DataFrame, chosen: Cells) -> None:
+    places, below = np.arange(len(here)), rows["gain"]
+    rows["share"].bar(places, here["share"], color=style.GREY, width=0.7)
+    rows["share"].set_yscale("log")
+    seeds = seeds_of([int(n) for n in here["n"]])
+    heading = chosen.heading(str(here["benchmark"].iloc[0]))
+    rows["share"].set_title(
+        f"{heading}, {int(here['budget'].iloc[0]):,} labels, {seeds}", loc="left"
+    )
     sure = here["p_holm"] < ALPHA
-    colours = [style.BLUE if one else PALE for one in sure]
-    below.bar(places, here["gain"], color=colours, width=0.7)
+    for those, colour, text in (
+        (sure, style.BLUE, f"measured, p < {ALPHA}"),
+        (~sure, PALE, f"measured, p ≥ {ALPHA} or no test"),
+    ):
+        if those.any():
+            below.bar(places[those], here["gain"][those], color=colour, width=0.7, label=text)
     whiskers = np.abs(here[["low", "high"]].to_numpy().T - here["gain"].to_numpy())
     below.errorbar(
         places, here["gain"], yerr=whiskers, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
     )
     known = here["published_low"].notna()
-    middle = (here["published_low"] + here["published_high"]) / 2
-    below.errorbar(
-        places[known], middle[known], yerr=(here["published_high"] - middle)[known], fmt="D",
-        markerfacecolor="white", markersize=4, color=style.VERMILION, label="published (in words)",
-    )  # fmt: skip
-    below.bar([0], [0], color=style.BLUE, label=f"measured, p < {ALPHA}")
-    below.bar([0], [0], color=PALE, label=f"measured, p ≥ {ALPHA} or one seed")
+    if "published" in rows and known.any():
+        middle = (here["published_low"] + here["published_high"]) / 2
+        rows["published"].errorbar(
+            places[known], middle[known], yerr=(here["published_high"] - middle)[known], fmt="D",
+            markerfacecolor="white", markersize=4, color=style.VERMILION, label="published (in words)",
+        )  # fmt: skip
+        rows["published"].set_ylim(bottom=0)
     below.axhline(0, color="black", linewidth=0.7)
     below.set_xticks(places, here["class"], rotation=90)
-    for axes in (above, below):
+    for axes in rows.values():
         axes.grid(False, axis="x")
         axes.set_xlim(-0.6, len(here) - 0.4)

@@ -8,37 +8,37 @@ from analysis import style
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.stats import Paired, holm, over_seeds, paired
+from analysis.stats import ALPHA, factorial, over_seeds
 from sweeps.plan.grids import PARTS, RELEASED
 
 GRID, WANTED = "components", 100  # label budget
 
 
 def draw(tracked: Tracked) -> Drawn:
-    """mIoU of every combination of parts, worst first, and each part's average effect.
+    """mIoU of every combination of parts, worst first, and each part's and pair's effect.
 
-    What the released code would do is a line across, and in no effect.
+    What the released code would do is a line across, and in no effect. Of several benchmarks the first is
+    drawn; the numbers have all.
 
     Raises:
         AnalysisError: no run of a combination.
     """
     settings = [setting for setting, _ in PARTS.values()]
     chosen = select(tracked, GRID, ["method", *settings]).at_one_budget(WANTED)
-    benchmark = chosen.benchmarks[0]
-    everything = with_parts(chosen.of(benchmark))
-    is_released = everything["method"] == RELEASED
-    released, runs = everything[is_released], everything[~is_released]
-    if runs.empty:
-        raise AnalysisError(f"no combination of parts has run yet: {command(GRID)}")
-    parts = list(PARTS)
-    table = over_seeds(runs, parts).sort_values("mean", ignore_index=True)
-    effects = {part: effect(runs, part) for part in parts}
-    adjusted = dict(zip(parts, holm([e.p for e in effects.values()]), strict=True))
-    figure, axes = plt.subplots(
-        2, 2, figsize=(style.PAGE, 3.2), sharex="col", sharey="row",
-        gridspec_kw={"height_ratios": [2, 1], "width_ratios": [3.2, 1], "hspace": 0.08, "wspace": 0.06},
-    )  # fmt: skip
-    top, matrix, corner, bars = axes[0, 0], axes[1, 0], axes[0, 1], axes[1, 1]
+    parts, tables = list(PARTS), []
+    for benchmark in chosen.benchmarks[::-1]:  # the first is drawn, and so comes last
+        everything = with_parts(chosen.of(benchmark))
+        is_released = everything["method"] == RELEASED
+        released, runs = everything[is_released], everything[~is_released]
+        if runs.empty:
+            raise AnalysisError(f"no combination of parts has run yet: {command(GRID)}")
+        table = over_seeds(runs, parts).sort_values("mean", ignore_index=True)
+        effects = factorial(runs, parts)
+        tables.append(_numbers(table, effects, released, benchmark))
+    figure = plt.figure(figsize=(style.PAGE, 3.4), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[2, 1], width_ratios=[2.6, 1])
+    top, bars = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
+    matrix = figure.add_subplot(grid[1, 0], sharex=top)
     places = np.arange(len(table))
     top.errorbar(
         places, table["mean"], yerr=table["std"] if (table["n"] > 1).any() else None, fmt="o",
@@ -50,18 +50,12 @@ def draw(tracked: Tracked) -> Drawn:
         )
         top.legend(loc="lower right")
     top.set_ylabel("mIoU (%)")
+    top.tick_params(labelbottom=False)
     top.set_title(f"{chosen.heading(benchmark)}, {seeds_of(list(table['n']))}", loc="left")
-    corner.set_axis_off()
     for row, part in enumerate(parts):
         on = table[part].to_numpy(bool)
         matrix.plot(places, [row] * len(places), "o", color="#d9d9d9", markersize=6)
         matrix.plot(places[on], [row] * int(on.sum()), "o", color=style.BLUE, markersize=6)
-        found = effects[part]
-        whisker = [[found.difference - found.low], [found.high - found.difference]]
-        bars.errorbar(
-            found.difference, row, xerr=whisker if found.low == found.low else None, fmt="s",
-            color=style.BLUE, capsize=2, elinewidth=0.8,
-        )  # fmt: skip
     for place, chosen_parts in zip(places, table[parts].to_numpy(bool), strict=True):
         rows = np.flatnonzero(chosen_parts)
         if len(rows) > 1:
@@ -71,22 +65,37 @@ def draw(tracked: Tracked) -> Drawn:
     matrix.set_xticks([])
     matrix.grid(False)
     matrix.set_xlabel("combinations of parts, from the lowest to the highest mean")
+    for row, effect in enumerate(effects.to_dict("records")):
+        spread = [[effect["difference"] - effect["low"]], [effect["high"] - effect["difference"]]]
+        bars.errorbar(
+            effect["difference"], row, xerr=spread, fmt="s", color=style.BLUE, capsize=2, elinewidth=0.8,
+            markersize=4, markerfacecolor=style.BLUE if effect["p_holm"] < ALPHA else "white",
+        )  # fmt: skip
+    bars.set_yticks(range(len(effects)), list(effects["what"]) if len(effects) else [])
+    bars.set_ylim(max(len(effects), 1) - 0.5, -0.5)
     bars.axvline(0, color="black", linewidth=0.7)
-    bars.set_xlabel("average effect (points)")
+    bars.set_xlabel("effect (points)")
+    bars.set_title("parts and pairs", loc="left")
     told = ", ".join(
-        f"{part} {found.difference:+.1f} [{found.low:.1f}, {found.high:.1f}], p = {adjusted[part]:.3f}"
-        for part, found in effects.items()
+        f"{e['what']} {e['difference']:+.1f} [{e['low']:.1f}, {e['high']:.1f}], p = {e['p_holm']:.3f}"
+        for e in effects.to_dict("records")
+    )
+    told = told or "the runs cannot tell the parts apart yet"
+    others = f" Of {len(chosen.benchmarks)} benchmarks the first; the CSV has all." * (
+        len(tables) > 1
     )
     return Drawn(
         figure=figure,
         title="What each part of SemiDAViL adds",
-        caption="Above: mIoU of each combination of vision-language initialisation (VL), dense language "
+        caption="Left: mIoU of each combination of vision-language initialisation (VL), dense language "
         "guidance (DLG), consistency training (CT) and DyCE; mean and standard deviation over seeds. "
-        "Right: average effect of a part over the combinations of the others, with 95% t interval over "
-        f"seeds; paired t-tests, p after Holm's correction: {told}. {_about(released)}{chosen.note()}",
+        "Right: what a part adds on average, and what a pair adds beyond the sum of its two (a part's effect "
+        "with the other minus that without it), by a linear model of parts, pairs and seeds with 95% "
+        f"intervals; filled: p < {ALPHA} after Holm's correction. {told}.{others} "
+        f"{_about(released)}{chosen.note()}",
         alt=f"Dot plot of mIoU per combination over a matrix of the parts in it. Effects: {told}.",
-        numbers=_numbers(table, effects, adjusted, released, benchmark),
-        run_ids=tuple(sorted(everything["run_id"])),
+        numbers=pd.concat(tables[::-1], ignore_index=True),
+        run_ids=chosen.run_ids,
         grid=GRID,
         missing=_missing(table, released),
     )
@@ -97,17 +106,6 @@ def with_parts(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(
         **{part: [str(value) != off for value in runs[name]] for part, (name, off) in PARTS.items()}
     )
-
-
-def effect(runs: pd.DataFrame, part: str) -> Paired:
-    """A part on against off over the combinations that have both, averaged, paired by seed."""
-    others = [other for other in PARTS if other != part]
-    by = runs.groupby([*others, part, "seed"])["miou"].mean().unstack(part)
-    if True not in by or False not in by:
-        return paired(pd.Series(dtype=float), pd.Series(dtype=float))
-    both = by.dropna()
-    means = both.groupby("seed").mean()
-    return paired(means[True], means[False])
 
 
 def _about(released: pd.DataFrame) -> str:
@@ -124,24 +122,16 @@ def _about(released: pd.DataFrame) -> str:
 
 
 def _numbers(
-    table: pd.DataFrame,
-    effects: dict[str, Paired],
-    adjusted: dict[str, float],
-    released: pd.DataFrame,
-    benchmark: str,
+    table: pd.DataFrame, effects: pd.DataFrame, released: pd.DataFrame, benchmark: str
 ) -> pd.DataFrame:
-    rows = [
-        {"what": f"effect of {part}", "mean": found.difference, "low": found.low, "high": found.high,
-         "n": found.n, "p": found.p, "p_holm": adjusted[part]}
-        for part, found in effects.items()
-    ]  # fmt: skip
-    frames = [table.assign(what="combination"), pd.DataFrame(rows)]
+    frames = [table.assign(what="combination")]
+    if len(effects):
+        named = effects.assign(what="effect of " + effects["what"])
+        frames.append(named.rename(columns={"difference": "mean"}))
     if len(released):
         alone = over_seeds(released, ["method"]).drop(columns="method")
         frames.append(alone.assign(what="released code"))
-    all_rows = pd.concat(frames, ignore_index=True)
-    all_rows.insert(0, "benchmark", benchmark)
-    return all_rows
+    return pd.concat(frames, ignore_index=True).assign(benchmark=benchmark)
 
 
 def _missing(table: pd.DataFrame, released: pd.DataFrame) -> str:

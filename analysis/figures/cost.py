@@ -1,16 +1,19 @@
-"""Accuracy against cost, with the Pareto front: the methods that no other one beats in both."""
+"""Accuracy against cost, with the Pareto front: the variants that no other one beats in both."""
 
-import matplotlib.pyplot as plt
+from collections.abc import Mapping
+
 import pandas as pd
+from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.cells import select
+from analysis.cells import Cells, seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import Frame, legend, panels
 from analysis.runs import AnalysisError, Tracked
 from analysis.stats import over_seeds, pareto_front
 
 GRID, WANTED = "methods", 100  # label budget
-COSTS = {"minutes": "training time (min)", "peak_memory_gb": "peak memory (GB)"}
+COSTS = {"minutes": "training time (min)", "peak_memory_gib": "peak memory (GiB)"}
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -20,86 +23,100 @@ def draw(tracked: Tracked) -> Drawn:
         AnalysisError: no run has a cost.
     """
     chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
-    device = str(chosen.runs["env/device"].mode().iloc[0])  # times of two devices do not compare
-    runs = chosen.runs[chosen.runs["env/device"] == device].copy()
+    runs = chosen.runs.copy()
     runs["minutes"] = runs["seconds"] / 60 if "seconds" in runs else float("nan")
-    runs["peak_memory_gb"] = runs["peak_memory_mb"] / 1024
-    costs = [cost for cost in COSTS if runs[cost].notna().any()]
-    if not costs:
-        raise AnalysisError("no run has a training time")
-    benchmarks = [b for b in chosen.benchmarks if b in set(runs["benchmark"])]
-    figure, axes = plt.subplots(
-        len(costs), len(benchmarks), squeeze=False, sharey="col",
-        figsize=(style.COLUMN if len(benchmarks) == 1 else style.PAGE, 0.6 + 1.9 * len(costs)),
-        gridspec_kw={"hspace": 0.4, "wspace": 0.2},
-    )  # fmt: skip
-    parts = []
-    for column, benchmark in enumerate(benchmarks):
-        here = runs[runs["benchmark"] == benchmark]
-        for row, cost in enumerate(costs):
-            table = costs_of(here, cost)
-            ax = axes[row, column]
-            front = table[table["pareto"]].sort_values("cost")
-            ax.step(
-                front["cost"], front["mean"], where="post", color="#b0b0b0", linewidth=1, zorder=1
-            )
-            for variant, look in style.looks(list(table["variant"])).items():
-                one = table[table["variant"] == variant].iloc[0]
+    runs["peak_memory_gib"] = runs["peak_memory_mb"] / 1024
+    frame, numbers = against_cost(chosen, runs, COSTS)
+    for (benchmark, cost), ax in places(frame):
+        table = numbers[(numbers["benchmark"] == benchmark) & (numbers["of"] == cost)]
+        for variant, look in style.looks(list(table["variant"].unique())).items():
+            for one in table[table["variant"] == variant].to_dict("records"):
                 ax.errorbar(
                     one["cost"], one["mean"], xerr=one["cost_std"], yerr=one["std"],
                     color=look.colour, marker=look.marker, label=look.label, elinewidth=0.7,
-                    linestyle="none",
+                    linestyle="none", markerfacecolor=look.colour if one["compared"] else "white",
                 )  # fmt: skip
-            ax.set_xlabel(COSTS[cost])
-            ax.margins(0.12)
-            if column == 0:
-                ax.set_ylabel("mIoU (%)")
-            if row == 0:
-                ax.set_title(chosen.heading(benchmark), loc="left")
-            parts.append(table.assign(benchmark=benchmark, of=cost))
-    entries = {
-        label: handle
-        for panel in axes.flat
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        list(entries.values()), list(entries), loc="upper center",
-        ncols=4 if len(benchmarks) > 1 else 2, bbox_to_anchor=(0.5, -0.05 / figure.get_figheight()),
-    )  # fmt: skip
-    numbers = pd.concat(parts, ignore_index=True)
-    front = numbers[numbers["pareto"] & (numbers["of"] == costs[0])]
+        ax.set_xlim(left=max(0.0, ax.get_xlim()[0]))
+    legend(frame.figure)
+    front = numbers[numbers["pareto"] & (numbers["of"] == numbers["of"].iloc[0])]
     told = "; ".join(
-        f"{style.benchmark_name(str(b))}: {', '.join(style.label(v) for v in g['variant'])}"
+        f"{style.benchmark_name(str(b))}: {', '.join(map(style.label, g['variant']))}"
         for b, g in front.groupby("benchmark", sort=False)
     )
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title="Accuracy against cost",
-        caption="mIoU against the cost of training, mean and standard deviation over seeds; grey: the "
-        f"Pareto front of the means. All runs on: {device or 'unknown device'}. On the front by "
-        f"{COSTS[costs[0]]}: {told}. {chosen.note()}",
+        caption="mIoU against the cost of training, mean and standard deviation over "
+        f"{seeds_of(list(numbers['n']))}; grey: the Pareto front of the means. {devices(numbers)} "
+        f"On the front by {COSTS[str(numbers['of'].iloc[0])]}: {told}. {chosen.note()}",
         alt=f"Scatter plot of mIoU against training cost. On the Pareto front: {told}.",
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=GRID,
-        missing=_missing(chosen.runs, runs, device),
     )
 
 
-def _missing(all_runs: pd.DataFrame, runs: pd.DataFrame, device: str) -> str:
-    """Methods that have runs, and none on the device of most."""
-    lacking = [name for name in all_runs["variant"].unique() if name not in set(runs["variant"])]
-    names = ", ".join(map(style.label, lacking))
-    return (
-        f"not run on {device or 'an unknown device'}, as the others are: {names}" if names else ""
+def against_cost(
+    chosen: Cells, runs: pd.DataFrame, costs: Mapping[str, str]
+) -> tuple[Frame, pd.DataFrame]:
+    """A panel for each benchmark and cost with its front, and the numbers to draw.
+
+    Args:
+        runs: those of `chosen` with a column for each cost.
+
+    Returns:
+        The frame, its panels named `BENCHMARK/COST`; rows of `costs_of` with `benchmark` and `of`, the cost.
+
+    Raises:
+        AnalysisError: no run has a cost.
+    """
+    known = [cost for cost in costs if runs[cost].notna().any()]
+    if not known:
+        raise AnalysisError("no run has a training time, latency or number of parameters")
+    names = [f"{benchmark}/{cost}" for benchmark in chosen.benchmarks for cost in known]
+    frame, parts = panels(names, 1, 2.1, share=False), []
+    for (benchmark, cost), ax in places(frame):
+        table = costs_of(runs[runs["benchmark"] == benchmark], cost)
+        parts.append(table.assign(benchmark=benchmark, of=cost))
+        front = table[table["pareto"]].sort_values("cost")
+        ax.step(front["cost"], front["mean"], where="post", color="#b0b0b0", linewidth=1, zorder=1)
+        ax.set_xlabel(costs[cost])
+        ax.margins(0.15)
+        ax.set_ylabel("mIoU (%)")
+        ax.set_title(chosen.heading(benchmark), loc="left")
+    return frame, pd.concat(parts, ignore_index=True)
+
+
+def places(frame: Frame) -> list[tuple[tuple[str, str], Axes]]:
+    split = ((name.rpartition("/"), axes[0]) for name, axes in frame)
+    return [((benchmark, cost), ax) for (benchmark, _, cost), ax in split]
+
+
+def devices(numbers: pd.DataFrame) -> str:
+    """On what the runs were made; what is not comparable is hollow, and in no front."""
+    usual = ", ".join(dict.fromkeys(numbers["device"][numbers["compared"]]))
+    others = numbers[~numbers["compared"]]
+    if others.empty:
+        return f"All runs on: {usual}."
+    told = ", ".join(
+        f"{style.label(str(v))} on {d}"
+        for v, d in others[["variant", "device"]].drop_duplicates().values
     )
+    return f"Compared on: {usual}. Hollow, and in no front: {told}."
 
 
 def costs_of(runs: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Rows `variant`, `mean`, `std`, `n`, `cost`, `cost_std`, `pareto`, for methods with a cost."""
-    known = runs[runs[cost].notna()]
-    table = over_seeds(known, ["method"]).rename(columns={"method": "variant"})
-    spent = over_seeds(known, ["method"], cost)
+    """Rows `variant`, `device`, `mean`, `std`, `n`, `cost`, `cost_std`, `compared`, `pareto`.
+
+    Costs of two devices do not compare: the front is that of the device with most of the runs.
+    """
+    known = runs[runs[cost].notna()].assign(device=runs["env/device"].replace("", "unknown device"))
+    by = ["variant", "device"]
+    table = over_seeds(known, by).drop(columns=["low", "high"])
+    spent = over_seeds(known, by, cost)
     table["cost"], table["cost_std"] = spent["mean"], spent["std"]
-    table["pareto"] = pareto_front(table["mean"], table["cost"])
+    table["compared"] = table["device"] == known["device"].mode().get(0, "")
+    table["pareto"] = False
+    here = table[table["compared"]]
+    table.loc[table["compared"], "pareto"] = pareto_front(here["mean"], here["cost"])
     return table

@@ -1,16 +1,18 @@
 """Variants on one budget as dots with spread, one panel per benchmark: captions, methods."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from analysis import style
 from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import panels
 from analysis.runs import Tracked
-from analysis.stats import ALPHA, bootstrap_images, holm, over_seeds, paired
+from analysis.stats import bootstrap_images, holm, over_seeds, paired
+from analysis.verdicts import verdicts
 
 WANTED = 100  # label budget
 
@@ -23,13 +25,15 @@ def draw(
     title: str,
     details: Callable[[pd.DataFrame, pd.DataFrame], pd.DataFrame] = lambda numbers, _: numbers,
     told: Callable[[pd.DataFrame, Callable[[str], str]], str] = lambda *_: "",
+    is_bound: Callable[[str], bool] = lambda _: False,
 ) -> Drawn:
-    """mIoU per variant, best first, with a paired test of each against the baseline.
+    """mIoU per variant, best first, and beside it the paired difference of each to the baseline.
 
     Args:
         baseline: which of a panel's variants the others are compared to.
         details: adds columns of the runs to the numbers.
         told: what the caption says of the numbers besides, given what variants are called.
+        is_bound: whether a variant is no rival but a bound, which cannot be best.
 
     Raises:
         AnalysisError: no run of the grid.
@@ -47,34 +51,42 @@ def draw(
     numbers = pd.concat(parts, ignore_index=True)
     numbers = details(numbers, chosen.runs)
     most = max(len(part) for part in parts)
-    figure, axes = plt.subplots(
-        1, len(benchmarks), squeeze=False,
-        figsize=(style.COLUMN if len(benchmarks) == 1 else style.PAGE, 0.7 + 0.24 * most),
-        gridspec_kw={"wspace": 0.75},
-    )  # fmt: skip
-    for ax, benchmark, part in zip(axes[0], benchmarks, parts, strict=True):
+    names = [f"{name}/{what}" for name in benchmarks for what in ("score", "difference")]
+    frame = panels(names, 1, 0.6 + 0.19 * most, share=False)
+    axes = [own[0] for _, own in frame]
+    for i, (benchmark, part) in enumerate(zip(benchmarks, parts, strict=True)):
+        left, right = axes[2 * i], axes[2 * i + 1]
         here = chosen.of(benchmark)
         looks = style.looks(list(part["variant"]))
         for row, cell in enumerate(part.to_dict("records")):
             look = looks[cell["variant"]]
             values = by_seed(here[here[field] == cell["variant"]])
-            ax.plot(values, [row] * len(values), "|", color=look.colour, alpha=0.6, markersize=8)
-            ax.errorbar(
+            left.plot(values, [row] * len(values), "|", color=look.colour, alpha=0.6, markersize=8)
+            left.errorbar(
                 cell["mean"], row, xerr=cell["std"] if cell["n"] > 1 else None, color=look.colour,
                 marker=look.marker, capsize=2, elinewidth=0.8,
             )  # fmt: skip
-        names = [
-            looks[v].label + (" *" if p < ALPHA else "")
-            for v, p in zip(part["variant"], part["p_holm"], strict=True)
-        ]
-        ax.set_yticks(range(len(part)), names)
-        ax.set_ylim(len(part) - 0.5, -0.5)
-        ax.set_xlabel("mIoU (%)")
+            if np.isfinite(gap := cell["minus_baseline"]):
+                known = np.isfinite(cell["gap_low"])
+                spread = [[gap - cell["gap_low"]], [cell["gap_high"] - gap]] if known else None
+                right.errorbar(gap, row, xerr=spread, color=look.colour, marker=look.marker, capsize=2,
+                               elinewidth=0.8)  # fmt: skip
+        left.set_yticks(range(len(part)), [looks[v].label for v in part["variant"]])
+        right.set_yticks(range(len(part)), [])
+        for ax in (left, right):
+            ax.set_ylim(len(part) - 0.5, -0.5)
+        left.set_xlabel("mIoU (%)")
+        right.set_xlabel(f"minus {style.label(baseline(sorted(set(here[field]))))} (points)")
+        right.axvline(0, color="black", linewidth=0.7)
         budgets = ", ".join(str(b) for b in sorted(set(here["budget"]) - {0}))
-        ax.set_title(
+        left.set_title(
             f"{chosen.heading(benchmark)}\n{budgets} labels, {seeds_of(list(part['n']))}",
             loc="left",
         )
+    verdict, tests = verdicts(
+        replace(chosen, runs=chosen.runs.assign(budget=chosen.runs["budget"].max())),
+        without=[v for v in chosen.runs["variant"].unique() if is_bound(v)],
+    )
     best = ", ".join(
         f"{style.benchmark_name(b)}: "
         + "; ".join(
@@ -83,16 +95,19 @@ def draw(
         for b, p in zip(benchmarks, parts, strict=True)
     )
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title=title,
-        caption=f"{title}: mIoU per seed (ticks), mean and standard deviation (marker and bar). An "
-        f"asterisk: differs from {' or '.join(baselines)} by a paired t-test over seeds, p < {ALPHA} "
-        "after Holm's correction over the panel. The CSV has 95% bootstrap intervals over validation "
-        f"images where runs keep them. {told(numbers, style.label)}{chosen.note()}",
+        caption=f"{' '.join([*verdict, title])}: mIoU per seed (ticks), mean and standard deviation (marker "
+        f"and bar); right: paired difference to {' or '.join(baselines)} with its 95% t interval, "
+        "uncorrected; the CSV has p after Holm's correction over the panel and, where runs keep them, 95% "
+        "bootstrap intervals over validation images given these networks. "
+        f"{told(numbers, style.label)}{chosen.note()}",
         alt=f"Dot plot of mIoU. {best}.",
         numbers=numbers,
         run_ids=chosen.run_ids,
         grid=grid,
+        verdicts=verdict,
+        tests=tests,
     )
 
 
@@ -105,6 +120,7 @@ def _rows(tracked: Tracked, runs: pd.DataFrame, field: str, baseline: str) -> pd
         for v in table["variant"]
     ]
     table["minus_baseline"] = [t.difference for t in tests]
+    table["gap_low"], table["gap_high"] = [t.low for t in tests], [t.high for t in tests]
     table["p"] = [t.p for t in tests]
     table["p_holm"] = holm([t.p for t in tests])
     intervals = [_image_interval(tracked, runs[runs[field] == v]) for v in table["variant"]]

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, select
+from analysis.cells import Cells, seeds_of, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
+from analysis.panels import legend, panels
 from analysis.runs import AnalysisError, Tracked
 
 GRIDS = ("methods", "baselines")  # the first whose runs were evaluated more than once
@@ -56,39 +56,31 @@ def _draw(
     budgets = sorted(set(runs["budget"]) - {0})
     labelled = f"{' or '.join(str(n) for n in budgets)} labels; " if budgets else ""
     benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
-    figure, axes = plt.subplots(
-        len(metrics), len(benchmarks), squeeze=False, sharex="col", sharey="row",
-        figsize=(style.COLUMN if len(benchmarks) == 1 else style.PAGE, 0.7 + 1.6 * len(metrics)),
-        gridspec_kw={"hspace": 0.12, "wspace": 0.08},
-    )  # fmt: skip
-    present = set(numbers["variant"])
-    looks = style.looks([m for m in COMPARISONS["methods"].variants[::-1] if m in present])
-    for (row, (metric, name)), (column, benchmark) in (
-        (r, c) for r in enumerate(metrics.items()) for c in enumerate(benchmarks)
-    ):
-        ax = axes[row, column]
-        for variant, look in looks.items():
-            here = numbers[
-                (numbers["metric"] == metric)
-                & (numbers["benchmark"] == benchmark)
-                & (numbers["variant"] == variant)
-            ]
-            ax.plot(here["step"], here["mean"], color=look.colour, linestyle=look.dash,
-                    marker=look.marker, markersize=3, label=look.label)  # fmt: skip
-            spread = here["std"].fillna(0)
-            ax.fill_between(
-                here["step"], here["mean"] - spread, here["mean"] + spread, color=look.colour,
-                alpha=0.15, linewidth=0,
-            )  # fmt: skip
-        if row == 0:
-            ax.set_title(chosen.heading(benchmark), loc="left")
-        if row == len(metrics) - 1:
-            ax.set_xlabel("training steps")
-        if column == 0:
-            ax.set_ylabel(name)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=4 if len(benchmarks) > 1 else 2,
-                  bbox_to_anchor=(0.5, -0.1 / figure.get_figheight()))  # fmt: skip
+    frame = panels(benchmarks, len(metrics), 0.7 + 1.3 * len(metrics))
+    present = list(dict.fromkeys(numbers["variant"]))
+    order = COMPARISONS["methods"].variants[::-1]
+    known = [name for name in order if name in present]
+    looks = style.looks(known + [name for name in present if name not in known])
+    for benchmark, axes in frame:
+        mine = numbers[numbers["benchmark"] == benchmark]
+        for metric, ax in zip(metrics, axes, strict=True):
+            for variant, look in looks.items():
+                here = mine[(mine["metric"] == metric) & (mine["variant"] == variant)]
+                if here.empty:
+                    continue
+                ax.plot(here["step"], here["mean"], color=look.colour, linestyle=look.dash,
+                        marker=look.marker, markersize=3, label=look.label)  # fmt: skip
+                spread = here["std"].fillna(0)
+                ax.fill_between(
+                    here["step"], here["mean"] - spread, here["mean"] + spread, color=look.colour,
+                    alpha=0.15, linewidth=0,
+                )  # fmt: skip
+        seeds = seeds_of([int(n) for n in mine["n"]])
+        axes[0].set_title(f"{chosen.heading(benchmark)}, {seeds}", loc="left")
+        axes[-1].set_xlabel("training steps")
+    for i, ax in enumerate(frame.first):
+        ax.set_ylabel(list(metrics.values())[i % len(metrics)])
+    legend(frame.figure)
     last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
     told = "; ".join(
         f"{looks[str(r.variant)].label} {r.mean:.1f} ({str(r.metric).rpartition('/')[2]}, "
@@ -96,9 +88,10 @@ def _draw(
         for r in last.itertuples()
     )
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title=title,
-        caption=f"{about}, by training step; {labelled}mean over seeds, band: standard deviation. "
+        caption=f"{about}, by training step; {labelled}mean over seeds that were all "
+        "evaluated at the step, band: standard deviation. "
         f"{chosen.note()}",
         alt=f"Line chart over training steps. At the end: {told}.",
         numbers=numbers,
@@ -131,7 +124,10 @@ def evaluated_on_the_way(
 
 
 def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Rows metric, benchmark, variant, step with `mean`, `std` and `n` over seeds."""
+    """Rows metric, benchmark, variant, step with `mean`, `std` and `n` over seeds.
+
+    Only steps that as many seeds have as any: a curve whose seeds change would fall and rise with them.
+    """
     rows = []
     for run in runs.itertuples():
         for metric in metrics:
@@ -143,4 +139,6 @@ def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.Da
             ]
     by = ["metric", "benchmark", "variant", "step"]
     table = pd.DataFrame(rows, columns=[*by, "value"])
-    return table.groupby(by)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    found = table.groupby(by)["value"].agg(mean="mean", std="std", n="count").reset_index()
+    most = found.groupby(by[:3])["n"].transform("max")
+    return found[found["n"] == most].reset_index(drop=True)

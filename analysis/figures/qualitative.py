@@ -14,14 +14,17 @@ from PIL import Image
 from analysis import style
 from analysis.cells import Cells, select
 from analysis.drawn import Drawn
+from analysis.panels import SMALL
 from analysis.runs import AnalysisError, Tracked
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.metrics import iou
+from semidavil.names import METHODS
 
 GRID, WANTED, OURS = "methods", 100, "semidavil"
 SHOWN = ("source_only", "supervised", "unimatch", "sdepth", "semivl", OURS)  # left to right
-ROW = 0.86  # inches of one image: predictions, and their errors below
-FRAME = 0.62  # inches of the heading above and the legend below
+ROW = 1.0  # inches of one image: predictions, and their errors below
+ERROR = (255, 0, 200)  # a colour that no class has
+FRAME = 0.8  # inches of the heading above and the legend below
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def draw(tracked: Tracked) -> Drawn:
         AnalysisError: no benchmark has predictions of SemiDAViL and another method.
     """
     chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
-    galleries = {name: read(tracked, chosen, name) for name in chosen.benchmarks}
+    known = [name for name in chosen.benchmarks if name in BENCHMARKS]
+    galleries = {name: read(tracked, chosen, name) for name in known}
     found = {name: gallery for name, gallery in galleries.items() if gallery}
     if not found:
         raise AnalysisError(f"no predictions of {OURS} and another method on one benchmark")
@@ -77,7 +81,7 @@ def draw(tracked: Tracked) -> Drawn:
         figure=figure,
         title="Predictions of the methods",
         caption="Input, ground truth and predictions; below them the caption that the model was given "
-        "and the wrong pixels of each method (black: right, or not labelled). Chosen by rule from the "
+        "and, in magenta over the dimmed image, the wrong pixels of each method. Chosen by rule from the "
         f"{len(next(iter(found.values())).names)} evenly spaced validation images that runs keep: the "
         "best, the median and the worst margin in an image's mIoU of SemiDAViL over the strongest other "
         "method, and the image with the most of the rarest class. "
@@ -92,10 +96,8 @@ def draw(tracked: Tracked) -> Drawn:
 def read(tracked: Tracked, chosen: Cells, benchmark: str) -> Gallery | None:
     """The kept predictions of each method's first seed, all with the same number of labels.
 
-    None where there are none of SemiDAViL, or of no other method.
-
-    Raises:
-        AnalysisError: two runs kept different images.
+    None where there are none of SemiDAViL, or of no other method. A method that kept other images than
+    SemiDAViL is left out.
     """
     runs = _first_runs(chosen.of(benchmark))
     stored = {method: tracked.gallery(run_id) for method, run_id in runs.items()}
@@ -103,11 +105,10 @@ def read(tracked: Tracked, chosen: Cells, benchmark: str) -> Gallery | None:
     if OURS not in stored or len(stored) == 1:
         return None
     ours = stored[OURS]
-    for method, arrays in stored.items():
-        if arrays["names"].tolist() != ours["names"].tolist():
-            raise AnalysisError(
-                f"runs {runs[method]} and {runs[OURS]} kept predictions of different images"
-            )
+    same = ours["names"].tolist()
+    stored = {m: arrays for m, arrays in stored.items() if arrays["names"].tolist() == same}
+    if len(stored) == 1:
+        return None
     numbers = range(len(ours["names"]))
     return Gallery(
         names=ours["names"].tolist(),
@@ -122,7 +123,8 @@ def read(tracked: Tracked, chosen: Cells, benchmark: str) -> Gallery | None:
 def _first_runs(here: pd.DataFrame) -> dict[str, str]:
     """The run of each method's first seed."""
     first = here.sort_values("seed").drop_duplicates("method").set_index("method")["run_id"]
-    return {method: first[method] for method in SHOWN if method in first}
+    others = [method for method in first.index if method not in METHODS]  # a plugin's
+    return {method: first[method] for method in (*SHOWN[:-1], *others, OURS) if method in first}
 
 
 def scores(gallery: Gallery, benchmark: str) -> pd.DataFrame:
@@ -188,7 +190,7 @@ def _panel(
     axes = panel.subplots(
         2 * len(picks), 2 + len(methods), squeeze=False,
         gridspec_kw={
-            "left": 0.035, "right": 0.998, "top": 1 - 0.27 / height, "bottom": 0.34 / height,
+            "left": 0.035, "right": 0.998, "top": 1 - 0.27 / height, "bottom": 0.5 / height,
             "wspace": 0.03, "hspace": 0.05,
         },
     )  # fmt: skip
@@ -197,25 +199,26 @@ def _panel(
     for ax, title in zip(
         axes[0], ["Input", "Truth", *(style.label(m) for m in methods)], strict=True
     ):
-        ax.set_title(title, fontsize=6.5, pad=2)
+        ax.set_title(title, fontsize=SMALL, pad=2)
     for row, pick in enumerate(picks):
         upper, lower = axes[2 * row], axes[2 * row + 1]
         truth = gallery.truth[pick.index]
         upper[0].imshow(gallery.images[pick.index], aspect="auto")
         upper[0].text(
-            -0.06, 0.0, pick.reason, transform=upper[0].transAxes, rotation=90, fontsize=5.5,
+            -0.06, 0.0, pick.reason, transform=upper[0].transAxes, rotation=90, fontsize=SMALL,
             ha="right", va="center",
         )  # fmt: skip
         upper[1].imshow(palette[truth], aspect="auto")
         lower[0].text(
-            0, 0.95, textwrap.fill(gallery.captions[pick.index], 46, max_lines=5, placeholder=" …"),
-            transform=lower[0].transAxes, fontsize=4.4, va="top",
+            0, 0.95, textwrap.fill(gallery.captions[pick.index], 26, max_lines=4, placeholder=" …"),
+            transform=lower[0].transAxes, fontsize=SMALL, va="top", linespacing=1.0,
         )  # fmt: skip
         for column, method in enumerate(methods, start=2):
             labels = gallery.labels[method][pick.index]
             wrong = (labels != truth) & (truth < len(classes))
             upper[column].imshow(palette[labels], aspect="auto", interpolation="nearest")
-            errors = np.where(wrong[..., None], palette[labels], 0).astype(np.uint8)
+            dim = np.repeat(_grey(gallery.images[pick.index], truth.shape)[..., None], 3, axis=-1)
+            errors = np.where(wrong[..., None], ERROR, dim).astype(np.uint8)
             lower[column].imshow(errors, aspect="auto", interpolation="nearest")
     panel.text(0.002, 1 - 0.04 / height, heading, fontsize=7, weight="bold", va="top")
     patches = [
@@ -223,9 +226,15 @@ def _panel(
         for i, name in enumerate(classes)
     ]
     panel.legend(
-        handles=patches, loc="lower center", ncols=10, fontsize=5.5, frameon=False,
+        handles=patches, loc="lower center", ncols=8, fontsize=SMALL, frameon=False,
         handlelength=1, handleheight=0.8, columnspacing=0.8, handletextpad=0.4, borderpad=0,
     )  # fmt: skip
+
+
+def _grey(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """An image of (H, W, 3) as pale grey, at the size of its labels."""
+    small = Image.fromarray(image).convert("L").resize((shape[1], shape[0]))
+    return (150 + 0.4 * np.asarray(small, dtype=float)).astype(np.uint8)
 
 
 def _numbers(

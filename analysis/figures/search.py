@@ -1,12 +1,14 @@
 """What Optuna's searches found: scores in order, what mattered, the trade-off with latency."""
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.cells import Cells
 from analysis.drawn import Drawn
+from analysis.panels import legend, panels
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import pareto_front
 from semidavil.benchmarks import BENCHMARKS
@@ -24,10 +26,14 @@ def history(tracked: Tracked) -> Drawn:
     name, trials, _ = study(tracked, "miou")
     done = trials[trials["state"] == "complete"]
     early = trials[trials["state"] == "pruned"]
-    figure, ax = plt.subplots(figsize=(style.COLUMN, 2.2))
+    figure, ax = _panel(2.0)
     ax.plot(done["trial"], done["score"], "o", color=style.BLUE, label="finished")
     ax.plot(
-        early["trial"], early["value"], "x", color=style.GREY, label="stopped early (value then)"
+        early["trial"],
+        early["value"],
+        "x",
+        color=style.GREY,
+        label="stopped early (value then, if in view)",
     )
     best = done["score"].cummax()
     ax.step(done["trial"], best, where="post", color=style.VERMILION, label="best so far")
@@ -36,9 +42,13 @@ def history(tracked: Tracked) -> Drawn:
         ax.axhline(default["score"].iloc[0], color="black", linewidth=0.7, linestyle=":",
                    label="preset")  # fmt: skip
     ax.set_xlabel("trial")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(done) > 1:  # what was stopped early may have been anywhere
+        low, high = done["score"].min(), done["score"].max()
+        ax.set_ylim(bottom=low - 0.5 * (high - low or 1))
     ax.set_ylabel(f"{score} (%)")
     ax.set_title(_heading(tracked, trials), loc="left")
-    _legend(figure, ax)
+    legend(figure)
     told = f"best {best.iloc[-1]:.1f}" + (
         f", preset {default['score'].iloc[0]:.1f}" if len(default) else ""
     )
@@ -65,7 +75,7 @@ def importances(tracked: Tracked) -> Drawn:
     if shares.empty:
         raise AnalysisError(f"no search has enough finished trials; make one: {command(GRID)}")
     shares = shares.sort_values("importance")
-    figure, ax = plt.subplots(figsize=(style.COLUMN, 0.6 + 0.24 * len(shares)))
+    figure, ax = _panel(0.4 + 0.2 * len(shares))
     labels = [text.rpartition(".")[2].replace("_", " ") for text in shares["setting"]]
     ax.barh(labels, 100 * shares["importance"], color=style.BLUE, height=0.65)
     ax.set_xlabel(f"importance (% of the variance of {_score(tracked, trials)})")
@@ -91,7 +101,7 @@ def pareto(tracked: Tracked) -> Drawn:
     name, trials, _ = study(tracked, "miou-latency")
     done = trials[trials["state"] == "complete"]
     on_front = pareto_front(done["score"], done["latency_ms"])
-    figure, ax = plt.subplots(figsize=(style.COLUMN, 2.4))
+    figure, ax = _panel(2.2)
     looks = style.looks([str(f) for f in done["model.fusion"].unique()])
     for fusion, here in done.groupby("model.fusion"):
         look = looks[str(fusion)]
@@ -107,7 +117,7 @@ def pareto(tracked: Tracked) -> Drawn:
     ax.set_xlabel("milliseconds per image")
     ax.set_ylabel(f"{score} (%)")
     ax.set_title(_heading(tracked, trials), loc="left")
-    _legend(figure, ax)
+    legend(figure)
     told = f"{len(best)} of {len(done)} trials on the front"
     return _drawn(
         figure, "Search: accuracy against latency", tracked, trials,
@@ -169,10 +179,9 @@ def _score(tracked: Tracked, trials: pd.DataFrame) -> str:
     return BENCHMARKS[str(_runs(tracked, trials).runs["benchmark"].iloc[0])].score
 
 
-def _legend(figure: Figure, ax: plt.Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=2,
-                  bbox_to_anchor=(0.5, -0.1 / figure.get_figheight()))  # fmt: skip
+def _panel(height: float) -> tuple[Figure, Axes]:
+    frame = panels(["search"], 1, height)
+    return frame.figure, frame.axes[0][0]
 
 
 def _drawn(

@@ -1,16 +1,16 @@
 """mIoU as one setting moves and the others stay at their default."""
 
-import math
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis import style
-from analysis.cells import seeds_of, select
+from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import panels
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.stats import over_seeds
+from analysis.stats import ALPHA, holm, over_seeds, paired
+from semidavil.config import PRESETS, preset
 from sweeps.plan.grids import SENSITIVITY
 
 GRID, WANTED = "sensitivity", 100  # label budget
@@ -28,27 +28,27 @@ ACROSS = 4  # panels in a row
 
 
 def draw(tracked: Tracked) -> Drawn:
-    """A panel per setting; the default is the ringed marker.
+    """A panel per setting and benchmark; the preset's value is the ringed marker.
 
     Raises:
         AnalysisError: no setting has two values.
     """
     chosen = select(tracked, GRID, list(SENSITIVITY)).at_one_budget(WANTED)
-    benchmark = chosen.benchmarks[0]
-    runs = chosen.of(benchmark)
-    numbers = pd.DataFrame(curves(runs))
-    if numbers.empty:
+    found = [
+        pd.DataFrame(curves(chosen.of(name))).assign(benchmark=name) for name in chosen.benchmarks
+    ]
+    numbers = pd.concat(found, ignore_index=True)
+    if "setting" not in numbers:
         raise AnalysisError(f"no setting has two values yet; make them: {command(GRID)}")
-    shown = [name for name in SENSITIVITY if name in set(numbers["setting"])]
-    down, across = math.ceil(len(shown) / ACROSS), min(len(shown), ACROSS)
-    figure, axes = plt.subplots(
-        down, across, squeeze=False, sharey=True, figsize=(style.PAGE, 1.9 * down),
-        gridspec_kw={"wspace": 0.12, "hspace": 0.75},
-    )  # fmt: skip
-    for ax in axes.flat[len(shown) :]:
-        ax.set_visible(False)
-    for ax, name in zip(axes.flat, shown, strict=False):
-        here = numbers[numbers["setting"] == name].reset_index(drop=True)
+    found_in = {
+        (str(b), str(name))
+        for b, name in zip(numbers["benchmark"], numbers["setting"], strict=True)
+    }
+    shown = [(b, name) for b in chosen.benchmarks for name in SENSITIVITY if (b, name) in found_in]
+    frame = panels([f"{b}/{s}" for b, s in shown], 1, 1.75, across=ACROSS, share=False, wide=True)
+    for (benchmark, name), (_, (ax,)) in zip(shown, frame, strict=True):
+        here = numbers[(numbers["benchmark"] == benchmark) & (numbers["setting"] == name)]
+        here = here.reset_index(drop=True)
         ax.errorbar(
             range(len(here)), here["mean"], yerr=here["std"] if (here["n"] > 1).any() else None,
             color=style.BLUE, marker="o", capsize=2, elinewidth=0.8,
@@ -58,28 +58,43 @@ def draw(tracked: Tracked) -> Drawn:
         ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
                 markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
         values = [v if _is_text(name) else f"{v:g}" for v in here["value"]]
-        ax.set_xticks(range(len(here)), values, fontsize=6, rotation=45)
+        ax.set_xticks(range(len(here)), values, rotation=30 if _is_text(name) else 0)
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
-    for row in axes:
-        row[0].set_ylabel("mIoU (%)")
-    axes[0, 0].set_title(
-        f"{chosen.heading(benchmark)}, {seeds_of([int(n) for n in numbers['n']])}", loc="left"
-    )
-    spans = ", ".join(
-        f"{NAMES.get(str(name), str(name))} {here['mean'].max() - here['mean'].min():.1f}"
-        for name, here in numbers.groupby("setting", sort=False)
-    )
+    for ax in frame.first:
+        ax.set_ylabel("mIoU (%)")
+    for benchmark in chosen.benchmarks:  # one scale a benchmark: small effects look small
+        own = [ax for (b, _), (_, (ax,)) in zip(shown, frame, strict=True) if b == benchmark]
+        for ax in own[1:]:
+            ax.sharey(own[0])
+        if own:
+            own[0].autoscale(axis="y")  # over all that share it
+            counts = [int(n) for n in numbers[numbers["benchmark"] == benchmark]["n"]]
+            own[0].set_title(f"{chosen.heading(benchmark)}, {seeds_of(counts)}", loc="left")
+    told = _largest(numbers)
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title="Sensitivity to the method's settings",
         caption="mIoU as one setting moves and the others stay at the preset's value (ringed); mean and "
-        f"standard deviation over seeds. Largest minus smallest mean, points: {spans}. {chosen.note()}",
-        alt=f"Line charts of mIoU against {len(shown)} settings. Largest minus smallest mean: {spans}.",
+        "standard deviation over seeds; values not to scale. Paired by seed with the preset's value, "
+        f"Holm's correction over all values: {told} {chosen.note()}",
+        alt=f"Line charts of mIoU against {len(shown)} settings. {told}",
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=GRID,
     )
+
+
+def _largest(numbers: pd.DataFrame) -> str:
+    """Which values differ from the preset's, by a test."""
+    adjusted = holm([float(p) for p in numbers["p"]])
+    sure = numbers[pd.Series(adjusted, index=numbers.index) < ALPHA]
+    told = ", ".join(
+        f"{NAMES.get(r['setting'], r['setting'])} = {style.setting_text(r['value'])} "
+        f"({r['minus_default']:+.1f})"
+        for r in sure.to_dict("records")
+    )
+    return f"{told} differ." if told else "none is shown to differ."
 
 
 def _is_text(setting: str) -> bool:
@@ -87,11 +102,13 @@ def _is_text(setting: str) -> bool:
 
 
 def curves(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows `setting`, `value`, `mean`, `std`, `n`, `default`: runs that leave the default in one only.
+    """Rows of runs that leave the default in one setting only.
 
-    The default of a setting is the value that most runs have.
+    Columns `setting`, `value`, `mean`, `std`, `n`, `default`, and the paired difference to the default,
+    `minus_default` with its `p`. The default of a setting is the preset's value where some run has it, else
+    the value that most runs have.
     """
-    usual = {name: runs[name].mode().iloc[0] for name in SENSITIVITY}
+    usual = {name: _usual(runs, name) for name in SENSITIVITY}
     rows: list[dict[str, Any]] = []
     for name in SENSITIVITY:
         others = [other for other in SENSITIVITY if other != name]
@@ -99,9 +116,20 @@ def curves(runs: pd.DataFrame) -> list[dict[str, Any]]:
         table = over_seeds(mine, [name])
         if len(table) < 2:
             continue
-        rows += [
-            {"setting": name, "value": row[name], "mean": row["mean"], "std": row["std"],
-             "n": int(row["n"]), "default": row[name] == usual[name]}
-            for _, row in table.iterrows()
-        ]  # fmt: skip
+        base = by_seed(mine[mine[name] == usual[name]])
+        for _, row in table.iterrows():
+            is_default = row[name] == usual[name]
+            test = paired(
+                by_seed(mine[mine[name] == row[name]]), base.iloc[:0] if is_default else base
+            )
+            rows.append(
+                {"setting": name, "value": row[name], "mean": row["mean"], "std": row["std"],
+                 "n": int(row["n"]), "default": is_default, "minus_default": test.difference, "p": test.p}
+            )  # fmt: skip
     return rows
+
+
+def _usual(runs: pd.DataFrame, name: str) -> Any:
+    named = str(runs["env/preset"].mode().get(0, ""))
+    own = dict(preset(named).settings()).get(name) if named in PRESETS else None
+    return own if (runs[name] == own).any() else runs[name].mode().iloc[0]

@@ -4,13 +4,13 @@ The paper has gains in per cent. Where cross-entropy hardly finds an organ, such
 nothing, it is undefined), so the gain is drawn in points of Dice.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from analysis import style
 from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import SMALL, legend, panels
 from analysis.paper import SYNAPSE_DHC, SYNAPSE_WORDS
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import paired
@@ -42,21 +42,18 @@ def draw(tracked: Tracked) -> Drawn:
         raise AnalysisError(f"no method has finished runs of both losses; {command(GRID)}")
     organs = list(numbers["organ"].unique())
     methods = [m for m in METHODS if m in set(numbers["method"])]
-    panels = [
-        ("dice_change", "Dice, DyCE\nminus CE (points)"),
-        ("asd_change", "ASD, DyCE\nminus CE (mm)"),
-        ("asd_voxels_change", "ASD, DyCE minus\nCE (voxels)"),
-    ]
-    panels = [panel for panel in panels if numbers[panel[0]].notna().any()]
-    sizes_known = bool(numbers["volume_share"].notna().any())
-    if sizes_known:
-        panels.insert(0, ("volume_share", "share of organ\nvoxels (%)"))
-    figure, axes = plt.subplots(
-        len(panels), 1, sharex=True, figsize=(style.PAGE, 1.25 * len(panels) + 0.6), squeeze=False,
-        gridspec_kw={"hspace": 0.15},
-    )  # fmt: skip
+    shown = {
+        "volume_share": "share of organ\nvoxels (%)",
+        "dice_change": "Dice, DyCE\nminus CE (points)",
+        "asd_change": "ASD, DyCE\nminus CE (mm)",
+        "asd_voxels_change": "ASD, DyCE minus\nCE (voxels)",
+    }
+    shown = {column: title for column, title in shown.items() if numbers[column].notna().any()}
+    sizes_known = "volume_share" in shown
+    frame = panels([BENCHMARK], len(shown), 1.15 * len(shown) + 0.4, wide=True)
+    (axes,) = frame.axes
     places, looks = np.arange(len(organs)), style.looks(methods)
-    for ax, (column, title) in zip(axes[:, 0], panels, strict=True):
+    for ax, (column, title) in zip(axes, shown.items(), strict=True):
         if column == "volume_share":
             share = numbers.drop_duplicates("organ").set_index("organ").reindex(organs)[column]
             ax.bar(places, share, color=style.GREY, width=0.7)
@@ -68,25 +65,24 @@ def draw(tracked: Tracked) -> Drawn:
                     places + 0.38 * (i - (len(methods) - 1) / 2), here[column], width=0.36,
                     color=looks[method].colour, label=looks[method].label,
                     hatch=("", "////")[i % 2], edgecolor="white", linewidth=0.4,
-                    yerr=here.get(f"{column}_std"), error_kw={"elinewidth": 0.7, "capsize": 1.5},
+                    yerr=_interval(here, column), error_kw={"elinewidth": 0.7, "capsize": 1.5},
                 )  # fmt: skip
                 if column == "dice_change":
                     known = here["dice_ce"].notna()
                     words = [relative_to(ce, change) if there else "" for ce, change, there in
                              zip(here["dice_ce"], here["dice_change"], known, strict=True)]  # fmt: skip
-                    ax.bar_label(bars, words, rotation=90, fontsize=5, padding=2)
+                    ax.bar_label(bars, words, rotation=90, fontsize=SMALL, padding=2)
             if column == "dice_change":
-                ax.margins(y=0.3)  # for the labels
+                ax.margins(y=0.45)  # for the labels
             ax.axhline(0, color="black", linewidth=0.7)
-        ax.set_ylabel(title, fontsize=7)
+        ax.set_ylabel(title, fontsize=SMALL)
         ax.grid(False, axis="x")
-    axes[-1, 0].set_xticks(places, [ABBREVIATIONS[organ] for organ in organs])
-    axes[0, 0].set_title(chosen.heading(BENCHMARK), loc="left")
-    handles, labels = axes[-1, 0].get_legend_handles_labels()
-    axes[0, 0].legend(handles, labels, loc="upper right" if sizes_known else "upper left", ncols=2)
+    axes[-1].set_xticks(places, [ABBREVIATIONS.get(organ, organ) for organ in organs])
     seeds = seeds_of([int(n) for n in numbers["n"]])
+    axes[0].set_title(f"{chosen.heading(BENCHMARK)}, {seeds}", loc="left")
+    legend(frame.figure)
     return Drawn(
-        figure=figure,
+        figure=frame.figure,
         title="Synapse: DyCE and cross-entropy by organ",
         caption="Organ size (log scale), change in Dice and in average surface distance (ASD; lower is "
         "better) of DyCE over CE on the same seeds, organs "
@@ -94,7 +90,8 @@ def draw(tracked: Tracked) -> Drawn:
         + f". Above the bars, the change in per cent where CE is above a Dice of {LEAST_DICE:g}, else the "
         "Dice that it starts from. ASD in mm is symmetric and has no bar where a network never finds the "
         "organ; in voxels it is GenericSSL's and DHC's: one way, and 128 for an organ that is missed. "
-        f"Mean and standard deviation over {seeds}, {int(runs['budget'].iloc[0])} labelled scans, split "
+        f"Mean over {seeds} with its 95% t interval, uncorrected; "
+        f"{int(runs['budget'].iloc[0])} labelled scans, split "
         f"{' and '.join(sorted(runs['volumes.split'].unique()))}. {SYNAPSE_WORDS} {chosen.note()}",
         alt="Bars per organ of the gain in Dice and the change in surface distance of DyCE over "
         "cross-entropy. Mean gain in Dice, points: "
@@ -130,19 +127,16 @@ def organ_table(tracked: Tracked, runs: pd.DataFrame) -> pd.DataFrame:
             dyce, ce = both["dyce"].mean(), both["ce"].mean()
             row = {"method": method, "organ": organ, "volume_share": share, "n": len(both),
                    "dice_dyce": dyce, "dice_ce": ce, "dice_change": dyce - ce,
-                   "dice_change_std": (both["dyce"] - both["ce"]).std(),
                    "dice_relative": 100 * (dyce / ce - 1) if ce > LEAST_DICE else np.nan,
-                   "p_dice": paired(both["dyce"], both["ce"]).p,
+                   "p_dice": (test := paired(both["dyce"], both["ce"])).p,
+                   "dice_change_low": test.low, "dice_change_high": test.high,
                    "dhc_dice_ce": SYNAPSE_DHC[method].dice[organs.index(organ)]}  # fmt: skip
             for unit in ("asd", "asd_voxels"):
-                change = pd.Series(dtype=float)
-                if f"{unit}/{organ}" in here:
-                    dyce_asd, ce_asd = (
-                        by_seed(here[here["loss"] == loss], f"{unit}/{organ}")
-                        for loss in ("dyce", "ce")
-                    )
-                    change = (dyce_asd - ce_asd).dropna()
-                row |= {f"{unit}_change": change.mean(), f"{unit}_change_std": change.std()}
+                two = [by_seed(here[here["loss"] == x], f"{unit}/{organ}") if f"{unit}/{organ}" in here
+                       else pd.Series(dtype=float) for x in ("dyce", "ce")]  # fmt: skip
+                test = paired(*two)
+                row |= {f"{unit}_change": test.difference, f"{unit}_change_low": test.low,
+                        f"{unit}_change_high": test.high}  # fmt: skip
             rows.append(row)
     table = pd.DataFrame(rows)
     if voxels is not None and len(table):
@@ -153,3 +147,9 @@ def organ_table(tracked: Tracked, runs: pd.DataFrame) -> pd.DataFrame:
 def relative_to(ce: float, change: float) -> str:
     """A change in Dice in per cent of cross-entropy's, or what that is where it is next to nothing."""
     return f"{100 * change / ce:+.0f}%" if ce > LEAST_DICE else f"from {ce:.0f}"
+
+
+def _interval(here: pd.DataFrame, column: str) -> np.ndarray | None:
+    """Below and above the bars; nothing where one seed has none."""
+    ends = np.stack([here[column] - here[f"{column}_low"], here[f"{column}_high"] - here[column]])
+    return None if np.isnan(ends).all() else np.nan_to_num(ends)

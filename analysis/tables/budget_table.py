@@ -1,6 +1,6 @@
 """Variant x label budget: measured over published, one block per benchmark.
 
-Bold and underline are earned by a test, never by a higher mean alone.
+Bold is earned by a test, never by a higher mean alone.
 """
 
 from typing import Any
@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, by_seed, over_budgets, seeds_of, select
+from analysis.cells import Cells, over_budgets, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Block, Entry, Table
 from analysis.paper import Published
 from analysis.recipes import recipe_sentence
 from analysis.runs import Tracked
-from analysis.stats import ALPHA, Winners, average_ranks, winners
-from analysis.tables.entries import DASH, SIZES, score_text, size_entries, sizes_of
+from analysis.stats import ALPHA, MARK_SEEDS, Ranks, best_sets, ranks
+from analysis.tables.entries import DASH, RANK, SIZES, size_entries, sizes_of
+from analysis.verdicts import verdicts
 
 Known = dict[tuple[str, int], Published]
 
@@ -38,18 +39,20 @@ def make(tracked: Tracked, name: str) -> Table:
         blocks.append(block)
         rows += numbers
     table = pd.DataFrame(rows)
-    over_all = _ranks(table.set_index(["benchmark", "budget", "variant"])["mean"], comparison)
-    table["rank_overall"] = table["variant"].map(over_all)
+    told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Table(
         name=name,
         title=f"{comparison.title}: mIoU by label budget",
-        caption=_caption(chosen, comparison, table),
+        about=f"{comparison.title}: mean IoU (%) by number of labelled target images.",
+        caption=" ".join([*told, _caption(chosen, comparison, table)]),
         stub=comparison.subject,
         blocks=tuple(blocks),
         numbers=table,
         run_ids=chosen.run_ids,
         grid=comparison.grid,
         missing=comparison.missing(chosen.runs, chosen.benchmarks),
+        verdicts=told,
+        tests=tests,
     )
 
 
@@ -57,116 +60,84 @@ def _block(
     chosen: Cells, benchmark: str, comparison: Comparison, known: Known
 ) -> tuple[Block, list[dict[str, Any]]]:
     runs = chosen.of(benchmark)
-    present = set(runs[comparison.field])
+    present = comparison.present(runs)
     variants = [v for v in comparison.variants if v in present or any(k[0] == v for k in known)]
-    variants += sorted(present - set(variants))
+    variants += [v for v in present if v not in variants]
     expected = {b for v in comparison.variants for b in comparison.expected(benchmark, v)}
     budgets = sorted(expected | set(runs["budget"]))
     measured = over_budgets(runs).set_index(["variant", "budget"])
-    scores = {
-        budget: {
-            variant: by_seed(runs[(runs["variant"] == variant) & (runs["budget"] == budget)])
-            for variant in variants
-            if (variant, budget) in measured.index
-        }
-        for budget in budgets
-    }
-    ahead = winners(scores)
-    ranks = _ranks(measured["mean"], comparison)
-    rows = []
+    best = best_sets({budget: here for budget, here in runs.groupby("budget")})
+    ranked = _ranks(runs, comparison)
+    rows, numbers = [], []
     for variant in variants:
-        entries = [
-            _entry(measured, known, ahead[budget], variant, budget) for budget in budgets
-        ]  # fmt: skip
-        rank = ranks.get(variant, np.nan)
+        mine = runs[runs["variant"] == variant]
+        entries = []
+        for budget in budgets:
+            members, p = best.get(budget, (set(), np.nan))
+            some = members != set(runs[runs["budget"] == budget]["variant"])
+            marked = some and variant in members
+            published = known.get((variant, budget))
+            there = (variant, budget) in measured.index
+            row: dict[Any, Any] = (
+                measured.loc[[(variant, budget)]].iloc[0].to_dict() if there else {}
+            )
+            entries.append(_entry(row, published, marked))
+            if row or published:
+                numbers.append(
+                    {"benchmark": benchmark, "caveat": chosen.mark(benchmark), "variant": variant,
+                     "budget": budget, **(row or {"mean": np.nan, "n": 0}), **_published(row, published),
+                     "best": marked, "p_best": p, "rank": ranked.mean.get(variant, np.nan),
+                     "rank_blocks": ranked.blocks, **sizes_of(mine),
+                     "without_result": chosen.without_result(variant)}
+                )  # fmt: skip
+        rank = ranked.mean.get(variant, np.nan)
         entries.append(Entry(DASH if np.isnan(rank) else f"{rank:.1f}"))
         if comparison.sized:
-            entries += size_entries(runs[runs["variant"] == variant])
+            entries += size_entries(mine)
         rows.append((style.label(variant), tuple(entries)))
-    columns = (*(f"{b:,}" for b in budgets), "rank", *(SIZES if comparison.sized else ()))
-    numbers = [
-        _numbers(measured, known, ahead[b], variant, b)
-        | sizes_of(runs[runs["variant"] == variant])
-        | {"benchmark": benchmark, "caveat": chosen.mark(benchmark), "rank": ranks.get(variant)}
-        for variant in variants
-        for b in budgets
-        if (variant, b) in measured.index or (variant, b) in known
-    ]
+    sizes = SIZES if comparison.sized else ()
+    columns = (*(f"{b:,}" for b in budgets), f"{RANK} (of {ranked.blocks})", *sizes)
     return Block(chosen.heading(benchmark), columns, tuple(rows)), numbers
 
 
-def _ranks(means: pd.Series, comparison: Comparison) -> pd.Series:
-    """Average rank by variant over the conditions that all have.
-
-    Args:
-        means: indexed by condition and, last, `variant`.
-    """
-    table = means.unstack("variant").dropna(axis=1, how="all")
-    return average_ranks(table.drop(columns=list(comparison.unlabelled), errors="ignore"))
+def _ranks(runs: pd.DataFrame, comparison: Comparison) -> Ranks:
+    """Over pairs of budget and seed that all variants have, but for those without labels."""
+    mine = runs[~runs["variant"].isin(comparison.unlabelled)]
+    return ranks(mine.pivot(index=["budget", "seed"], columns="variant", values="miou"))
 
 
-def _entry(
-    measured: pd.DataFrame, known: Known, ahead: Winners, variant: str, budget: int
-) -> Entry:
+def _entry(row: dict[str, Any], published: Published | None, marked: bool) -> Entry:
     """Measured over published."""
-    published = known.get((variant, budget))
     under = ""
     if published:
         under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
-    if (variant, budget) not in measured.index:
-        return Entry(DASH, under)
-    mean, std, n = (measured[name][(variant, budget)] for name in ("mean", "std", "n"))
-    mark = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
-    return Entry(score_text(mean, std, n), under, mark)
+    if not row:
+        return Entry(DASH, under=under)
+    return Entry(under=under, mark=marked, value=row["mean"], std=row["std"], n=int(row["n"]))
 
 
-def _numbers(
-    measured: pd.DataFrame, known: Known, ahead: Winners, variant: str, budget: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"benchmark": "", "variant": variant, "budget": budget}
-    for name in ("mean", "std", "n", "low", "high"):
-        there = (variant, budget) in measured.index
-        row[name] = (
-            measured.loc[(variant, budget), name] if there else (0 if name == "n" else np.nan)
-        )
-    published = known.get((variant, budget))
-    row |= {
-        "published": published.miou if published else np.nan,
-        "kind": published.kind if published else "",
-        "source": published.source if published else "",
-    }
-    row["minus_published"] = row["mean"] - row["published"]
-    tests = ahead.tests[ahead.tests["ours"] == variant]
-    row["p_holm_largest"] = tests["p_holm"].max() if len(tests) else np.nan
-    row["mark"] = "best" if variant == ahead.best else "second" if variant == ahead.second else ""
-    return row
+def _published(row: dict[str, Any], published: Published | None) -> dict[str, Any]:
+    """A bound is a value that nothing is subtracted from."""
+    if published is None:
+        return {"published": np.nan, "kind": "", "source": "", "minus_published": np.nan}
+    compared = row and published.kind != "bound"
+    return {
+        "published": published.miou, "kind": published.kind, "source": published.source,
+        "minus_published": row["mean"] - published.miou if compared else np.nan,
+    }  # fmt: skip
 
 
 def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
-    measured = table[table["n"] > 0]
-    counts = [int(n) for n in measured["n"]]
-    parts = [
-        "Mean IoU (%) on the target's validation images by number of labelled target images. "
-        "Upper line of a cell: measured, mean ± sample "
-        f"standard deviation (number of seeds: {seeds_of(counts)})."
-    ]
-    if table["published"].notna().any():
-        parts.append("Lower line: published.")
-        if (table["kind"] == "bound").any():
-            parts.append("≥: the paper's text bounds the value only.")
-    if max(counts) > 1:
+    parts = ["Mean IoU (%) on the target's validation images by number of labelled target images."]
+    if (table["kind"] == "bound").any():
+        parts.append("≥: the paper's text bounds the value only.")
+    if table["n"].max() >= MARK_SEEDS:
         parts.append(
-            "Bold: above every other row of its column; underlined: the second, above every row below "
-            f"it; both by two-sided paired t-tests over seeds, p < {ALPHA} after Holm's correction over "
-            "all tests of the benchmark."
+            "Bold: the rows of a column that are not shown to be below its best, where some are; two-sided "
+            f"paired t-tests over seeds, p < {ALPHA}, the largest of a column after Holm's correction over "
+            "the columns of the benchmark."
         )
-    else:
-        parts.append("One seed per cell: no test is possible, and nothing is marked.")
-    parts.append("Rank: average over the budgets that every row has, 1 is best.")
-    over_all = measured.drop_duplicates("variant").set_index("variant")["rank_overall"].dropna()
-    if measured["benchmark"].nunique() > 1 and len(over_all):
-        told = ", ".join(f"{style.label(str(v))} {rank:.1f}" for v, rank in over_all.items())
-        parts.append(f"Average rank over budgets and benchmarks: {told}.")
+    parts.append("Rank: average over the pairs of budget and seed that every row has, 1 is best.")
     if comparison.sized:
         parts.append("M par.: million parameters of the network; ms: for one image.")
     if comparison.field == "method":

@@ -1,16 +1,17 @@
 """What stands beside a comparison to say what it is worth: controls of the attentions and of the losses."""
 
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, by_seed, seeds_of, select
+from analysis.cells import Cells, by_seed, select
 from analysis.drawn import Block, Entry, Table
 from analysis.runs import Tracked
 from analysis.stats import paired
-from analysis.tables.entries import DASH, SIZES, score_text, size_entries, sizes_of
+from analysis.tables.entries import DASH, SIZES, size_entries, sizes_of
+from analysis.verdicts import difference, verdicts
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, WAYS, way_of
 
@@ -29,10 +30,8 @@ def attention_controls(tracked: Tracked) -> Table:
     blocks, rows = [], []
     for benchmark in chosen.benchmarks:
         runs, lines = chosen.of(benchmark), []
-        for name in FUSIONS:
+        for name in _in_order(runs["variant"], FUSIONS):
             mine = runs[runs["variant"] == name]
-            if mine.empty:
-                continue
             row = _measured(mine, runs[runs["variant"] == "blank"])
             lines.append((style.label(name), (*_entries(row), *size_entries(mine))))
             rows.append({"benchmark": benchmark, "variant": name, **row, **sizes_of(mine)})
@@ -61,7 +60,7 @@ def loss_controls(tracked: Tracked) -> Table:
             way_of(dict(zip(varied, map(str, row), strict=True))) for row in runs[varied].values
         ]
         there = [way for way in WAYS if way in ways]
-        for loss in (name for name in LOSSES if name in set(runs["loss"])):
+        for loss in _in_order(runs["loss"], LOSSES):
             entries: tuple[Entry, ...] = ()
             for way in there:
                 here = runs[[one == way for one in ways]]
@@ -79,13 +78,20 @@ def loss_controls(tracked: Tracked) -> Table:
     return _table("loss_controls", "Controls of the losses", "Loss", about, blocks, rows, chosen)
 
 
+def _in_order(names: pd.Series, known: Iterable[str]) -> list[str]:
+    """Those that are there: ours in our order, then others."""
+    there, ours = set(map(str, names)), list(known)
+    return [n for n in ours if n in there] + sorted(there - set(ours))
+
+
 def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
     """Mean, spread and seeds of one variant, and its paired difference to another."""
     scores = by_seed(ours)
     same = set(ours["run_id"]) == set(reference["run_id"])
     test = paired(scores, by_seed(reference.iloc[:0] if same else reference))
+    told = difference(test) if test.n else ""
     return {
-        "mean": scores.mean(), "std": scores.std(), "n": len(scores),
+        "mean": scores.mean(), "std": scores.std(), "n": len(scores), "told": told,
         "difference": test.difference, "low": test.low, "high": test.high, "p": test.p,
     }  # fmt: skip
 
@@ -93,12 +99,8 @@ def _measured(ours: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
 def _entries(row: dict[str, Any]) -> tuple[Entry, Entry]:
     """`34.2 ± 0.5 (3)` and `+1.2 [0.4, 2.0]`, as far as there are runs."""
     if not row["n"]:
-        return Entry(DASH), Entry("")
-    score = Entry(score_text(row["mean"], row["std"], row["n"]))
-    if np.isnan(row["difference"]):
-        return score, Entry("")
-    interval = "" if np.isnan(row["low"]) else f" [{row['low']:.1f}, {row['high']:.1f}]"
-    return score, Entry(f"{row['difference']:+.1f}{interval}")
+        return Entry(DASH), Entry()
+    return Entry(value=row["mean"], std=row["std"], n=row["n"]), Entry(row["told"])
 
 
 def _heading(chosen: Cells, benchmark: str) -> str:
@@ -109,19 +111,21 @@ def _heading(chosen: Cells, benchmark: str) -> str:
 def _table(
     name: str, title: str, stub: str, about: str, blocks: list[Block], rows: Rows, chosen: Cells
 ) -> Table:
-    numbers = pd.DataFrame(rows)
-    counts = [int(n) for n in numbers["n"] if n]
+    told, tests = verdicts(chosen) if "way" not in rows[0] else ((), pd.DataFrame())
     spread = (
-        f"Mean IoU (%), ± sample standard deviation (number of seeds: {seeds_of(counts)}); differences are "
-        "paired by seed, with 95% t intervals where there are two seeds or more, uncorrected."
+        "Mean IoU (%); differences are paired by seed, with 95% t intervals where there are two seeds or "
+        "more, uncorrected."
     )
     return Table(
         name=name,
         title=title,
-        caption=f"{about} {spread} {chosen.note()}",
+        about=f"{title}: mean IoU (%), and paired differences with 95% t intervals, uncorrected.",
+        caption=" ".join([*told, about, spread, chosen.note()]),
         stub=stub,
         blocks=tuple(blocks),
-        numbers=numbers,
+        numbers=pd.DataFrame(rows).drop(columns="told"),
         run_ids=chosen.run_ids,
         grid=name,
+        verdicts=told,
+        tests=tests,
     )

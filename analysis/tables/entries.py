@@ -1,18 +1,80 @@
-"""What several tables write into their cells."""
+"""What several tables write into their cells, and what of it a reader has asked for."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from analysis.drawn import Entry
+from analysis.drawn import Block, Entry, Table
+from analysis.stats import ALPHA, MARK_SEEDS
 
 DASH = "\N{EN DASH}"  # nothing was measured
+RANK = "rank"  # the column that can be left out
 SIZES = ("M par.", "ms")  # columns: million parameters of the network, milliseconds for one image
 
 
-def score_text(mean: float, std: float, n: int) -> str:
-    """`34.2 ± 0.5 (3)`; one seed has no spread: `34.2 (1)`."""
-    spread = f" ± {std:.1f}" if n > 1 else ""
-    return f"{mean:.1f}{spread} ({int(n)})"
+@dataclass(frozen=True)
+class Shown:
+    """What of a table is shown.
+
+    Attributes:
+        published: a row of published values below each measured one.
+        rank: the column of average ranks.
+        decimals: of scores.
+        columns: of the page that the LaTeX table spans, 1 or 2.
+    """
+
+    published: bool = True
+    rank: bool = True
+    decimals: int = 1
+    columns: int = 2
+
+
+def shown(table: Table, how: Shown) -> Table:
+    """The table with the text of its numbers, and without what is not asked for."""
+    usual = usual_seeds(table)
+    blocks = []
+    for block in table.blocks:
+        keep = [i for i, name in enumerate(block.columns) if how.rank or not name.startswith(RANK)]
+        rows = [
+            (name, tuple(_worded(row[i], how, usual) for i in keep)) for name, row in block.rows
+        ]
+        blocks.append(Block(block.title, tuple(block.columns[i] for i in keep), tuple(rows)))
+    return replace(table, blocks=tuple(blocks))
+
+
+def usual_seeds(table: Table) -> int:
+    """The number of seeds that most cells have; the others say theirs."""
+    counts = Counter(entry.n for entry in table.entries if entry.n)
+    return max(counts, key=lambda n: (counts[n], n), default=0)
+
+
+def _worded(entry: Entry, how: Shown, usual: int) -> Entry:
+    under = entry.under if how.published else ""
+    if not entry.n:
+        return replace(entry, under=under)
+    spread = f"± {entry.std:.{how.decimals}f}" if entry.n > 1 and np.isfinite(entry.std) else ""
+    seeds = f"({entry.n})" if entry.n != usual else ""
+    text = f"{entry.value:.{how.decimals}f}" if abs(entry.value) < 1e6 else f"{entry.value:.3g}"
+    return replace(entry, text=text, tail=f"{spread} {seeds}".strip(), under=under)
+
+
+def short_caption(table: Table) -> str:
+    """What a paper needs to say of the table as it is shown, in at most 60 words."""
+    usual = usual_seeds(table)
+    told = [table.about]
+    if usual:
+        spread = "Mean ± standard deviation" if usual > 1 else "Values"
+        other = ", unless in brackets" if any(e.n not in (0, usual) for e in table.entries) else ""
+        told.append(f"{spread} over {usual} seed{'' if usual == 1 else 's'}{other}.")
+    if any(entry.under for entry in table.entries):
+        told.append("Below: published.")
+    if any(entry.mark for entry in table.entries):
+        told.append(f"Bold: not shown to be below the best (paired t-tests, p < {ALPHA}, Holm).")
+    elif 0 < usual < MARK_SEEDS:
+        told.append(f"No marks below {MARK_SEEDS} seeds.")
+    return " ".join(told)
 
 
 def sizes_of(runs: pd.DataFrame) -> dict[str, float]:

@@ -1,17 +1,18 @@
 """Methods at the label budgets of semi-supervised papers, apart from what these report."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, over_budgets, seeds_of, select
+from analysis.cells import over_budgets, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
 from analysis.paper import ELSEWHERE, ELSEWHERE_SOURCE
 from analysis.recipes import recipe_sentence
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.tables.entries import DASH, score_text
+from analysis.tables.entries import DASH
 from semidavil.benchmarks import BENCHMARKS
 
 GRID, BENCHMARK = "methods", "cityscapes-cityscapes"
@@ -33,7 +34,7 @@ def make(tracked: Tracked) -> Table:
             f"no run has the label budgets of semi-supervised papers: run one first, for example "
             f"{command(GRID)} --benchmark {BENCHMARK} --budgets {budgets}"
         )
-    here = Cells(runs, chosen.left_out)
+    here = replace(chosen, runs=runs)
     measured = over_budgets(runs).set_index(["variant", "budget"])
     columns = ("encoder", *(f"{budget:,}" for budget in BUDGETS))
     numbers = measured.reset_index().assign(
@@ -44,12 +45,13 @@ def make(tracked: Tracked) -> Table:
         Block(f"{here.heading(BENCHMARK)}, measured", columns, _measured(numbers, variants)),
         Block("Published elsewhere, real images", columns, _elsewhere()),
     )
-    counts = [int(n) for n in measured["n"]]
     return Table(
         name="ssl",
         title="Semi-supervised learning on Cityscapes",
+        about="Mean IoU (%) by number of labelled images; above: measured, below: published elsewhere, "
+        "which is not compared.",
         caption="Mean IoU (%) on the validation images by number of labelled images, 1/16 to 1/2 of the "
-        f"training set. Above: measured, mean ± sample standard deviation ({seeds_of(counts)}). Below: what "
+        "training set. Above: measured. Below: what "
         f"{ELSEWHERE_SOURCE} reports for methods with encoders, decoders, crops, schedules and labelled "
         "images of their own. The two are not compared: no difference is taken, and nothing is ranked. "
         f"{recipe_sentence(runs)} {here.note()}",
@@ -71,7 +73,7 @@ def _measured(
         for budget in BUDGETS:
             if budget in mine.index:
                 mean, std, n = (mine[name][budget] for name in ("mean", "std", "n"))
-                entries.append(Entry(score_text(mean, std, n)))
+                entries.append(Entry(value=mean, std=std, n=int(n)))
             else:
                 entries.append(Entry(DASH))
         rows.append((style.label(variant), tuple(entries)))

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
-from semidavil.data.checks import require_classes, unknown_values
+from semidavil.data.checks import require_classes, strange_words, unknown_values
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import memo_of
@@ -126,6 +126,8 @@ def data_command(
             if about and name in about.benchmark.datasets:
                 _add_to_page(about, reader, scans, memo_of(cache_dir))
         if about:
+            if is_file(benchmark or "") and (words := strange_words(about.benchmark)):
+                about.suspicions.append(f"{about.title}: {words}")
             _say_suspicions(about)
             file = page or cache_dir / "pages" / f"{about.title}.html"
             about.write(file)
@@ -171,6 +173,10 @@ def _places(
 ) -> tuple[str, Path | None, dict[str, str]]:
     """The benchmark's name, the folder of data sets, and the settings of a described benchmark."""
     if benchmark and is_file(benchmark):
+        if toy:
+            raise DataError(
+                f"--toy is generated data, and {benchmark} has images of its own: leave one out"
+            )
         settings = own_benchmark(benchmark, str(data_root or ""))
         return settings["data.benchmark"], data_root, settings
     if benchmark is not None and benchmark not in BENCHMARKS:

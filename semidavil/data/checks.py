@@ -7,6 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN, Benchmark
 from semidavil.config import Config
@@ -61,8 +62,8 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
             )
         if looks_at_labels(config, dataset, split):
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
-    if words := unknown_words(config):
-        warnings.warn(words, stacklevel=2)
+    if progress and (words := unknown_words(config)):
+        Console(stderr=True).print(f"[yellow]note:[/] {words}", soft_wrap=True, highlight=False)
 
 
 def unknown_values(dataset: str, found: Scan) -> str:
@@ -88,12 +89,17 @@ def remedy(dataset: str) -> str:
 
 
 def unknown_words(config: Config) -> str:
-    """Class names that the bundled CLIP has no word for, in a sentence; other models spell them."""
-    benchmark, model = BENCHMARKS[config.data.benchmark], config.model
+    """Class names that the captions of a run with the bundled CLIP would call alike, in a sentence."""
+    model = config.model
     kind = model.captions.removeprefix(SHUFFLED)
     reads = model.fusion not in VISION_ONLY and kind in ("positions", "class_names", ORACLE)
     if not config.data.own or model.vlm != "toy" or not reads:
         return ""
+    return strange_words(BENCHMARKS[config.data.benchmark])
+
+
+def strange_words(benchmark: Benchmark) -> str:
+    """Classes whose names the bundled CLIP has no words for, in a sentence; other models spell them."""
     vocabulary = bundled_words()
     lacking = [
         name
@@ -103,9 +109,8 @@ def unknown_words(config: Config) -> str:
     if not lacking:
         return ""
     return (
-        f"the bundled CLIP does not know the words {', '.join(lacking)}: captions call these "
-        "classes alike. Take a "
-        "real model (--set model.vlm=ViT-B-16 model.weights=openai), or names that it knows"
+        f"the bundled CLIP does not know the words {', '.join(lacking)}: captions call these classes alike. "
+        "Take a real model (--set model.vlm=ViT-B-16 model.weights=openai), or names that it knows"
     )
 
 

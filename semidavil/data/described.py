@@ -18,7 +18,7 @@ from semidavil.descriptions import MARK, REST, DataSet, rgb
 from semidavil.registry import DATASETS
 
 LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
-UNKNOWN_CODE = 2**16  # of a value that the description does not have
+UNKNOWN_CODE = 2**16 - 1  # of a value that the description does not have
 SHOWN = 4  # values or files that an error names
 
 
@@ -87,11 +87,9 @@ class DescribedReader(Reader):
         if missing := [path for path in images if path not in labels]:
             pattern = self._pattern("labels", split)
             raise DataError(
-                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; "
-                "the first is "
-                f"{self.root / missing[0]}, whose label would be "
-                f"{self.root / pattern.of(images[missing[0]])}: "
-                "add it, or leave the image out of its split"
+                f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first "
+                f"is {self.root / missing[0]}, whose label would be "
+                f"{self.root / pattern.of(images[missing[0]])}: add it, or leave the image out of its split"
             )
         if not images:
             raise DataError(
@@ -118,9 +116,8 @@ class DescribedReader(Reader):
         for path in sorted(images, key=lambda path: path.split("/")):
             if (stem := stems[path]) in seen:  # it would count, and be drawn, twice
                 raise DataError(
-                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one "
-                    "picture in two "
-                    "files: remove one of each"
+                    f"{self.title}: {self.root / seen[stem]} and {os.path.basename(path)} are one picture in "
+                    "two files: remove one of each"
                 )
             seen[stem] = path
             short = stem.rpartition("/")[2]
@@ -194,15 +191,14 @@ class DescribedReader(Reader):
             best = _most_alike(entry, candidates)
             if len(best) > 1:
                 raise DataError(
-                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as "
-                    f"{best[1]}: write more "
-                    "of its path"
+                    f"{self.title}: {file} names {entry}, which is {best[0]} as well as {best[1]}: write "
+                    "more of its path"
                 )
             (found if best else missing).append(best[0] if best else entry)
         if missing:
             raise DataError(
-                f"{self.title}: {file} lists {len(missing)} images that are not there, the first "
-                f"is {missing[0]}"
+                f"{self.title}: {file} lists {len(missing)} images that are not there, the first is "
+                f"{missing[0]}"
             )
         return found
 
@@ -232,7 +228,7 @@ class DescribedReader(Reader):
             values = _packed_colours(self.title, sample.label)
         if about.divide > 1:
             values = values // about.divide
-        table = _table(tuple(about.codes.items()))
+        table = _table(tuple(about.codes.items()), about.encoding == "colour")
         if table is None:  # codes are the ids: the scan names unknown ones
             return values
         codes = table[values]
@@ -316,11 +312,11 @@ def title_of(dataset: str) -> str:
 
 
 @lru_cache(8)
-def _table(codes: tuple[tuple[int, int], ...]) -> np.ndarray | None:
-    """Code by value, up to 2**24; None where both are the same."""
+def _table(codes: tuple[tuple[int, int], ...], is_colour: bool) -> np.ndarray | None:
+    """Code by value; None where both are the same."""
     if all(value == code for value, code in codes):
         return None
-    table = np.full(2**24, UNKNOWN_CODE, np.uint32)
+    table = np.full(2**24 if is_colour else 2**16, UNKNOWN_CODE, np.uint16)
     for value, code in codes:
         table[value] = code
     return table

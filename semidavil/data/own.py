@@ -30,6 +30,18 @@ SHARES = (8, 4, 2, 1)  # label budgets, where none are given: parts of the train
 DATASET_FILE = "dataset.yaml"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses an entry that is written twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice!r} is there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def is_file(benchmark: str) -> bool:
     """Whether a benchmark is named by its file, or by the folder of its data set."""
     return benchmark.endswith(ENDINGS) or (
@@ -123,7 +135,7 @@ def _dataset(said: str, beside: Path, folders: dict[str, str]) -> DataSet | str:
 
 def _tree(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)  # a safe one
     except OSError as error:
         raise DescriptionError(
             f"{path} cannot be read ({error.strerror}): python -m semidavil data --init FOLDER "

@@ -61,7 +61,8 @@ class Seen:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights of a finished run: a file, a folder that holds them, or a run's id in `mlruns/`.
+    """The weights of a finished run: a file, a folder that holds them, or the first digits of its id in
+    `mlruns/`.
 
     Raises:
         PredictorError: there are none, or a run of this id has not finished here.
@@ -78,7 +79,10 @@ def find_weights(source: str | Path) -> Path:
                 f"{path} holds the weights of {len(found)} runs: name one of them, as {found[0].parent}"
             )
         raise PredictorError(f"there is no {WEIGHTS} in {path}: has the run finished?")
-    kept = sorted(Path("mlruns").glob(f"*/{source}/artifacts/{WEIGHTS}"))
+    kept = sorted(Path("mlruns").glob(f"*/{source}*/artifacts/{WEIGHTS}"))
+    if len(kept) > 1:
+        ids = ", ".join(path.parents[1].name for path in kept[:3])
+        raise PredictorError(f"{len(kept)} runs begin with {source}: write more of its id ({ids})")
     if kept:
         return kept[0]
     raise PredictorError(
@@ -150,7 +154,7 @@ class Predictor:
             getattr(self.network.vision, part).copy_(value)
         self._captioner: Captioner | None = None if self.sees_captions else Constant("")
         amp = use_bfloat16(config.training.amp, device)
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=amp)
 
     @classmethod
     def load(cls, weights: Path, device: str = "auto") -> "Predictor":
@@ -195,7 +199,7 @@ class Predictor:
         images = as_floats(small.permute(2, 0, 1)[None].to(self.device))
         languages = [self.language(text) for text in captions]
         batch = self.config.runtime.eval_batch_size
-        with self._autocast:
+        with self.autocast:
             logits = sliding_window(self.network, images, languages, crop, batch)
         labels, confidence = classes_at(logits, image.shape[:2])
         return Seen(labels.byte().cpu().numpy(), confidence.cpu().numpy(), captions)
@@ -221,6 +225,11 @@ class Predictor:
                 "this run's captions were made from labels, which a new picture does not have: pass --caption"
             )
         return captioner_of(self.config, self.vlm)
+
+    def own_caption(self, image: np.ndarray) -> str:
+        """What the run's captioner says of a whole picture, also where the run's captions are of windows."""
+        captioner = self._captioner = self._captioner or self._own_captioner()
+        return captioner(cut_parts(image, None, captioner.size))[0]
 
     def language(self, caption: str) -> Language:
         with one_thread(self.device):

@@ -231,8 +231,8 @@ def _results(run: FinishedRun) -> Iterator[str]:
     values = np.array([other.scores["miou"] for other in seeds])
     text = (
         f"mIoU {run.scores['miou']:.2f} and pixel accuracy {run.scores['pixel_accuracy']:.2f} per cent on "
-        f"the validation images of {benchmark.target}, at {_size(run.config.data.target_size)} pixels, after the "
-        f"last step; seed {run.config.seed}. "
+        f"the validation images of {benchmark.target}, at {_size(run.config.data.target_size)} pixels, "
+        f"after the last step; seed {run.config.seed}. "
     )
     if len(seeds) > 1:
         numbers = ", ".join(str(other.config.seed) for other in seeds)

@@ -5,6 +5,10 @@ Every fusion is `FUSIONS[name](towers, dim)` and maps dense features (B, c_v, h,
 common decoder. N may be any number up to `towers.max_tokens`; a padding token takes part in no softmax, no
 maximum and no map, so it changes nothing. Each attention makes a map M of its own, and the same
 `Readout` reads all of them.
+
+Each attention also says where a token matters to it: `word_maps` gives a map of every token over the
+pixels, (B, N, h, w), 0 for padding. Where `words_are_weights`, these are the weights of its softmax over
+tokens, of which each pixel's sum to 1; else they are the maps that its readout reads, whose scale is learnt.
 """
 
 import math
@@ -40,6 +44,8 @@ class DLG(nn.Module):
     something about places.
     """
 
+    words_are_weights = True
+
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
         self.dim = dim
@@ -57,12 +63,21 @@ class DLG(nn.Module):
         """
         # Scales and masks go to the tokens, which are fewer than the pixels or the scores.
         real = mask.unsqueeze(2)
-        keys, values = self.language_key(tokens) / math.sqrt(self.dim), self.language_value(tokens)
-        scores = self.vision_key(vision) @ keys.mT  # (B, hw, N)
+        scores, values = self._scores(vision, tokens), self.language_value(tokens)
         over_tokens, over_pixels = masked_softmax(scores, real.mT, dim=2), scores.softmax(dim=1)
         vision_attended = over_tokens @ (values * real)
         language_attended = (over_pixels.mT @ self.vision_value(vision)) * real
         return vision_attended, language_attended, vision_attended @ language_attended.mT
+
+    def _scores(self, vision: Tensor, tokens: Tensor) -> Tensor:
+        keys = self.language_key(tokens) / math.sqrt(self.dim)
+        return self.vision_key(vision) @ keys.mT  # (B, hw, N)
+
+    def word_maps(self, vision: Tensor, language: Language) -> Tensor:
+        """softmax over tokens (A), by which F_V^A mixes the tokens' values."""
+        real = language.mask.unsqueeze(1)
+        scores = self._scores(to_pixels(vision), language.tokens)
+        return to_grid(masked_softmax(scores, real, dim=2) * real, *vision.shape[-2:])
 
     def forward(self, vision: Tensor, language: Language) -> Tensor:
         tokens, mask = language.tokens, language.mask
@@ -100,6 +115,7 @@ class WPCT(nn.Module):
     """
 
     depth = 2
+    words_are_weights = False
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
@@ -108,15 +124,23 @@ class WPCT(nn.Module):
         self.block = BottleneckBlock()
         self.readout = Readout(towers.vision_dim, towers.max_tokens, dim)
 
-    def forward(self, vision: Tensor, language: Language) -> Tensor:
-        tokens, mask = language.tokens, language.mask
-        height, width = vision.shape[-2:]
-        pixels = to_pixels(vision)
-        correlation = self.similarity(pixels, tokens, self.log_temperature.exp())
+    def _maps(self, pixels: Tensor, language: Language, height: int, width: int) -> Tensor:
+        correlation = self.similarity(pixels, language.tokens, self.log_temperature.exp())
         maps = to_grid(correlation, height, width)  # (B, N, h, w)
         for left in reversed(range(self.depth)):
-            maps = self.block(maps, mask, activate=left > 0)
-        read = self.readout(pixels, to_pixels(maps) * mask.unsqueeze(1))
+            maps = self.block(maps, language.mask, activate=left > 0)
+        return maps
+
+    def word_maps(self, vision: Tensor, language: Language) -> Tensor:
+        """The correlation of each token with the pixels, after the last block."""
+        maps = self._maps(to_pixels(vision), language, *vision.shape[-2:])
+        return maps * language.mask[:, :, None, None]
+
+    def forward(self, vision: Tensor, language: Language) -> Tensor:
+        height, width = vision.shape[-2:]
+        pixels = to_pixels(vision)
+        maps = self._maps(pixels, language, height, width)
+        read = self.readout(pixels, to_pixels(maps) * language.mask.unsqueeze(1))
         return to_grid(read, height, width)
 
 
@@ -126,6 +150,8 @@ class CrossAttention(nn.Module):
     Queries from vision, keys and values from language, softmax over tokens. CrossViT adds a projection
     of M to its input; here the common readout does so for every attention.
     """
+
+    words_are_weights = True
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
@@ -137,16 +163,28 @@ class CrossAttention(nn.Module):
         self.value = nn.Linear(towers.language_dim, dim)
         self.readout = Readout(towers.vision_dim, dim, dim)
 
+    def _by_head(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, hw or N, d)
+
+    def _weights(self, pixels: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        """(B, heads, hw, N) of pixels (B, hw, c_v) and normalised tokens (B, N, c_l)."""
+        query = self._by_head(self.query(self.vision_norm(pixels)))
+        key = self._by_head(self.key(words))
+        scores = query @ (key / math.sqrt(query.shape[-1])).mT
+        return masked_softmax(scores, mask[:, None, None, :], dim=-1)
+
+    def word_maps(self, vision: Tensor, language: Language) -> Tensor:
+        """The weights of the tokens' values, as the mean over heads."""
+        words, mask = self.language_norm(language.tokens), language.mask
+        weights = self._weights(to_pixels(vision), words, mask).mean(1) * mask.unsqueeze(1)
+        return to_grid(weights, *vision.shape[-2:])
+
     def forward(self, vision: Tensor, language: Language) -> Tensor:
         tokens, mask = language.tokens, language.mask
         height, width = vision.shape[-2:]
         pixels, words = to_pixels(vision), self.language_norm(tokens)
-        query, key, value = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, hw or N, d)
-            for x in (self.query(self.vision_norm(pixels)), self.key(words), self.value(words))
-        )
-        scores = query @ (key / math.sqrt(query.shape[-1])).mT
-        weights = masked_softmax(scores, mask[:, None, None, :], dim=-1)
+        value = self._by_head(self.value(words))
+        weights = self._weights(pixels, words, mask)
         attended = (weights @ (value * mask[:, None, :, None])).transpose(1, 2).flatten(2)
         return to_grid(self.readout(pixels, attended), height, width)
 

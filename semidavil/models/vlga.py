@@ -109,6 +109,7 @@ class VLGA(nn.Module):
 
     pooling, num_layers = 4, 2
     reads_lengths = True
+    words_are_weights = False
 
     def __init__(self, towers: Towers, dim: int) -> None:
         super().__init__()
@@ -122,10 +123,22 @@ class VLGA(nn.Module):
         self.to_map = nn.Linear(map_dim, 1)
         self.readout = Readout(towers.vision_dim, towers.max_tokens, dim)
 
+    def word_maps(self, vision: Tensor, language: Language) -> Tensor:
+        """The map of each token, after spatial and semantic reasoning."""
+        height, width = vision.shape[-2:]
+        return self._maps(to_pixels(vision), language, height, width).unflatten(2, (height, width))
+
     def forward(self, vision: Tensor, language: Language) -> Tensor:
+        height, width = vision.shape[-2:]
+        pixels = to_pixels(vision)
+        values = self._maps(pixels, language, height, width)
+        return to_grid(self.readout(pixels, values.mT), height, width)
+
+    def _maps(self, pixels: Tensor, language: Language, height: int, width: int) -> Tensor:
+        """(B, N, hw), 0 for padding."""
         tokens, mask = language.tokens, language.mask
-        (batch, num_tokens), (height, width) = mask.shape, vision.shape[-2:]
-        pixels, real = to_pixels(vision), language.real()
+        batch, num_tokens = mask.shape
+        real = language.real()
 
         def of_real(per_token: Tensor) -> Tensor:  # (B, N, *) -> (R, *)
             return per_token.flatten(0, 1).index_select(0, real)
@@ -148,5 +161,4 @@ class VLGA(nn.Module):
             reasoned = of_real(layer(pooled, text, mask).transpose(1, 2)).unflatten(1, grid)
             maps = maps + upsample(reasoned.permute(0, 3, 1, 2), (height, width))
 
-        values = per_token(self.to_map(maps.permute(0, 2, 3, 1)).flatten(1))  # (B, N, hw)
-        return to_grid(self.readout(pixels, values.mT), height, width)
+        return per_token(self.to_map(maps.permute(0, 2, 3, 1)).flatten(1))

@@ -67,7 +67,6 @@ def run_task(task: Task, tell: Tell) -> None:
 class _Attempt:
     def __init__(self, task: Task, tell: Tell) -> None:
         self.task, self.tell = task, tell
-        self.benchmark = BENCHMARKS[task.params["data.benchmark"]]
         self.workspace = open_workspace(task.workspace)
         self.folder = self.workspace.folder
         self.step = 0
@@ -101,6 +100,7 @@ class _Attempt:
                 return self._halt() if self._is_halt(error) else self._fail(error)
 
     def _train(self, config: Config) -> Done:
+        self.benchmark = BENCHMARKS[config.data.benchmark]
         ending = Ending.read(self.folder)
         if ending is not None and ending.status == "FINISHED":  # trained, but the store was away
             return self._done(ending.values, self.outbox.delivered())

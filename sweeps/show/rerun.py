@@ -17,6 +17,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
+from semidavil.place import command
 from semidavil.plugins import PLUGINS, missing
 from sweeps.run.worker import load_training
 from sweeps.track.credentials import redact
@@ -83,7 +84,7 @@ def require_plugins(run: TrackedRun) -> None:
         options = " ".join(f'--plugin "$({fetch} {path} | tail -n 1)"' for path in paths)
         raise TrackingError(
             f"run {run.run_id} cannot be made again like this: {why}. The run has kept what it used; read it "
-            f"before you run it: python sweeps/run.py --rerun {run.run_id} {options}"
+            f"before you run it: {command('run')} --rerun {run.run_id} {options}"
         )
 
 

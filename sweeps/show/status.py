@@ -21,6 +21,7 @@ from rich.text import Text
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, ConfigError
 from semidavil.marks import BUNDLED
+from semidavil.place import command
 from semidavil.plugins import missing
 from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
@@ -222,7 +223,7 @@ def look(store: Store, grid: str | None = None) -> Look:
     if not overviews:
         raise TrackingError(
             f"no sweep of {grid or 'any grid'} in {redact(store.uri)}: start one with "
-            f"python sweeps/run.py --grid {grid or 'attention'}"
+            f"{command('run')} --grid {grid or 'attention'}"
         )
     now, runs, found, notes = time.time(), store.runs(), [], dict[str, None]()
     for overview in overviews.values():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from semidavil.place import command
 from sweeps.keep.storage import StorageError, file_of, workspace
 from sweeps.keep.workspace import ENDING, Workspace
 from sweeps.track.credentials import redact
@@ -17,7 +18,7 @@ from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
-COMMAND = "python sweeps/deliver.py"
+COMMAND = command("deliver")
 
 Print = Callable[[str], None]  # text without markup
 

@@ -1,7 +1,8 @@
 """A finished run as a model of MLflow: `mlflow.pyfunc.load_model("runs:/RUN_ID/segmenter")`.
 
 The model is a file of a kilobyte that names code of this package and the run; the weights stay the run's own
-artifact, so that no run keeps them twice. Measured with SQLite and local artifacts: 40 ms and 1.3 kB a run.
+artifact, so that no run keeps them twice. Measured with SQLite and local artifacts, data sets
+included: 60 ms of a processor and a file of 0.9 kB a run.
 """
 
 import logging

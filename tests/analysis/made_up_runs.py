@@ -268,7 +268,7 @@ def add_synapse(writer: Writer, seeds: Iterable[int]) -> None:
     for method, loss, seed in itertools.product(("uamt", "urpc"), ("ce", "dyce"), seeds):
         rng = np.random.default_rng(seed)
         dice = {
-            o: 80 - 4 * i + (3 + i if loss == "dyce" else 0) + rng.normal()
+            o: 80 - 4 * i + (3 + i + 0.1 * seed if loss == "dyce" else 0) + rng.normal()
             for i, o in enumerate(organs)
         }
         asd = {o: 2 + 0.4 * i - (0.2 * i if loss == "dyce" else 0) for i, o in enumerate(organs)}

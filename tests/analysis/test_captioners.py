@@ -66,7 +66,7 @@ def test_the_caption_figure_compares_to_the_captions_that_it_shuffles(store: Wri
                 window = {**params, "model.caption_region": "window"}
                 store.run("captions", window, {"miou": own + 2 + seed})
     drawn = FIGURES["captions"](load_runs(store.uri))
-    assert "differs from BLIP-2 by" in drawn.caption
+    assert "paired difference to BLIP-2 with its" in drawn.caption
     found = drawn.numbers.set_index("variant")["minus_baseline"]
     assert found[f"{BLIP2} (windows)"] == pytest.approx(2.0)
     assert found["positions"] == pytest.approx(-2.0)

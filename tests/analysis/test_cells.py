@@ -11,6 +11,7 @@ from analysis.figures import FIGURES
 from analysis.report import report
 from analysis.runs import AnalysisError, load_runs
 from analysis.tables import TABLES
+from analysis.tables.entries import Shown, shown
 from semidavil.config import RESULTS_VERSION
 
 VERSION = "semidavil.results_version"
@@ -35,9 +36,8 @@ def test_versions_of_results_are_never_pooled(store: Writer) -> None:
     assert chosen.left_out == {"of results version unknown": 1, "of results version 2": 3}
     assert "Runs left out: 1 of results version unknown; 3 of results version 2." in chosen.note()
     assert "Results version" not in chosen.note()
-    assert (
-        TABLES["attention"](load_runs(store.uri)).blocks[0].rows[0][1][1].text == "41.0 ± 1.0 (3)"
-    )
+    table = shown(TABLES["attention"](load_runs(store.uri)), Shown())
+    assert table.blocks[0].rows[0][1][1].words == "41.0 ± 1.0"
 
 
 def test_versions_of_a_plugin_are_never_pooled_and_stand_beside_the_packages_own(
@@ -157,13 +157,18 @@ def test_a_variant_of_other_code_device_or_data_is_named(store: Writer) -> None:
     assert "Not all" not in select(tracked, "attention", "fusion").only(["dlg"]).note()
 
 
-def test_methods_on_another_device_are_missing_from_the_cost(store: Writer) -> None:
+def test_methods_on_another_device_are_drawn_and_in_no_front(store: Writer) -> None:
+    """SemiDAViL vanished where two rivals ran on another device."""
     for method in ("semidavil", "semivl", "supervised"):
         add(store, "methods", 0, 30.0, training__method=method)
     tracked = load_runs(store.uri)
     methods = tracked.table["method"]
     tracked.table["env/device"] = methods.map(lambda m: "A100" if m == "semidavil" else "H100")
-    assert "not run on H100, as the others are: SemiDAViL" in FIGURES["cost"](tracked).missing
+    drawn = FIGURES["cost"](tracked)
+    assert "Compared on: H100. Hollow, and in no front: SemiDAViL on A100." in drawn.caption
+    assert not drawn.numbers.set_index("variant").loc["semidavil", "pareto"]
+    hollow = [c for c in drawn.figure.axes[0].containers if c[0].get_markerfacecolor() == "white"]
+    assert [c.get_label() for c in hollow] == ["SemiDAViL"]
 
 
 def test_runs_without_a_score_send_nobody_back_to_the_sweep(store: Writer) -> None:
@@ -185,10 +190,10 @@ def test_runs_of_the_bundled_clip_are_marked_as_plainly_as_toy_ones(
         store.run("attention", cell, {"miou": 30.0 + seed})
     tracked = load_runs(store.uri)
     drawn, table = FIGURES["attention"](tracked), TABLES["attention"](tracked)
-    assert drawn.figure.axes[-1].get_title(loc="left") == "bundled CLIP, 2 seeds"
+    assert drawn.figure.axes[1].get_title(loc="left") == "bundled CLIP, 2 seeds"
     for caption in (drawn.caption, table.caption):
         assert "Bundled CLIP: the miniature CLIP of this package, of 0.6 million" in caption
     assert table.blocks[0].title == "GTA5 → Cityscapes (bundled CLIP)"
-    page = report(tracked, {"attention": drawn}, {"attention": table}, {}).decode()
-    assert "<strong>2 of them: bundled CLIP</strong>" in page
+    page = report(tracked, {"attention": drawn}, {"attention": table}, {})["report.html"].decode()
+    assert "<strong>2 runs: bundled CLIP</strong>" in page
     assert "GTA5 → Cityscapes (bundled CLIP)</td>" in page

@@ -7,6 +7,7 @@ from made_up_runs import Writer, add_controls, settings
 
 from analysis.runs import load_runs
 from analysis.tables import TABLES
+from analysis.tables.entries import Shown, shown
 from analysis.tables.write import latex, markdown
 
 SEEDS = (0, 1, 2)
@@ -19,14 +20,14 @@ def controlled(store: Writer) -> Writer:
 
 
 def test_attentions_beside_the_readout_with_nothing_to_read(controlled: Writer) -> None:
-    table = TABLES["attention_controls"](load_runs(controlled.uri))
+    table = shown(TABLES["attention_controls"](load_runs(controlled.uri)), Shown())
     (block,) = table.blocks
     assert block.columns == ("mIoU", "over blank", "M par.", "ms")
     assert "100 labels" in block.title
-    rows = {name: [entry.text for entry in entries] for name, entries in block.rows}
+    rows = {name: [entry.words for entry in entries] for name, entries in block.rows}
     # Every seed is three points above: there is no spread of the difference, and so no interval.
-    assert rows["DLG (SemiDAViL)"] == ["34.0 ± 1.0 (3)", "+3.0", "3.00", "11.0"]
-    assert rows["Blank (readout alone)"] == ["31.0 ± 1.0 (3)", "", "1.50", "11.0"]
+    assert rows["DLG (SemiDAViL)"] == ["34.0 ± 1.0", "+3.0", "3.00", "11.0"]
+    assert rows["Blank (readout alone)"] == ["31.0 ± 1.0", "", "1.50", "11.0"]
     assert rows["None"][1] == "-1.0"
     assert "nothing to read" in table.caption
     assert table.numbers.set_index("variant").loc["wpct", "parameters"] == 2e6
@@ -35,14 +36,14 @@ def test_attentions_beside_the_readout_with_nothing_to_read(controlled: Writer) 
 
 
 def test_losses_three_ways(controlled: Writer) -> None:
-    table = TABLES["loss_controls"](load_runs(controlled.uri))
+    table = shown(TABLES["loss_controls"](load_runs(controlled.uri)), Shown())
     (block,) = table.blocks
     assert block.columns == (
         "one λ", "over CE", "matched λ", "over CE", "no consistency", "over CE",
     )  # fmt: skip
     (_, ce), (_, dyce) = block.rows
     assert [entry.text for entry in ce[1::2]] == ["", "", ""]
-    assert [entry.text for entry in dyce[::4]] == ["34.0 ± 1.0 (3)", "30.0 ± 1.0 (3)"]
+    assert [entry.words for entry in dyce[::4]] == ["34.0 ± 1.0", "30.0 ± 1.0"]
     assert dyce[1].text == "+3.0"
     assert dyce[3].text.startswith("+1.1 [0.9, 1.3]")  # 1.0, 1.1 and 1.2: t = 4.303, sd 0.1
     assert dyce[5].text == "-1.0"

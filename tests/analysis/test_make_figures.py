@@ -29,7 +29,8 @@ def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: P
         assert done.returncode == 0, done.stdout + done.stderr
         assert "not run yet: 20 cells" in done.stdout
         assert "baselines is left out" in done.stdout
-    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    names = sorted(str(p.relative_to(tmp_path / "a")) for p in files)
     assert {"attention.pdf", "attention_table.tex", "report.html"} <= set(names)
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -113,7 +114,7 @@ def test_a_server_that_goes_away_while_runs_are_read_is_an_error(
 def test_figures_need_no_torch(
     everything: str, without_torch: dict[str, str], tmp_path: Path
 ) -> None:
-    options = ["--only", "methods", "--only", "losses", "--format", "png", "--no-keep"]
+    options = ["--only", "methods", "--only", "losses", "--format", "png"]
     place = ["--tracking-uri", everything, "--out", str(tmp_path / "out")]
     done = run(*options, *place, env=without_torch)
     assert done.returncode == 0, done

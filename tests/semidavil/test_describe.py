@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plugin_sources import LIGHT
 from rich.console import Console
+from typer.testing import CliRunner
 
+from semidavil.__main__ import app
 from semidavil.config import PRESETS, ConfigError, every_setting, preset
 from semidavil.describe import read_yaml, settings_table, to_yaml
 
@@ -65,3 +68,27 @@ def test_every_setting_has_a_meaning() -> None:
     steps = names.index("training.steps")
     assert (values[steps], of_paper[steps]) == ("160", "40000")
     console.print(table)
+
+
+def test_one_runs_command_prints_and_reads_its_settings(tmp_path: Path) -> None:
+    plugin, file = tmp_path / "my.py", tmp_path / "mine.yaml"
+    plugin.write_text(LIGHT)
+    chosen = [
+        "--plugin",
+        str(plugin),
+        "--fusion",
+        "mine",
+        "--seed",
+        "3",
+        "--set",
+        "training.steps=4",
+    ]
+    printed = CliRunner().invoke(app, ["train", "--print-config", *chosen])
+    assert printed.exit_code == 0, printed.output
+    assert printed.output.startswith("# it uses --plugin my.py@")
+    file.write_text(printed.output)
+    again = ["train", "--print-config", "--config", str(file)]
+    assert CliRunner().invoke(app, [*again, "--plugin", str(plugin)]).output == printed.output
+    alone = CliRunner().invoke(app, again)
+    assert alone.exit_code == 1
+    assert "unknown fusion 'mine'" in alone.output

@@ -59,7 +59,12 @@ def test_what_is_wrong_is_named(changes: dict[str, object], message: str, tmp_pa
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("name: [", "is no YAML"), ("- a", "is no description"), (None, "cannot be read .*--init")],
+    [
+        ("name: [", "is no YAML"),
+        ("classes: {a: 1, b: 2, a: 3}", "'a' is there twice"),
+        ("- a", "is no description"),
+        (None, "cannot be read .*--init"),
+    ],
 )
 def test_a_file_that_is_no_description(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "dataset.yaml"

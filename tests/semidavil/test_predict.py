@@ -234,11 +234,14 @@ def test_weights_are_found_by_file_folder_and_run(
     assert find_weights(weights) == find_weights(run.folder) == weights
     kept = Path("mlruns") / "attention" / "0123abcd" / "artifacts"
     shutil.copytree(run.folder, kept)
-    assert find_weights("0123abcd") == kept / WEIGHTS
-    with pytest.raises(PredictorError, match="mlflow artifacts download --run-id 0123"):
+    assert find_weights("0123abcd") == find_weights("0123a") == kept / WEIGHTS
+    shutil.copytree(run.folder, Path("mlruns") / "losses" / "0123beef" / "artifacts")
+    with pytest.raises(PredictorError, match="2 runs begin with 0123: write more"):
         find_weights("0123")
+    with pytest.raises(PredictorError, match="mlflow artifacts download --run-id 4567"):
+        find_weights("4567")
     shutil.copytree(run.folder, Path("mlruns") / "attention" / "other")
-    with pytest.raises(PredictorError, match="weights of 2 runs"):
+    with pytest.raises(PredictorError, match="weights of 3 runs"):
         find_weights("mlruns")
     Path("empty").mkdir()
     with pytest.raises(PredictorError, match="has the run finished"):

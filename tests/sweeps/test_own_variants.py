@@ -10,10 +10,11 @@ from plugin_sources import LIGHT, WORKING
 from sweep_process import Sweeps
 from tracked_runs import finish
 
-from semidavil.config import preset
+from semidavil.config import Config, preset
 from semidavil.plugins import read, use
 from sweeps import request
-from sweeps.cli import main
+from sweeps.cli import main, parser
+from sweeps.given import take_config
 from sweeps.plan.grids import GRIDS
 from sweeps.run.events import TRAIN, Done, Event, Failed, Failure, Task
 from sweeps.run.worker import run_task
@@ -98,6 +99,43 @@ def test_cells_that_use_none_of_a_plugin_stay_done(
     assert "2 runs: 1 done, 1 to do" in capsys.readouterr().out
 
 
+def test_settings_go_through_a_file_which_narrows_no_grid(
+    file: Path, place: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what the command names itself goes before."""
+    change = ["--set", "training.lr=7e-3", "model.fusion=vlga", "model.dense=naclip"]
+    assert main(["run", "--print-config", *change]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    given = ["--grid", "attention", "--config", str(tmp_path / "mine.yaml"), "--budgets", "100"]
+    assert len(cells(capsys, *given)) == 4
+
+    def base(*more: str) -> Config:
+        options = _options(*given, *more)
+        take_config(options)
+        return request.spec_and_base(options, "attention")[1]
+
+    assert (base().training.lr, base().model.dense) == (7e-3, "naclip")
+    assert base("--set", "training.lr=1e-3").training.lr == 1e-3
+    assert base("--preset", "toy-long").training.steps == 160  # all settings are in the file
+    few = tmp_path / "few.yaml"
+    few.write_text("seed: 3\ndata: {budget: 200}\ntraining: {lr: 1e-3}\n")
+    names = cells(capsys, "--grid", "attention", "--config", str(few), "--only", "fusion=dlg")
+    assert names == ["gta5-cityscapes/dlg/200/s3"]
+    assert main(["run", "--settings"]) == 0
+    assert "training.warmup_steps" in capsys.readouterr().out
+
+
+def test_values_of_a_grids_own_setting_are_chosen_and_said_to_be(
+    file: Path, place: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = _options("--grid", "losses", "--set", "loss.name=ce,dyce", "--budgets", "100")
+    asked_for = request.requested(options)
+    assert {config.loss.name for config in asked_for.configs} == {"ce", "dyce"}
+    assert "of its runs, those with ce,dyce" in asked_for.notes[0]
+    short = _options("--grid", "losses", "--set", "training.steps=5")
+    assert "training.warmup_steps is 0" in request.requested(short).notes[0]
+
+
 # In a worker, without Ray
 
 
@@ -164,7 +202,7 @@ def test_status_counts_the_runs_of_a_plugin_that_is_not_here(
 
     source = read(file)
     with use(source):
-        (job,) = request.requested(_options(file)).jobs
+        (job,) = request.requested(_options("--grid", "ladder")).jobs
         open_overview(place, job.spec, "about", 1)
         for number, cell in enumerate(job.configs):
             finish(place, cell, 30.0 + number, "ladder")
@@ -179,11 +217,9 @@ def test_status_counts_the_runs_of_a_plugin_that_is_not_here(
     assert look(place, "ladder")
 
 
-def _options(file: Path) -> Any:
-    from sweeps.cli import parser
-
-    given = ["run", "--grid", "ladder", "--plugin", str(file)]
-    return parser().parse_args(given, request.Options(given=given[1:], from_file={}))
+def _options(*given: str) -> request.Options:
+    options = request.Options(given=list(given), from_file={})
+    return parser().parse_args(["run", *given], options)
 
 
 # Through Ray, by the command itself

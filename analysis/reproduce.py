@@ -1,0 +1,105 @@
+"""The commands that make some tracked runs once more: benchmark, budgets, seeds, preset, data, settings.
+
+`FILE` stands for the description of a benchmark of the user's own, which is not kept by its path.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.runs import command, default_settings
+from analysis.style import setting_text
+from semidavil.config import PRESETS, Config, ConfigError, owner_of, preset
+from sweeps.plan.grids import GRIDS, SEARCH, SHARED_AXES
+
+
+def commands(runs: pd.DataFrame, grid: str) -> list[str]:
+    """A command for each preset, folder of data and choice of settings, most runs first.
+
+    Args:
+        runs: rows of `load_runs`.
+    """
+    groups: dict[tuple[str, ...], list[Any]] = {}
+    for _, here in runs.groupby(
+        ["benchmark", "env/preset", "runtime.data_root", "runtime.eval_every"]
+    ):
+        for options, some in _settings_of(here, grid):
+            groups.setdefault(options, []).append(some)
+    joined = {options: pd.concat(parts) for options, parts in groups.items()}
+    ordered = sorted(joined.items(), key=lambda one: -len(one[1]))
+    return [_command(grid, options, some) for options, some in ordered]
+
+
+def _settings_of(runs: pd.DataFrame, grid: str) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """Runs of one preset by the options, but for the axes, that they were made with."""
+    first = runs.iloc[0]
+    name = first["env/preset"] if first["env/preset"] in PRESETS else "paper"
+    base = dict(preset(name).settings(of_all_methods=True))
+    varied = {*SHARED_AXES, *(GRIDS[grid].baseline if grid in GRIDS else ())}
+    fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
+    root = (
+        []
+        if first["toy"] or not first["runtime.data_root"]
+        else ["--data-root", first["runtime.data_root"]]
+    )
+    if grid == SEARCH:  # its settings are what it chooses
+        return [(("--preset", name, *root), runs)]
+    found = []
+    for _, here in runs.groupby(fixed, dropna=False):
+        own = {s: owner for s in default_settings() if (owner := owner_of(s))}
+        values: dict[str, Any] = {s: here[s].iloc[0] for s in fixed}
+        values |= {s: mine[s].iloc[0] for s, owner in own.items()
+                   if len(mine := here[here["method"] == owner])}  # fmt: skip
+        changed = {s: v for s, v in values.items() if not _same(v, base[s])}
+        every = int(first["runtime.eval_every"])
+        if every != preset(name).runtime.eval_every:
+            changed["runtime.eval_every"] = every
+        for given_otherwise in ("data.toy", "data.own"):  # by the preset, or by data; by a file
+            changed.pop(given_otherwise, None)
+        given = [f"{s}={setting_text(v)}" for s, v in changed.items()]
+        found.append((("--preset", name, *root, *(["--set", *given] if given else [])), here))
+    return found
+
+
+def _same(value: Any, other: Any) -> bool:
+    return bool(value == (tuple(other) if isinstance(other, list | tuple) else other))
+
+
+def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
+    own = (
+        runs["data.own"] != ""
+    )  # described by a user's file, of which a run knows the content alone
+    given = [
+        "--benchmark",
+        *sorted(runs["benchmark"][~own].unique()),
+        *(["FILE"] if own.any() else []),
+    ]
+    if plugins := {
+        name.partition("@")[0] for text in runs["plugins"].unique() for name in json.loads(text)
+    }:
+        given += ["--plugin", *sorted(plugins)]
+    budgets = sorted(map(int, runs["budget"].unique()))
+    if grid not in GRIDS or set(budgets) != _usual_budgets(grid, options, runs):
+        given += ["--budgets", *map(str, budgets)]
+    given += ["--seeds", *map(str, sorted(map(int, runs["seed"].unique())))]
+    if grid == SEARCH:
+        given += ["--trials", str(len(runs))]
+    return f"{command(grid)} {shlex.join([*given, *options])}"
+
+
+def _usual_budgets(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> set[int]:
+    """Those of the grid without `--budgets`, on each of the benchmarks; none where they differ."""
+    settings = options[options.index("--set") + 1 :] if "--set" in options else ()
+    changes: Mapping[str, str] = dict(s.split("=", 1) for s in settings)
+    try:
+        base: Config = preset(options[1], changes)
+        by = {
+            frozenset(c.data.budget for c in GRIDS[grid].cells(base, [b], (), [0]))
+            for b in runs["benchmark"].unique()
+        }
+    except ConfigError:
+        return set()
+    return set(by.pop()) if len(by) == 1 else set()
