@@ -12,7 +12,6 @@ from functools import cache
 import numpy as np
 import pandas as pd
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from semidavil.metrics import iou
@@ -191,11 +190,14 @@ def verdict(runs: pd.DataFrame, metric: str = "miou") -> Verdict | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values; NaN, a test that could not be made, stays NaN and is none."""
-    p = np.asarray(p_values, dtype=float)
-    there = ~np.isnan(p)
-    if there.any():
-        p[there] = multipletests(p[there], method="holm")[1]
+    """Holm's step-down adjusted p-values; NaN, a test that could not be made, stays NaN and is none.
+
+    statsmodels' `multipletests` computes the same, and collects garbage in each call: 0.1 to 1 s.
+    """
+    p = np.array(p_values, dtype=float)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN last
+    steps = p[order] * np.arange(len(order), 0, -1)
+    p[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return [float(value) for value in p]
 
 

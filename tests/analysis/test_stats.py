@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats as reference
+from statsmodels.stats.multitest import multipletests
 
 from analysis.stats import (
     MARK_SEEDS,
@@ -98,6 +99,10 @@ def test_holm() -> None:
     assert np.isnan(adjusted[1])
     assert adjusted[2] == pytest.approx(0.002)
     assert holm([]) == []
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 30):
+        p = rng.uniform(0, 0.2, count)
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_a_lead_is_found_over_budgets_and_no_other() -> None:
