@@ -11,10 +11,9 @@ import pytest
 from filelock import FileLock
 from small_disk import SmallDisk
 
-from semidavil import registry
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.machine import available_cpus
-from semidavil.registry import DATASETS
+from semidavil.registry import _TEXTS, DATASETS
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: (-slow[item.path], item.path))
+
+
+@pytest.fixture(autouse=True)
+def _forget_described_benchmarks() -> Iterator[None]:
+    """What a test has described is no benchmark of the next one in its process."""
+    tables: list[dict[str, Any]] = [BENCHMARKS, LABEL_IDS, DATASETS, _TEXTS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        for name in table.keys() - entries.keys():
+            del table[name]
 
 
 @pytest.fixture
@@ -107,14 +117,3 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "CUDA_VISIBLE_DEVICES": "",  # GPUs are counted by torch, where there is a driver
     }
-
-
-@pytest.fixture(autouse=True)
-def own_benchmarks_stay_with_their_test() -> Iterator[None]:
-    """What a test describes is known to its process: the next one would look at it as at a built-in one."""
-    tables: list[dict[str, Any]] = [BENCHMARKS, LABEL_IDS, DATASETS, registry._TEXTS]
-    before = [dict(table) for table in tables]
-    yield
-    for table, known in zip(tables, before, strict=True):
-        table.clear()
-        table.update(known)

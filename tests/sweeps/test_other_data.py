@@ -261,7 +261,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
         store.log(finish(store, config, 31.25), tags={"data": seen})
     assert command(data) == 0
     shown = capsys.readouterr().out
-    assert "4 cells: 4 done; nothing to run" in shown
+    assert "4 runs: 4 done; nothing to run" in shown
     assert "31.25" in shown
     moved = data.rename(tmp_path / "moved")
     assert command(moved) == 0
@@ -274,7 +274,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
     assert "4 done on other data; nothing to run" in listed
     assert command(moved) == 1
     shown = capsys.readouterr().out
-    assert "4 cells are of other data than are here now" in shown
+    assert "4 runs are of other data than are here now" in shown
     assert f"--data-root {moved} --refresh" in shown
     assert "31.25" not in shown
     assert command(moved, "--list", "--refresh") == 0
@@ -318,7 +318,7 @@ def test_the_bundled_clip_is_named_once_with_the_way_to_real_weights(
     assert "model.vlm=ViT-B-16 model.weights=openai" in shown
     assert "gta5-cityscapes (bundled CLIP): mIoU" in shown
     assert command(data, "--list") == 0
-    assert "4 cells, bundled CLIP" in capsys.readouterr().out
+    assert "4 runs, bundled CLIP" in capsys.readouterr().out
 
 
 # Searches
