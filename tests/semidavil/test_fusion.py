@@ -18,8 +18,8 @@ from semidavil.models.fusion import (
     CrossAttention,
     masked_softmax,
 )
-from semidavil.models.readout import Towers
-from semidavil.models.segmenter import build_segmenter
+from semidavil.models.readout import Towers, to_pixels
+from semidavil.models.segmenter import Features, Segmenter, build_segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 
@@ -468,3 +468,17 @@ def test_word_maps_of_cross_attention_are_the_weights_of_pytorchs_own() -> None:
     _, weights = reference(queries, keys, keys, key_padding_mask=~mask, need_weights=True)
     found = fusion.word_maps(vision, words(tokens, mask))
     torch.testing.assert_close(found.flatten(2).transpose(1, 2), weights)
+
+
+def test_an_attention_of_another_shape_is_named() -> None:
+    class Flat(nn.Module):
+        def forward(self, vision: Tensor, language: Language) -> Tensor:
+            return to_pixels(vision)
+
+    segmenter = Segmenter.__new__(Segmenter)
+    nn.Module.__init__(segmenter)
+    segmenter.fusion = Flat()
+    vision = torch.zeros(1, 8, 2, 3)
+    language = Language(torch.zeros(1, 4, 8), torch.ones(1, 4, dtype=torch.bool), (4,))
+    with pytest.raises(ValueError, match=r"attention Flat returns \(1, 6, 8\).*\(1, 8, 2, 3\)"):
+        segmenter.decode(Features(vision, (vision, vision), (2, 3)), language)
