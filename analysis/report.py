@@ -23,6 +23,7 @@ from analysis.stats import ALPHA, CLAIM_SEEDS, MARK_SEEDS
 from analysis.style import benchmark_name, label
 from analysis.tables.entries import Shown, short_caption, shown
 from semidavil.marks import MEANING, mark
+from semidavil.place import DRAW
 from sweeps.track.credentials import redact
 
 HERE = Path(__file__).parent
@@ -102,6 +103,7 @@ def report(
         environments=environments(tracked.table),
         rules=(ALPHA, CLAIM_SEEDS, MARK_SEEDS),
         most=MOST_IDS,
+        draw=DRAW,
     )
     runs = environment.from_string((HERE / "runs.html.j2").read_text(encoding="utf-8")).render(
         **common,

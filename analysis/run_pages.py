@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.runs import ENVIRONMENT, Tracked, default_settings
+from semidavil.place import command
 
 FOLDER = "runs"
 UI = "http://127.0.0.1:5000"  # where `mlflow ui` shows a local store
@@ -115,7 +116,7 @@ def _page(
         f'<p><a href="../report.html">Report</a> · <a href="../runs.html">All runs</a></p>'
         f"<h1>{escape(title)}</h1>"
         f'<p><a href="{link}">In MLflow</a></p>'
-        f"<h2>Once more, or in use</h2><pre>python sweeps/run.py --rerun {escape(run_id)}\n"
+        f"<h2>Once more, or in use</h2><pre>{command('run')} --rerun {escape(run_id)}\n"
         f"python -m semidavil predict {escape(run_id)} IMAGES --out seen</pre>{tables}</main></body></html>\n"
     )
 

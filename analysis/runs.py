@@ -16,6 +16,7 @@ import pandas as pd
 from semidavil.config import Config
 from semidavil.metrics import Evaluation
 from semidavil.names import captions_name
+from semidavil.place import command as sweep_command
 from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
@@ -161,7 +162,7 @@ class Tracked:
 
 def command(grid: str) -> str:
     """The command that runs a grid."""
-    return f"python sweeps/run.py --grid {grid}"
+    return f"{sweep_command('run')} --grid {grid}"
 
 
 def default_uri() -> str:

@@ -58,16 +58,21 @@ class Verdict:
     Attributes:
         leader: the variant whose smallest difference to another one is largest, each on common seeds.
         tests: leader minus each other variant.
-        p: the largest p of these tests: that it is above *all* others needs no further correction.
+        uncompared: variants that have no seed and condition in common with the leader.
+        p: the largest p of these tests: that it is above *all* others needs no further correction. 1 where
+            some are not compared.
         n: the smallest number of pairs.
         sure: whether that claim may be made.
     """
 
     leader: str
     tests: Mapping[str, Paired]
+    uncompared: tuple[str, ...] = ()
 
     @property
     def p(self) -> float:
+        if self.uncompared:
+            return 1.0
         return max((1.0 if np.isnan(t.p) else t.p for t in self.tests.values()), default=1.0)
 
     @property
@@ -177,11 +182,12 @@ def verdict(runs: pd.DataFrame, metric: str = "miou") -> Verdict | None:
     smallest = [np.nanmin(row) if (~np.isnan(row)).any() else -np.inf for row in gaps]
     leader = int(np.argmax(smallest))
     tests = {v: test(leader, i) for i, v in enumerate(variants) if i != leader}
+    uncompared = tuple(v for v, one in tests.items() if not one.n)
     tests = {v: one for v, one in tests.items() if one.n}
     # The leader was chosen by the same data: each of its tests stands for count / 2 pairs.
     adjusted = holm([min(1.0, one.p * count / 2) for one in tests.values()])
     tests = {v: replace(t, p_holm=p) for (v, t), p in zip(tests.items(), adjusted, strict=True)}
-    return Verdict(variants[leader], tests) if tests else None
+    return Verdict(variants[leader], tests, uncompared) if tests else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -55,12 +55,14 @@ def in_words(found: Verdict, runs: pd.DataFrame) -> str:
     leader, other = style.label(found.leader), style.label(found.nearest)
     over = _over(near, runs)
     gap = f"{difference(near)} on {other}"
+    apart = [style.label(v) for v in found.uncompared]
+    missed = f" Not compared, for want of a seed in common: {', '.join(apart)}." if apart else ""
     if found.n < 2:
-        return f"{leader} leads {over} by {gap}; one seed, so that no test is possible."
+        return f"{leader} leads {over} by {gap}; one seed, so that no test is possible.{missed}"
     how = f"paired over {found.n} seeds, p = {p_text(near.p)}, better in {100 * near.better:.0f}% of pairs"
     if found.sure:
         return f"{leader} is best {over}: {gap}, the nearest ({how})."
-    text = f"none is shown to be best {over}. {leader} leads by {gap} ({how})."
+    text = f"none is shown to be best {over}. {leader} leads by {gap} ({how}).{missed}"
     if found.n < CLAIM_SEEDS:
         return f"{text} A verdict takes {CLAIM_SEEDS} seeds."
     if below := [style.label(v) for v, test in found.tests.items() if test.p_holm < ALPHA]:

@@ -100,10 +100,14 @@ class Config(Section):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_params(self) -> dict[str, str]:
-        """Every field as a flat dict of strings (`{"training.lr": "0.0001", ...}`)."""
+        """Every field as a flat dict of strings (`{"training.lr": "0.0001", ...}`).
+
+        Those of users' own data and plugins only where there are any: MLflow takes 100 in one call.
+        """
         return {
             path: value if isinstance(value, str) else json.dumps(value)
             for path, value in _leaves(self.model_dump(mode="json"))
+            if value or path not in _OF_USERS
         }
 
     @classmethod
@@ -199,6 +203,7 @@ def owner_of(path: str) -> str | None:
 
 # What follows from files that a command names: --plugin, --benchmark.
 NOT_SET = ("plugins", "data.own", "runtime.folders")
+_OF_USERS = ("data.own", "plugins", "runtime.folders")
 # What changes no result: where and how a run executes, and how its images are kept.
 # A described benchmark's name has a hash of what `own` says.
 _NO_RESULT: Any = {"runtime": True, "data": {"store", "own"}}

@@ -193,7 +193,8 @@ class DataSet(_Entry):
         values += [value for value in self.ignored if value not in values]
         if self.encoding != "colour" and max(values) < 256:
             return {value: value for value in values}
-        return {value: code for code, value in enumerate(values)}
+        # Sorted: `key` has no order of classes, and decoded labels are kept by it.
+        return {value: code for code, value in enumerate(sorted(values))}
 
     @property
     def label_ids(self) -> dict[int, str | None]:

@@ -6,6 +6,8 @@ _CODE = Path(__file__).resolve().parents[1]
 # The checkout whose code runs; None where the packages were installed without one.
 CHECKOUT = _CODE if (_CODE / "pyproject.toml").is_file() else None
 
+DRAW = "python analysis/make_figures.py" if CHECKOUT else "python -m analysis"
+
 
 def command(name: str) -> str:
     """How one types a command of the sweeps: `python sweeps/run.py`, or `python -m sweeps run`."""

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from semidavil.config import ConfigError
+from semidavil.place import command
 from sweeps import slurm
 from sweeps.plan.grids import SEARCH
 from sweeps.request import Options, open_store, requested, searched
@@ -52,7 +53,7 @@ def submit(options: Options, console: Console) -> int:
     number = slurm.submit(text, options.slurm, logs)
     console.print(
         f"submitted job {number} for {waiting} runs; their output is in {escape(str(logs))}\n"
-        "look: squeue --me    python sweeps/status.py --watch\n"
+        f"look: squeue --me    {command('status')} --watch\n"
         f"end it: scancel {number}    or, with checkpoints: python -m sweeps stop, then scancel {number} "
         "for jobs that have not begun"
     )

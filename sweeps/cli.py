@@ -25,6 +25,7 @@ from rich.markup import escape
 from semidavil import __version__
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
+from semidavil.place import command
 from semidavil.plugins import PluginError, use
 from sweeps import slurm
 from sweeps.given import plugins_given
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     about[ALL] = "all of these; a run that several share is made once"
     about[SEARCH] = "no grid: Optuna chooses the settings, see --trials"
     grids = "\n".join(f"  {name:<20}{text}" for name, text in about.items())
-    run = commands.add_parser("run", prog="python sweeps/run.py", parents=[storage],
+    run = commands.add_parser("run", prog=command("run"), parents=[storage],
         help="Runs a grid of training runs; again: what is missing",
         description="Runs a grid of training runs and tracks them in MLflow. The same command again runs "
         "only what is missing.",
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_argument("--version", action="version", version=f"semidavil {__version__}")
     _add_options_of_run(run)
-    status = commands.add_parser("status", prog="python sweeps/status.py", parents=[storage],
+    status = commands.add_parser("status", prog=command("status"), parents=[storage],
         help="Shows what is done, running, failed and left",
         description="How the sweeps are doing. On another machine, set MLFLOW_TRACKING_URI as for the "
         "sweep itself.")
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         help="show it again and again [default: every 5]")
     status.add_argument("--json", action="store_true", help="for programs: one line of JSON each time")
     _add_plugin(status)
-    commands.add_parser("deliver", prog="python sweeps/deliver.py", parents=[storage],
+    commands.add_parser("deliver", prog=command("deliver"), parents=[storage],
         help="Delivers results that wait for a tracking store that was away",
         description="Delivers runs that ended while the tracking store was away to $MLFLOW_TRACKING_URI "
         "or, without it, to mlflow.db. A sweep does so too, before it looks for what is missing. Nothing "

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
-from semidavil.place import CHECKOUT
+from semidavil.place import CHECKOUT, DRAW
 from sweeps import request as asked
 from sweeps import slurm, steer
 from sweeps.batch import notifying, print_left_out, print_notes, submit
@@ -205,7 +205,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     _say_what_runs_saw(console, options, result.plans.values(), data)
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
-    console.print("draw them: python analysis/make_figures.py")
+    console.print(f"draw them: {DRAW}")
     if code == ELSEWHERE and slurm.in_array():
         code = DONE  # this job has done its part, and SLURM takes anything else for a failure
     return WRONG if request.left_out else code

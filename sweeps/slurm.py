@@ -27,7 +27,7 @@ SCRIPT = """\
 #SBATCH --array=1-{jobs}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output={logs}/%x-%A_%a.log
+#SBATCH --output="{logs}/%x-%A_%a.log"
 #SBATCH --signal=B:USR1@{notice:.0f}
 cd {folder}
 # In place of the shell, so that SLURM's signals reach the sweep itself.

@@ -5,12 +5,15 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
 from small_disk import SmallDisk
 
+from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.machine import available_cpus
+from semidavil.registry import _TEXTS, DATASETS
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
         items.sort(key=lambda item: (-slow[item.path], item.path))
+
+
+@pytest.fixture(autouse=True)
+def _forget_described_benchmarks() -> Iterator[None]:
+    """What a test has described is no benchmark of the next one in its process."""
+    tables: list[dict[str, Any]] = [BENCHMARKS, LABEL_IDS, DATASETS, _TEXTS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        for name in table.keys() - entries.keys():
+            del table[name]
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class FinishedRun:
         path = self.weights.with_name(EVALUATION)
         if not path.is_file():
             return None
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             return file["per_image"].astype(np.int64).sum(0)
 
     @cached_property

@@ -18,6 +18,7 @@ from semidavil.config import Config
 from semidavil.data.layout import open_reader
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.windows import Windows
+from semidavil.descriptions import MARK
 from semidavil.language.captions import Caption, describe_files, windows_of
 from semidavil.language.positions import phrases, sentence, thirds
 from semidavil.names import ORACLE, SHUFFLED
@@ -57,7 +58,7 @@ def oracle_captions(
         windows = windows_of(config, dataset)
         texts = describe_files(
             list(by_label),
-            _Labels(dataset, benchmark.classes, benchmark.scene),
+            _Labels(dataset, benchmark),
             partial(_read_classes, reader, lookup, by_label, windows),
             cache_dir,
             windows=windows,
@@ -84,11 +85,12 @@ class _Labels:
 
     MIN_SHARE = 0.002  # of the labelled area: a label is no noise, unlike a zero-shot patch
 
-    def __init__(self, dataset: str, classes: Sequence[str], scene: str) -> None:
-        self.classes, self.scene = classes, scene
-        self.identity = f"{ORACLE} 1 {dataset} {self.MIN_SHARE} {list(classes)}"
-        if scene != Benchmark.scene:
-            self.identity += f" {scene}"
+    def __init__(self, dataset: str, benchmark: Benchmark) -> None:
+        self.classes, self.scene = benchmark.classes, benchmark.scene
+        self.identity = f"{ORACLE} 1 {dataset} {self.MIN_SHARE} {list(self.classes)}"
+        # Two described benchmarks of one data set may map its classes otherwise, to the same names.
+        if MARK in benchmark.name:
+            self.identity += f" {benchmark.name}"
 
     def __call__(self, items: Sequence[np.ndarray]) -> list[str]:
         return [self._describe(label) for label in items]

@@ -199,6 +199,10 @@ class BucketWorkspace(Workspace):
         pushed = self._read(LOG)  # of whichever machine trains it; a copy here may be an old one
         return super().log_text() if pushed is None else pushed
 
+    def last_run(self) -> str:
+        stamp = Stamp.parse(self._read(STAMP))  # of whoever has it fetched last
+        return stamp.run_id if stamp else super().last_run()
+
     def is_undelivered(self) -> bool:
         return super().is_undelivered() or self._read(ENDING) is not None
 

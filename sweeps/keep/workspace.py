@@ -5,6 +5,7 @@ storage; `sweeps.keep.storage` opens either by its address.
 """
 
 import contextlib
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -67,6 +68,15 @@ class Workspace:
             return (self.folder / LOG).read_text(errors="replace")
         except FileNotFoundError:
             return None
+
+    def last_run(self) -> str:
+        """The id of the run that was trained here last; empty where nothing was sent of it yet."""
+        sent = ""
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.folder / JOURNAL).read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):  # cut short by a kill
+                    sent = json.loads(line).get("sent_to", sent)
+        return sent
 
     def is_undelivered(self) -> bool:
         """Whether an ended run waits here for the tracking store."""

@@ -258,6 +258,9 @@ class Driver:
         lease = self.leases.claim(context.experiment_id, cell.name, config, tags, context.parent)
         if cell.replaced and isinstance(lease, Claimed):
             self._empty_folder(config.key())
+            cell = replace(
+                cell, replaced=()
+            )  # paused or tried again, it goes on from its checkpoint
         self.to_claim = None
         if isinstance(lease, Held):
             self.source.taken(cell)

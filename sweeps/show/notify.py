@@ -1,7 +1,7 @@
 """Tells somebody who is elsewhere how a sweep is doing: JSON to an address, or a command.
 
     --notify https://hooks.slack.com/services/...     # {"event": "failed", "text": "...", ...}
-    --notify 'mail -s "$SEMIDAVIL_EVENT" me@lab <<< "$SEMIDAVIL_TEXT"'
+    --notify 'echo "$SEMIDAVIL_TEXT" | mail -s "$SEMIDAVIL_EVENT" me@lab'
 
 Events: `failed` (a run was given up), `stalled` (no progress for long), `stopped` and `finished`. A thread
 sends them. What cannot be sent is said once, and never harms the sweep.

@@ -44,10 +44,15 @@ def _checkpoints(store: Store) -> Iterator[Leftover]:
             continue
         workspace = store.storage.workspace(key)
         if not workspace.is_undelivered():
+            # Stores that share the storage share a cell's folder: its checkpoint may be of another one's run.
+            last = workspace.last_run()
+            known = bool(mine) and (not last or last in {run.run_id for run in mine})
+            if mine and not known:
+                why = "of a run that this tracking store does not know; another one may"
             name = f" of {mine[-1].name}" if mine else ""
             size = size_of(workspace.folder)
             remove = partial(_forget, store, key)
-            yield Leftover(f"checkpoint{name}: {why}", workspace.uri, size, remove, bool(mine))
+            yield Leftover(f"checkpoint{name}: {why}", workspace.uri, size, remove, known)
 
 
 def _forget(store: Store, key: str) -> bool:

@@ -20,6 +20,7 @@ from analysis.stats import (
     ranks,
     verdict,
 )
+from analysis.verdicts import in_words
 
 
 def made_up(
@@ -148,6 +149,19 @@ def test_winner_and_test_use_the_same_seeds() -> None:
     assert found is not None
     assert (found.leader, found.n) == ("v1", 5)
     assert found.tests["v0"].difference > 0
+
+
+def test_nothing_is_best_while_a_variant_is_not_compared() -> None:
+    """A variant ahead, begun with other seeds, did not keep another from being called best."""
+    runs = made_up(np.random.default_rng(0), 5, (5, 0, 20), budgets=1)
+    apart = runs.assign(seed=runs["seed"] + 10 * (runs["variant"] == "v2"))
+    found = verdict(apart)
+    assert found is not None
+    assert (found.leader, set(found.tests), found.uncompared) == ("v0", {"v1"}, ("v2",))
+    assert not found.sure
+    assert "none is shown to be best" in in_words(found, apart)
+    assert "Not compared, for want of a seed in common: v2." in in_words(found, apart)
+    assert best_sets({"b": apart})["b"][0] == {"v0", "v2"}
 
 
 def test_a_partial_sweep_is_compared_on_what_is_complete() -> None:

@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from harbour import DESCRIPTION, write_harbour
 from png_files import write_png
 
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.streams import all_samples
+from semidavil.descriptions import BenchmarkFile, DataSet
 from semidavil.experiments.street import load_captions
 from semidavil.language.ablations import inner_captioner, oracle_captions, shuffle_captions
 from semidavil.language.captions import Caption
 from semidavil.models.vlm import load_vlm
+from semidavil.registry import add
 
 
 def test_shuffling_gives_every_image_another_ones_caption_of_its_group() -> None:
@@ -51,6 +55,25 @@ def test_the_oracle_says_what_the_label_holds(tmp_path: Path) -> None:
     expected = "a street scene with road at the bottom, sky at the top, building on the left"
     assert set(texts.values()) == {Caption((expected,))}
     assert len(texts) == 2
+
+
+def test_the_oracle_of_another_map_says_other_words(tmp_path: Path) -> None:
+    """Two benchmarks of one data set and of the same classes shared what was kept of the first."""
+    write_harbour(tmp_path / "harbour")
+    about = DataSet.model_validate(yaml.safe_load(DESCRIPTION))
+    found = []
+    for low, high in (("water", "sky"), ("sky", "water")):
+        file = BenchmarkFile(
+            name="two", target=about, classes=("low", "high"), map={low: "low", high: "high"}
+        )
+        config = preset(
+            "small",
+            {"data.benchmark": add(file), "data.budget": 1, "runtime.data_root": str(tmp_path),
+             "runtime.cache_dir": str(tmp_path / "c")},
+        )  # fmt: skip
+        texts = oracle_captions(config, all_samples(config), tmp_path / "captions")
+        found.append({text for caption in texts.values() for text in caption.texts})
+    assert not found[0] & found[1]
 
 
 def test_training_takes_the_ablations_captions(tiny_toy: dict[str, str]) -> None:

@@ -140,6 +140,20 @@ def test_the_key_is_of_what_changes_a_result_and_of_nothing_else() -> None:
     assert len({key(), *(key(**changes) for changes in other)}) == 1 + len(other)
 
 
+@pytest.mark.parametrize("colours", [True, False])
+def test_decoded_labels_do_not_depend_on_the_order_of_classes(colours: bool) -> None:
+    """Both orders have one key, by which decoded labels are kept: each read those of the other."""
+    said = ["#000080", "#800000"] if colours else [300, 20]
+    names = ["water", "quay"]
+    classes = dict(zip(names, said, strict=True))
+    one, other = (
+        harbour(classes=each, ignored=[], **({"encoding": "colour"} if colours else {}))
+        for each in (classes, dict(reversed(classes.items())))
+    )
+    assert one.key == other.key
+    assert (one.codes, one.label_ids) == (other.codes, other.label_ids)
+
+
 def test_built_in_benchmarks_have_the_keys_that_they_had() -> None:
     assert (Config().key(), preset("toy").key()) == ("99fd67c89da37e7c", preset("toy").key())
     assert Config().to_params()["data.own"] == ""

@@ -5,6 +5,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from small_fusions import (
+    ATTENTIONS,
+    DIM,
+    LANGUAGE,
+    MAX_TOKENS,
+    VISION,
+    language_of,
+    make,
+    make_inputs,
+)
 from torch import Tensor, nn
 
 from semidavil.config import preset
@@ -18,37 +28,9 @@ from semidavil.models.fusion import (
     CrossAttention,
     masked_softmax,
 )
-from semidavil.models.readout import Towers, to_pixels
 from semidavil.models.segmenter import Features, Segmenter, build_segmenter
 from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
-
-VISION, LANGUAGE, JOINT, DIM, MAX_TOKENS = 10, 6, 5, 64, 7
-CONTROLS = ("none", "blank")
-ATTENTIONS = [name for name in FUSIONS if name not in CONTROLS]
-
-
-def make_towers() -> Towers:
-    joint = nn.Linear(VISION, JOINT, bias=False), nn.Linear(LANGUAGE, JOINT)
-    return Towers(VISION, LANGUAGE, MAX_TOKENS, *joint)
-
-
-def make(name: str, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return FUSIONS[name](make_towers(), DIM).double()
-
-
-def make_inputs(height: int = 3, width: int = 5, num_tokens: int = 4, batch: int = 2):
-    generator = torch.Generator().manual_seed(1)
-    vision = torch.randn(batch, VISION, height, width, generator=generator, dtype=torch.float64)
-    tokens = torch.randn(batch, num_tokens, LANGUAGE, generator=generator, dtype=torch.float64)
-    mask = torch.ones(batch, num_tokens, dtype=torch.bool)
-    mask[0, num_tokens - 1 :] = False
-    return vision.requires_grad_(), tokens.requires_grad_(), mask
-
-
-def words(tokens: Tensor, mask: Tensor) -> Language:
-    return Language(tokens, mask, tuple(mask.sum(1).tolist()))
 
 
 def readout(fusion: nn.Module, pixel: Tensor, maps: Tensor) -> Tensor:
@@ -251,7 +233,7 @@ def test_values_and_gradients_agree_with_the_formula(name: str) -> None:
         )
 
     actual, expected = (
-        fusion(vision, words(tokens, mask)),
+        fusion(vision, language_of(tokens, mask)),
         EXPECTED[name](fusion, vision, tokens, mask),
     )
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
@@ -268,10 +250,10 @@ def test_padding_tokens_change_nothing(name: str) -> None:
     longer = F.pad(garbage, (0, 0, 0, 2), value=-50.0)
     longer_mask = F.pad(mask, (0, 2))
     torch.testing.assert_close(
-        fusion(vision, words(tokens, mask)), fusion(vision, words(garbage, mask))
+        fusion(vision, language_of(tokens, mask)), fusion(vision, language_of(garbage, mask))
     )
     torch.testing.assert_close(
-        fusion(vision, words(tokens, mask)), fusion(vision, words(longer, longer_mask))
+        fusion(vision, language_of(tokens, mask)), fusion(vision, language_of(longer, longer_mask))
     )
 
 
@@ -280,7 +262,7 @@ def test_the_caption_matters(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
     assert not torch.allclose(
-        fusion(vision, words(tokens, mask)), fusion(vision, words(tokens.flip(0), mask))
+        fusion(vision, language_of(tokens, mask)), fusion(vision, language_of(tokens.flip(0), mask))
     )
 
 
@@ -288,7 +270,7 @@ def test_the_caption_matters(name: str) -> None:
 def test_a_caption_without_any_token_gives_finite_features_and_gradients(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs()
-    output = fusion(vision, words(tokens, torch.zeros_like(mask)))
+    output = fusion(vision, language_of(tokens, torch.zeros_like(mask)))
     output.sum().backward()
     assert output.isfinite().all()
     assert vision.grad.isfinite().all()
@@ -299,9 +281,9 @@ def test_a_caption_without_any_token_gives_finite_features_and_gradients(name: s
 def test_shape_is_kept_and_images_do_not_mix(name: str) -> None:
     fusion = make(name)
     vision, tokens, mask = make_inputs(height=9, width=6)
-    together = fusion(vision, words(tokens, mask))
+    together = fusion(vision, language_of(tokens, mask))
     assert together.shape == vision.shape
-    alone = fusion(vision[1:], words(tokens[1:], mask[1:]))
+    alone = fusion(vision[1:], language_of(tokens[1:], mask[1:]))
     torch.testing.assert_close(together[1:], alone)
 
 
@@ -311,7 +293,7 @@ def test_more_tokens_than_channels_are_refused(name: str) -> None:
     with pytest.raises(
         ValueError, match=r"8 tokens do not fit into the 7 channels .*fewer classes"
     ):
-        make(name)(vision, words(tokens, mask))
+        make(name)(vision, language_of(tokens, mask))
 
 
 @pytest.mark.parametrize("name", [name for name in FUSIONS if name != "none"])
@@ -326,7 +308,7 @@ def test_one_readout_reads_them_all(name: str) -> None:
             other.readout.mix.weight.copy_(torch.eye(VISION, VISION + DIM))
             other.readout.mix.bias.zero_()
     torch.testing.assert_close(
-        fusion(vision, words(tokens, mask)), blank(vision, words(tokens, mask))
+        fusion(vision, language_of(tokens, mask)), blank(vision, language_of(tokens, mask))
     )
 
 
@@ -353,7 +335,7 @@ def test_similarity_starts_in_the_joint_space_of_clip(name: str) -> None:
 
 def test_none_is_the_vision_features() -> None:
     vision, tokens, mask = make_inputs()
-    assert torch.equal(make("none")(vision, words(tokens, mask)), vision)
+    assert torch.equal(make("none")(vision, language_of(tokens, mask)), vision)
 
 
 def test_both_attended_features_of_dlg_are_convex_combinations() -> None:
@@ -379,13 +361,13 @@ def test_the_last_block_of_wpct_has_no_activation() -> None:
     with torch.no_grad():
         fusion.block.depthwise.bias.fill_(-100.0)
     found, expected = (
-        fusion(vision, words(tokens, mask)),
+        fusion(vision, language_of(tokens, mask)),
         expected_wpct(fusion, vision, tokens, mask),
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     with torch.no_grad():  # all zeros, had it been cut off at the end as well
         fusion.readout.maps.weight.zero_()
-    assert not torch.allclose(fusion(vision, words(tokens, mask)), found)
+    assert not torch.allclose(fusion(vision, language_of(tokens, mask)), found)
 
 
 def test_bottleneck_maximum_is_over_real_tokens() -> None:
@@ -414,66 +396,14 @@ def test_a_caption_without_any_token_is_attended_as_zero(name: str) -> None:
         for part in ("mix", "norm"):
             getattr(blank.readout, part).load_state_dict(getattr(fusion.readout, part).state_dict())
     vision, tokens, mask = make_inputs()
-    nothing = words(tokens, torch.zeros_like(mask))
+    nothing = language_of(tokens, torch.zeros_like(mask))
     torch.testing.assert_close(fusion(vision, nothing), blank(vision, nothing))
-
-
-# Where each word matters
-
-
-@pytest.mark.parametrize("name", ATTENTIONS)
-def test_word_maps_are_what_the_attention_computes_with(name: str) -> None:
-    """Weights sum to 1 over a caption's tokens at each pixel; other maps are what the readout reads."""
-    fusion = make(name)
-    vision, tokens, mask = make_inputs()
-    maps = fusion.word_maps(vision, words(tokens, mask))
-    assert maps.shape == (2, 4, 3, 5)
-    assert bool((maps[0, 3] == 0).all())  # padding
-    if fusion.words_are_weights:
-        torch.testing.assert_close(maps.sum(1), torch.ones(2, 3, 5, dtype=torch.float64))
-        assert bool((maps >= 0).all())
-        return
-    # Of these, M is the maps themselves: reading them gives the fusion's output.
-    pixels = vision.flatten(2).transpose(1, 2)
-    read = fusion.readout(pixels, maps.flatten(2).transpose(1, 2))
-    expected = fusion(vision, words(tokens, mask))
-    torch.testing.assert_close(read.transpose(1, 2).reshape(vision.shape), expected)
-
-
-def test_word_maps_of_dlg_are_its_softmax_over_tokens() -> None:
-    fusion = make("dlg")
-    vision, tokens, mask = make_inputs()
-    maps = fusion.word_maps(vision, words(tokens, mask))
-    for image, said, real, found in zip(vision, tokens, mask, maps, strict=True):
-        keys = said[real] @ fusion.language_key.weight.T + fusion.language_key.bias
-        for i, j in ((0, 0), (2, 4)):
-            query = fusion.vision_key.weight @ image[:, i, j] + fusion.vision_key.bias
-            scores = [(query @ key).item() / math.sqrt(DIM) for key in keys]
-            total = sum(math.exp(score) for score in scores)
-            expected = [math.exp(score) / total for score in scores]
-            assert found[real][:, i, j].tolist() == pytest.approx(expected)
-
-
-def test_word_maps_of_cross_attention_are_the_weights_of_pytorchs_own() -> None:
-    fusion = make("cross_attention")
-    vision, tokens, mask = make_inputs()
-    pixels = vision.flatten(2).transpose(1, 2)
-    normed = F.layer_norm(pixels, [VISION], fusion.vision_norm.weight, fusion.vision_norm.bias)
-    said = F.layer_norm(tokens, [LANGUAGE], fusion.language_norm.weight, fusion.language_norm.bias)
-    reference = nn.MultiheadAttention(DIM, fusion.num_heads, batch_first=True).double()
-    with torch.no_grad():
-        reference.in_proj_weight.copy_(torch.eye(DIM).repeat(3, 1))
-        reference.in_proj_bias.zero_()
-    queries, keys = fusion.query(normed), fusion.key(said)
-    _, weights = reference(queries, keys, keys, key_padding_mask=~mask, need_weights=True)
-    found = fusion.word_maps(vision, words(tokens, mask))
-    torch.testing.assert_close(found.flatten(2).transpose(1, 2), weights)
 
 
 def test_an_attention_of_another_shape_is_named() -> None:
     class Flat(nn.Module):
         def forward(self, vision: Tensor, language: Language) -> Tensor:
-            return to_pixels(vision)
+            return vision.flatten(2).mT
 
     segmenter = Segmenter.__new__(Segmenter)
     nn.Module.__init__(segmenter)

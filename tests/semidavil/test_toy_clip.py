@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 
+from semidavil.language.positions import STREET
 from semidavil.toy.clip import pretrain
 
 FOLDER = Path(pretrain.__file__).parent
@@ -32,7 +33,7 @@ def test_every_word_of_prompts_and_captions_is_known() -> None:
     words = " ".join(
         [
             *pretrain.CITYSCAPES_19,
-            *(template.format("car") for template in pretrain.TEMPLATES),
+            *(template.format("car", STREET) for template in pretrain.TEMPLATES),
             "a street scene with road at the bottom, building on the left and right, in the centre",
         ]
     )

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,7 +189,11 @@ class FakeSweep:
 
 
 @pytest.fixture
-def fake_sweep(monkeypatch: pytest.MonkeyPatch) -> type[FakeSweep]:
+def fake_sweep(
+    monkeypatch: pytest.MonkeyPatch, empty_store: Path, new_store: Path
+) -> type[FakeSweep]:
+    new_store.parent.mkdir()
+    shutil.copyfile(empty_store, new_store)  # a sweep would create it, which takes MLflow seconds
     monkeypatch.setattr(sweep_module, "Sweep", FakeSweep)
     monkeypatch.setattr(sweep_module, "tidy", lambda store, console: None)
     FakeSweep.ends, FakeSweep.result, FakeSweep.error = [], SweepResult(), None

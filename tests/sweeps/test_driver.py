@@ -305,11 +305,11 @@ def test_no_callback_waits_for_a_store_that_is_away(
         assert sweep.driver.next_task() is None
         sweep.driver.on_step()
         time.sleep(0.01)
-    sweep.until(lambda: "no cell begins before it answers" in sweep.text())
+    sweep.until(lambda: "no run begins before it answers" in sweep.text())
     assert not sweep.driver.finished()
     outage.error = None
     assert sweep.next().name == "cell 0"
-    assert sweep.text().count("no cell begins") == 1
+    assert sweep.text().count("no run begins") == 1
 
 
 def test_a_sweep_whose_store_stays_away_ends_with_its_cells_undone(

@@ -79,7 +79,7 @@ def test_only_leaves_the_cells_with_all_of_the_settings() -> None:
     # As they are written: 0.5 and 5e-1 are one number.
     sensitivity = GRIDS["sensitivity"].around(TOY)
     assert narrowed(sensitivity.cells(TOY), ["omega=25e-2"], sensitivity)
-    with pytest.raises(ConfigError, match="no cell has budget=7: there are 0, 100"):
+    with pytest.raises(ConfigError, match="no run has budget=7: there are 0, 100"):
         require_present(cells, ["budget=7"], ATTENTION)
 
 

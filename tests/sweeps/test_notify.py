@@ -1,6 +1,7 @@
 """Who is told what of a sweep, when something stalls, and that a notification harms nothing."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -68,6 +69,19 @@ def test_a_command_gets_variables_and_no_part_of_the_text_is_executed(tmp_path: 
     notify("stalled", "dlg: `touch /nowhere/x` $(exit 1)")
     notify.close()
     assert file.read_text() == "stalled: dlg: `touch /nowhere/x` $(exit 1)\n"
+
+
+def test_the_command_that_is_shown_runs_in_any_shell(tmp_path: Path) -> None:
+    """Debian's `sh` knows no `<<<`, and the message was lost."""
+    (example,) = re.findall(r"--notify '(.+)'", notify_module.__doc__ or "")
+    file = tmp_path / "mail"
+    said: list[str] = []
+    notify = Notifier(
+        f'mail() {{ cat > {file}; echo "$2" >> {file}; }}; {example}', {}, said.append
+    )
+    notify("failed", "dlg has failed")
+    notify.close()
+    assert (said, file.read_text()) == ([], "dlg has failed\nfailed\n")
 
 
 @pytest.mark.parametrize("target", ["http://127.0.0.1:9/secret-hook", "exit 7", "refusing"])

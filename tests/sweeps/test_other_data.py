@@ -21,7 +21,7 @@ from sweeps.plan.cells import Cell, Plan, State, make_plan
 from sweeps.plan.data import PresentData
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Selection, Spec
-from sweeps.run.events import Failed, Failure
+from sweeps.run.events import Failed, Failure, Halted
 from sweeps.run.search import StudySource, other_data
 from sweeps.show.overview import open_overview, write_overview
 from sweeps.show.status import render, status_of
@@ -175,6 +175,21 @@ def test_a_run_of_other_data_gives_way_to_a_new_one(store: Store, tmp_path: Path
     assert task.epoch == 1
 
 
+def test_a_run_that_has_replaced_another_keeps_its_own_checkpoint(
+    store: Store, tmp_path: Path
+) -> None:
+    """After a pause, or tried again, it began anew: the folder was emptied once more."""
+    sweep = Sweep(store)
+    _, folder = replacing(store, sweep, tmp_path)
+    task = sweep.next()
+    folder.mkdir()
+    (folder / "last.pt").write_text("2")
+    sweep.driver.on_event(task, Halted(2))
+    again = sweep.next()
+    assert again.run_id == task.run_id
+    assert (folder / "last.pt").read_text() == "2"
+
+
 def test_of_two_sweeps_that_replace_a_run_one_trains(store: Store, tmp_path: Path) -> None:
     first, second = Sweep(store), Sweep(store)
     _, folder = replacing(store, first, tmp_path)
@@ -246,7 +261,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
         store.log(finish(store, config, 31.25), tags={"data": seen})
     assert command(data) == 0
     shown = capsys.readouterr().out
-    assert "4 cells: 4 done; nothing to run" in shown
+    assert "4 runs: 4 done; nothing to run" in shown
     assert "31.25" in shown
     moved = data.rename(tmp_path / "moved")
     assert command(moved) == 0
@@ -259,7 +274,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
     assert "4 done on other data; nothing to run" in listed
     assert command(moved) == 1
     shown = capsys.readouterr().out
-    assert "4 cells are of other data than are here now" in shown
+    assert "4 runs are of other data than are here now" in shown
     assert f"--data-root {moved} --refresh" in shown
     assert "31.25" not in shown
     assert command(moved, "--list", "--refresh") == 0
@@ -303,7 +318,7 @@ def test_the_bundled_clip_is_named_once_with_the_way_to_real_weights(
     assert "model.vlm=ViT-B-16 model.weights=openai" in shown
     assert "gta5-cityscapes (bundled CLIP): mIoU" in shown
     assert command(data, "--list") == 0
-    assert "4 cells, bundled CLIP" in capsys.readouterr().out
+    assert "4 runs, bundled CLIP" in capsys.readouterr().out
 
 
 # Searches

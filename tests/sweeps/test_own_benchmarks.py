@@ -47,7 +47,7 @@ def test_a_file_is_a_benchmark_of_a_grid(harbour: Path, capsys: pytest.CaptureFi
     assert code == 0, text
     name = own_benchmark(str(harbour))["data.benchmark"]
     assert all(f"{name}/dyce/{budget}/s0" in text for budget in (1, 2, 4, 9))
-    assert "24 cells" in text
+    assert "24 runs" in text
     both = listed(capsys, "--benchmark", harbour, "gta5-cityscapes", "--budgets", 2)
     assert both[0] == 1  # the one that needs --data-root is left out, by name
     assert "cityscapes needs its images: pass --data-root" in both[1]
@@ -84,7 +84,7 @@ def test_status_and_figures_know_a_benchmark_from_the_store_alone(
     monkeypatch.delitem(_TEXTS, name)
 
     file = io.StringIO()
-    Console(file=file, width=200).print(look(store, GRID))
+    Console(file=file, width=200).print(look(store, GRID).render())
     text = file.getvalue()
     assert "finished" in text
     assert "mIoU 35.00" in text

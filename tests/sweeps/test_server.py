@@ -168,7 +168,7 @@ def test_a_sweep_delivers_what_waits_and_goes_on_with_the_rest(
     server.kill()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
-    assert "no cell begins before it answers" in output
+    assert "no run begins before it answers" in output
     assert "2 ended runs wait" in output
 
     server.start()

@@ -88,5 +88,5 @@ def test_a_batch_that_its_processes_cannot_share_is_refused() -> None:
 
 def world_size(gpus: list[str]) -> int:
     arguments = ["run", "--grid", "attention", *(["--gpus-per-trial", *gpus] if gpus else [])]
-    options = parser().parse_args(arguments, Options(given=arguments))
+    options = parser().parse_args(arguments, Options(given=arguments, from_file={}))
     return requested(options).base.runtime.world_size

@@ -127,6 +127,8 @@ def test_the_same_command_is_submitted_as_an_array(
     lines = cluster.script.splitlines()
     assert lines[0] == "#!/bin/bash"
     assert {"#SBATCH --array=1-3", "#SBATCH --requeue", "#SBATCH --signal=B:USR1@180"} <= set(lines)
+    # Without quotes, sbatch takes a folder with a space for two options.
+    assert f'#SBATCH --output="{here.folder}/slurm/%x-%A_%a.log"' in lines
     command = shlex.split(lines[-1])
     assert command[0] == "exec"
     assert Path(command[2]).samefile(Path(slurm.__file__).with_name("run.py"))

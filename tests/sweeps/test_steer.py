@@ -13,7 +13,7 @@ from tracked_runs import ANOTHER_MACHINE, DEAD, finish
 
 from semidavil.config import Config
 from sweeps.cli import main
-from sweeps.keep.workspace import ENDING, LOG
+from sweeps.keep.workspace import ENDING, JOURNAL, LOG
 from sweeps.show.logs import follow
 from sweeps.show.overview import open_overview
 from sweeps.track.lease import Claimed, Leases
@@ -237,6 +237,24 @@ def test_cleaning_leaves_all_that_an_unfinished_run_needs(
 
     assert main([*command, "--delete", "--unknown"]) == 0
     assert not unknown.exists()
+
+
+def test_cleaning_leaves_what_another_store_trains_in_a_shared_folder(
+    swept: Store, tmp_path: Path
+) -> None:
+    """Its run has the same Config as one that has finished here, and so the same folder."""
+    mine, theirs = (checkpoint(swept, config.key()) for config in CELLS[:2])
+    for config, folder, other in ((CELLS[0], mine, ""), (CELLS[1], theirs, "another")):
+        sent_to = other or finish(swept, config, 30.0)
+        if other:
+            finish(swept, config, 30.0)
+        lines = [{"step": 1, "seconds": 1.0, "values": {}}, {"sent_to": sent_to, "step": 1}]
+        (folder / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"st')
+    command = ["clean", "--cache", str(tmp_path / "data"), "--delete"]
+    assert main(command) == 0
+    assert (mine.exists(), theirs.exists()) == (False, True)
+    assert main([*command, "--unknown"]) == 0
+    assert not theirs.exists()
 
 
 # A table of all runs

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from semidavil.benchmarks import CITYSCAPES_19, LABEL_IDS
 from semidavil.language.mirror import flip_caption
-from semidavil.language.positions import Positions, describe_place, sentence
+from semidavil.language.positions import STREET, Positions, describe_place, sentence
 from semidavil.toy.scenes import render_scene
 from semidavil.toy.styles import LOOKS, Look
 
@@ -142,7 +142,7 @@ def describe(label: np.ndarray, rng: np.random.Generator) -> str:
         return "a street scene"
     kind = rng.random()
     if kind < 0.35 and shares[seen[0]] > 0.4:
-        return str(rng.choice(TEMPLATES)).format(_word(seen[0], rng))
+        return str(rng.choice(TEMPLATES)).format(_word(seen[0], rng), STREET)
     kept = [c for c in seen if rng.random() < 0.9] or seen[:1]
     if kind < 0.6:
         return f"a photo of {' and '.join('a ' + _word(c, rng) for c in kept)}"
