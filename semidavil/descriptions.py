@@ -413,7 +413,8 @@ def _words(pattern: str) -> set[str]:
 def _plain(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name!r} is no name: letters, digits, dots, dashes and underscores, as in my-quay"
+            f"{name!r} is no name: letters, digits, dots, dashes and underscores, as in "
+            f"{re.sub(r'[^A-Za-z0-9._-]+', '-', name).strip('-._') or 'my-quay'}"
         )
     return name
 

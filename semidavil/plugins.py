@@ -41,6 +41,13 @@ TABLES = {
     "ENCODERS": "encoder",
     "GRIDS": "grid",
 }
+# What they are made with; a loss also gets the settings that its parameters are called after.
+ARGUMENTS = {
+    "attention": ("towers", "dim"),
+    "loss": ("num_classes",),
+    "captioner": ("argument", "setting"),
+    "encoder": ("weights", "seed"),
+}
 PLUGINS = "plugins"  # the folder that a run keeps its own in
 MOST_BYTES = 2**20  # of a plugin's Python files, which travel with each task
 _NAME = re.compile(r"\w[\w.-]*")
@@ -403,15 +410,31 @@ def _check_callable(plugin: _Plugin, key: str, entry: object, what: str) -> None
         raise PluginError(
             f"the {what} {key!r} of the plugin {plugin.source.name} is no class or function"
         )
+    if taken := ARGUMENTS.get(what):
+        try:
+            signature = inspect.signature(entry)
+            (signature.bind_partial if what == "loss" else signature.bind)(*taken)
+        except ValueError:  # of what is written in C, nobody knows them
+            pass
+        except TypeError as error:
+            raise PluginError(
+                f"{_where(plugin, entry)}: the {what} {key!r} is made with ({', '.join(taken)}): {error}"
+            ) from error
     forward = getattr(entry, "forward", None)
     # What torch.nn.Module has in place of a forward that nobody has written.
     if isinstance(entry, type) and getattr(forward, "__name__", "") == "_forward_unimplemented":
         if what == "method":  # which has `losses` instead
             return
-        where = f"{plugin.source.name}"
-        if entry.__module__.startswith(plugin.source.module):
-            where = f"{inspect.getfile(entry)}, line {inspect.getsourcelines(entry)[1]}"
-        raise PluginError(f"{where}: the {what} {key!r} has no forward(...)")
+        raise PluginError(f"{_where(plugin, entry)}: the {what} {key!r} has no forward(...)")
+
+
+def _where(plugin: _Plugin, entry: object) -> str:
+    """File and line of a class or function; the plugin's name if another module has it."""
+    if (isinstance(entry, type) or inspect.isfunction(entry)) and entry.__module__.startswith(
+        plugin.source.module
+    ):
+        return f"{inspect.getfile(entry)}, line {inspect.getsourcelines(entry)[1]}"
+    return plugin.source.name
 
 
 def _refuse_clashes(plugin: _Plugin) -> None:

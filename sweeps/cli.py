@@ -31,7 +31,7 @@ from sweeps import slurm
 from sweeps.given import plugins_given
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH
 from sweeps.request import Options
-from sweeps.run_options import add_batch_options, attach_value
+from sweeps.run_options import Parser, add_batch_options, attach_value
 from sweeps.steer_options import add_steering
 from sweeps.stopping import AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
@@ -43,11 +43,11 @@ OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
 # An option in two lines; the formatter would spread it over six.
 def parser() -> argparse.ArgumentParser:
     """Of all commands; the first argument names the command."""
-    top = argparse.ArgumentParser(prog="python -m sweeps",
+    top = Parser(prog="python -m sweeps",
         description="Runs grids of training runs, and steers them from any terminal.")
     top.add_argument("--version", action="version", version=f"semidavil {__version__}")
     commands = top.add_subparsers(dest="command", required=True)
-    storage = argparse.ArgumentParser(add_help=False)
+    storage = Parser(add_help=False)
     storage.add_argument("--storage", metavar="PLACE", default=os.environ.get("SEMIDAVIL_STORAGE", ""),
         help="keeps checkpoints and logs of unfinished runs; on a cluster, a folder that all machines "
         "share or a bucket, s3://BUCKET/FOLDER [default: $SEMIDAVIL_STORAGE, else checkpoints/ beside "

@@ -65,7 +65,7 @@ def require_benchmark(name: str) -> None:
 def require_known(name: str, table: Mapping[str, object], what: str) -> None:
     if name not in table:
         close = difflib.get_close_matches(name, table, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
         raise ConfigError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")
 
 

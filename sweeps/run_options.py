@@ -1,12 +1,30 @@
 """The options of `sweeps/run.py` that say where and for how long it runs, and whom it tells."""
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Sequence
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")  # SLURM's days-hours:minutes:seconds
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command; it refuses an unknown option itself, and says which one was meant.
+
+    By default, the parser of all commands refuses it, with the usage of none.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            close = difflib.get_close_matches(
+                unknown[0].partition("=")[0], self._option_string_actions, n=1
+            )
+            hint = f": did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
 
 
 # fmt: off

@@ -7,6 +7,7 @@ python -m semidavil data --init quay                     # writes a first quay/d
 python -m semidavil data --benchmark quay/dataset.yaml   # checks it, and writes a page to look at
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -180,6 +181,11 @@ def _places(
         settings = own_benchmark(benchmark, str(data_root or ""))
         return settings["data.benchmark"], data_root, settings
     if benchmark is not None and benchmark not in BENCHMARKS:
+        if Path(benchmark).is_dir():
+            raise DataError(
+                f"{benchmark} has no dataset.yaml: python -m semidavil data --init {shlex.quote(benchmark)} "
+                "writes a first one"
+            )
         choices = ", ".join(BENCHMARKS)
         raise DataError(
             f"unknown benchmark {benchmark!r}: choose from {choices}, or name a benchmark.yaml or "

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from semidavil.plugins import installed, read, use
+from semidavil.plugins import installed, place_of, read, use
 
 PLUGIN = (
     "A Python file, or a folder of them, with variants of your own; may be given several times."
@@ -25,8 +25,13 @@ def told(console: Console, stopped: str, plugins: Sequence[str] = ()) -> Iterato
     try:
         with use(*installed(), *map(read, plugins)):
             yield
-    except (ValueError, RuntimeError, OSError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+    except Exception as error:
+        text, place = str(error), place_of(error)
+        if place:  # whoever wrote the plugin looks for the line, and the kind says what to look for
+            text = f"{place}: {type(error).__name__}: {error}"
+        elif not isinstance(error, ValueError | RuntimeError | OSError):
+            raise
+        console.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print(stopped)

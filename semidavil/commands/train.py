@@ -122,7 +122,8 @@ def _print_result(
     seconds: float,
 ) -> None:
     benchmark = BENCHMARKS[config.data.benchmark]
-    table = Table(title=f"{benchmark.name}, budget {config.data.budget}, {seconds:.0f} s")
+    console.print(f"{benchmark.name}, budget {config.data.budget}, {seconds:.0f} s")
+    table = Table()
     table.add_column("class")
     volumes = {"dice": "Dice", "asd": "ASD (mm)", "asd_voxels": "ASD (voxels, 128 if missed)"}
     parts = {"iou": "IoU"} if benchmark.kind == "images" else volumes

@@ -123,6 +123,12 @@ class Segmenter(nn.Module):
     def decode(self, features: Features, language: Language) -> Tensor:
         """Logits (B, C, H, W) at the images' size, from their features and captions' tokens."""
         fused = self.fusion(features.vision, language)
+        if not torch.compiler.is_compiling() and fused.shape != features.vision.shape:
+            raise ValueError(
+                f"the attention {type(self.fusion).__name__} returns {tuple(fused.shape)} for features of "
+                f"{tuple(features.vision.shape)}, (B, c, h, w): both have to be the same, which "
+                "to_grid(readout(pixels, maps), h, w) is"
+            )
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]
         # In float32: of rounded logits, other classes would win. Pixels of a class lie together, which makes

@@ -4,11 +4,14 @@ import pickle
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from plugin_sources import LIGHT
+from rich.console import Console
 
 from semidavil import names, plugins
+from semidavil.commands.endings import told
 from semidavil.config import Config, ConfigError, preset
 from semidavil.plugins import PluginError, Source, read, use
 
@@ -72,7 +75,7 @@ def test_each_kind_of_variant_is_part_of_the_identity(table: str) -> None:
 
 def test_two_versions_in_one_process_do_not_mix() -> None:
     sources = [
-        Source("my.py", {"my.py": f"NUMBER = {n}\ndef build(): return NUMBER\nFUSIONS = {{'mine': build}}"})
+        Source("my.py", {"my.py": f"NUMBER = {n}\ndef build(*_): return NUMBER\nFUSIONS = {{'mine': build}}"})
         for n in (1, 2)
     ]  # fmt: skip
     table = plugins.Table("FUSIONS", {})
@@ -89,7 +92,7 @@ def test_a_folder_is_a_plugin_whose_files_import_each_other(tmp_path: Path) -> N
     (folder / "layers").mkdir(parents=True)
     (folder / "__init__.py").write_text("from .layers.deep import mine\nFUSIONS = {'mine': mine}")
     (folder / "layers" / "__init__.py").touch()
-    (folder / "layers" / "deep.py").write_text("def mine(): return 7")
+    (folder / "layers" / "deep.py").write_text("def mine(*towers): return 7")
     source = read(folder)
     assert source.id.startswith("ours@")
     elsewhere = pickle.loads(pickle.dumps(source))
@@ -97,7 +100,7 @@ def test_a_folder_is_a_plugin_whose_files_import_each_other(tmp_path: Path) -> N
         assert preset("toy", MINE).plugins == (source.id,)
     source.write(tmp_path / "kept")
     assert read(tmp_path / "kept" / "ours").id == source.id
-    (folder / "layers" / "deep.py").write_text("def mine(): return 8")
+    (folder / "layers" / "deep.py").write_text("def mine(*towers): return 8")
     assert read(folder).id != source.id
 
 
@@ -123,6 +126,9 @@ def test_a_single_file_is_kept_as_it_is(file: Path, tmp_path: Path) -> None:
         ("VISION_ONLY = ['m']\nFUSIONS = {'n': print}", "VISION_ONLY"),
         ("from torch import nn\n\nclass Mine(nn.Module):\n  pass\nFUSIONS = {'mine': Mine}",
          r"my.py, line 3: .*no forward"),
+        ("\ndef mine(dim):\n  pass\nFUSIONS = {'mine': mine}",
+         r"my.py, line 2: .*'mine' is made with \(towers, dim\): too many positional"),
+        ("\ndef mine():\n  pass\nLOSSES = {'mine': mine}", r"my.py, line 2: .*\(num_classes\)"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_plugin_has_a_place(file: Path, text: str, told: str) -> None:
@@ -175,10 +181,12 @@ def test_a_run_of_a_plugin_that_is_not_here_says_which_and_how(file: Path) -> No
 
 
 def test_an_error_in_a_plugin_is_placed(file: Path) -> None:
-    file.write_text("def mine():\n    raise TypeError('too short')\n\nFUSIONS = {'mine': mine}")
+    file.write_text(
+        "def mine(towers, dim):\n    raise TypeError('too short')\n\nFUSIONS = {'mine': mine}"
+    )
     table = plugins.Table("FUSIONS", {})
     with use(read(file)), pytest.raises(TypeError) as caught:
-        table["mine"]()
+        table["mine"](None, 8)
     plugins._tables.remove(table)
     assert plugins.place_of(caught.value) == "my.py, line 2"
     assert plugins.place_of(ValueError()) == ""
@@ -196,3 +204,20 @@ def test_installed_packages_bring_plugins(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "ours_variants.py").unlink()
     with pytest.raises(PluginError, match="ours"):
         plugins.installed()
+
+
+def test_a_command_tells_the_line_of_a_plugin_and_not_a_traceback(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file.write_text(
+        "def mine(towers, dim):\n    raise TypeError('too short')\n\nFUSIONS = {'mine': mine}"
+    )
+    table = plugins.Table("FUSIONS", {})
+    try:
+        with pytest.raises(typer.Exit), told(Console(), "stopped", [str(file)]):
+            table["mine"](None, 8)
+        with pytest.raises(TypeError), told(Console(), "stopped"):
+            raise TypeError("a fault of the package keeps its traceback")
+    finally:
+        plugins._tables.remove(table)
+    assert "my.py, line 2: TypeError: too short" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from tracked_runs import ANOTHER_MACHINE, finished, tracked
 
 from semidavil.config import Config, preset
 from sweeps import request, start
-from sweeps.cli import main
+from sweeps.cli import main, parser
 from sweeps.plan.cells import FailedCell, make_plan
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Job
@@ -428,3 +428,12 @@ def test_another_function_may_train_on_data_of_its_own(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     main([*ATTENTION, "--preset", "small"])
     assert len(fake_sweep.jobs[0].configs) == 8
+
+
+def test_an_unknown_option_names_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parser().parse_args(["run", "--grid", "attention", "--bugdets", "100"])
+    told = capsys.readouterr().err
+    assert left.value.code == 2
+    assert "python sweeps/run.py: error" in told
+    assert "did you mean --budgets?" in told
