@@ -122,17 +122,14 @@ class Driver:
 
     def finished(self) -> bool:
         """No cell is open and none is left; or the store has been away for as long as is waited."""
-        if (
-            self.wishes.stop and not self.claiming
-        ):  # those that have not begun are closed at the end
+        if self.wishes.stop and not self.claiming:
+            # Those that have not begun are closed at the end.
             return self.open.keys() <= {task.run_id for task in self.ready}
         if self.open or self.ready:
             return False
         if self.thread.away_for() > self.context.store.patience.seconds:
             self.problem = self.problem or self.thread.away
-        if self.problem is not None:
-            return True
-        return self._is_exhausted() and not self.claiming and self.thread.is_idle()
+        return self.problem is not None or (self._is_exhausted() and self.thread.is_idle())
 
     def on_start(self, task: Task) -> None:
         self.progress.start(task.name, task.params)
@@ -145,6 +142,9 @@ class Driver:
             self.context.parent
             and time.monotonic() >= self.next_look
             and not self.wishes.stop
+            and (
+                self.open or not self._is_exhausted()
+            )  # else the thread would never be idle at the end
             and self.thread.is_idle()
         ):
             self.next_look = time.monotonic() + LOOK_SECONDS
@@ -240,7 +240,8 @@ class Driver:
     # Claims
 
     def _is_exhausted(self) -> bool:
-        return not (self.to_claim or self.again or self.exclusive_queue) and self.source.exhausted()
+        waiting = self.claiming or self.to_claim or self.again or self.exclusive_queue
+        return not waiting and self.source.exhausted()
 
     def _claim_next(self) -> Task | tuple[Cell, Held] | None:
         """In the store thread: a task, or a cell that another sweep has; None without a cell."""
