@@ -138,15 +138,11 @@ class Driver:
         """Gives signs of life for open runs, and looks what people ask for."""
         self.thread.poll()
         self.progress.breathe()
-        if (
-            self.context.parent
-            and time.monotonic() >= self.next_look
-            and not self.wishes.stop
-            and (
-                self.open or not self._is_exhausted()
-            )  # else the thread would never be idle at the end
-            and self.thread.is_idle()
-        ):
+        # Not once nothing is left: the thread would never be idle, and the sweep never end.
+        may_be_asked = (
+            self.context.parent and not self.wishes.stop and (self.open or not self._is_exhausted())
+        )
+        if may_be_asked and time.monotonic() >= self.next_look and self.thread.is_idle():
             self.next_look = time.monotonic() + LOOK_SECONDS
             self.thread.submit(self._read_wishes, self._on_wishes)
         if time.monotonic() >= self.next_sign and self.thread.is_idle():
