@@ -85,7 +85,7 @@ def to_yaml(config: Config, preset_name: str, leave_out: tuple[str, ...] = ()) -
 def _scalar(value: Any) -> str:
     """A value on one line."""
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 def read_yaml(path: Path) -> tuple[str, dict[str, Any]]:

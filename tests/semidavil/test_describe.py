@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plugin_sources import LIGHT
 from rich.console import Console
@@ -27,6 +27,7 @@ def test_what_is_printed_is_taken_back(name: str, tmp_path: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
+@example("\xa0")  # which `str.strip` takes for a blank
 def test_a_prompt_survives_whatever_it_holds(prompt: str) -> None:
     import yaml
 
