@@ -84,7 +84,9 @@ def to_yaml(config: Config, preset_name: str, leave_out: tuple[str, ...] = ()) -
 
 def _scalar(value: Any) -> str:
     """A value on one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    # PyYAML would write line breaks such as U+0085 as they are, and read blanks in their place.
+    plain = not isinstance(value, str) or value.isprintable()
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=plain)
     return text.removesuffix("...\n").rstrip("\n")
 
 
