@@ -161,7 +161,7 @@ class _Plugin:
 
 _loaded: dict[str, _Plugin] = {}  # by id: modules stay, since objects of theirs may
 _active: dict[str, _Plugin] = {}  # by id: those whose tables count now
-_tables: list["Table[Any] | Names"] = []
+_tables: list["_Variants"] = []
 
 
 @contextmanager
@@ -210,13 +210,10 @@ def missing(ids: Sequence[str]) -> str:
 
 def place_of(error: BaseException) -> str:
     """`my.py, line 12`: where in a plugin an error was raised; empty if it was elsewhere."""
-    known = {
-        plugin.source.place(
-            file
-        ): f"{Path(plugin.source.name, file) if file != plugin.source.name else file}"
-        for plugin in _loaded.values()
-        for file in plugin.source.files
-    }
+    known = {}
+    for source in (plugin.source for plugin in _loaded.values()):
+        for file in source.files:
+            known[source.place(file)] = file if file == source.name else f"{source.name}/{file}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename in known:
             return f"{known[frame.filename]}, line {frame.lineno}"
@@ -226,46 +223,16 @@ def place_of(error: BaseException) -> str:
 # Tables
 
 
-class Table(Mapping[str, V], Generic[V]):
-    """The package's variants of one kind, and those of the plugins in use.
+class _Variants:
+    """The names of the package's variants of one kind, then those of the plugins in use.
 
     Args:
         name: of `TABLES`.
         own: the package's.
-        convert: makes of a plugin's entry, and its name, what the package's are.
     """
 
-    def __init__(
-        self,
-        name: str,
-        own: Mapping[str, V],
-        convert: Callable[[str, Any], V] | None = None,
-    ) -> None:
-        self.name, self.own, self.convert = name, dict(own), convert
-        _tables.append(self)
-
-    def __getitem__(self, key: str) -> V:
-        if key in self.own:
-            return self.own[key]
-        for plugin in _active.values():
-            if key in (entries := plugin.table(self.name)):
-                return self.convert(key, entries[key]) if self.convert else entries[key]
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        yield from self.own
-        for plugin in _active.values():
-            yield from plugin.table(self.name)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-class Names(Collection[str]):
-    """The names in a `Table`, where what they stand for is not to be imported."""
-
-    def __init__(self, name: str, own: Iterable[str]) -> None:
-        self.name, self.own = name, tuple(own)
+    def __init__(self, name: str, own: Collection[str]) -> None:
+        self.name, self.own = name, own
         _tables.append(self)
 
     def __contains__(self, key: object) -> bool:
@@ -278,6 +245,34 @@ class Names(Collection[str]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class Table(_Variants, Mapping[str, V], Generic[V]):
+    """What the names stand for.
+
+    Args:
+        convert: makes of a plugin's entry, and its name, what the package's are.
+    """
+
+    own: Mapping[str, V]
+
+    def __init__(
+        self, name: str, own: Mapping[str, V], convert: Callable[[str, Any], V] | None = None
+    ) -> None:
+        super().__init__(name, dict(own))
+        self.convert = convert
+
+    def __getitem__(self, key: str) -> V:
+        if key in self.own:
+            return self.own[key]
+        for plugin in _active.values():
+            if key in (entries := plugin.table(self.name)):
+                return self.convert(key, entries[key]) if self.convert else entries[key]
+        raise KeyError(key)
+
+
+class Names(_Variants, Collection[str]):
+    """The names alone, where what they stand for is not to be imported."""
 
     def __repr__(self) -> str:
         return repr(tuple(self))

@@ -19,7 +19,7 @@ PLAIN_CHARACTERS, MOST_CHARACTERS = 3_000, 6_000  # of a text; MLflow takes no l
 _PACKED = "zlib:"
 
 DATASETS: dict[str, DataSet] = {}  # those that were registered, by key
-_TEXTS: dict[str, str] = {}  # of registered benchmarks, by key
+TEXTS: dict[str, str] = {}  # of registered benchmarks, by key
 
 
 def register(text: str) -> str:
@@ -48,12 +48,12 @@ def add(file: BenchmarkFile, text: str = "") -> str:
     """`register` of a description that is at hand."""
     text = text or text_of(file)
     key = file.key
-    if _TEXTS.get(key) != text:
+    if TEXTS.get(key) != text:
         for one in file.datasets.values():
             if isinstance(one, DataSet):
                 add_dataset(one)
         BENCHMARKS[key] = file.benchmark
-        _TEXTS[key] = text
+        TEXTS[key] = text
     return key
 
 
@@ -67,7 +67,7 @@ def add_dataset(one: DataSet) -> str:
 
 def registered(benchmark: str) -> str:
     """The text of a benchmark that was registered; empty for a built-in one."""
-    return _TEXTS.get(benchmark, "")
+    return TEXTS.get(benchmark, "")
 
 
 def text_of(file: BenchmarkFile) -> str:

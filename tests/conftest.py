@@ -13,7 +13,7 @@ from small_disk import SmallDisk
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.machine import available_cpus
-from semidavil.registry import _TEXTS, DATASETS
+from semidavil.registry import DATASETS, TEXTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _forget_described_benchmarks() -> Iterator[None]:
     """What a test has described is no benchmark of the next one in its process."""
-    tables: list[dict[str, Any]] = [BENCHMARKS, LABEL_IDS, DATASETS, _TEXTS]
+    tables: list[dict[str, Any]] = [BENCHMARKS, LABEL_IDS, DATASETS, TEXTS]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

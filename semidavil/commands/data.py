@@ -222,8 +222,7 @@ def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: 
             first = found.mismatched[0]
             about.problems.append(
                 f"{where}: {len(found.mismatched)} labels have another size than their image, the "
-                "first is that of "
-                f"{first}"
+                f"first is that of {first}"
             )
     about.suspicions += suspicions(about.benchmark, reader, scans, memo)
     about.add(reader, scans)

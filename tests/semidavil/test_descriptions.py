@@ -12,7 +12,7 @@ from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.own import own_benchmark, read_dataset, ready_names
 from semidavil.descriptions import BenchmarkFile, DataSet, DescriptionError
-from semidavil.registry import _TEXTS, MOST_CHARACTERS, add, register, registered, text_of
+from semidavil.registry import MOST_CHARACTERS, TEXTS, add, register, registered, text_of
 
 
 def harbour(**changes: object) -> DataSet:
@@ -169,7 +169,7 @@ def test_a_run_s_parameters_are_enough_to_know_its_benchmark(
 
     def forget() -> None:
         monkeypatch.delitem(BENCHMARKS, name)
-        monkeypatch.delitem(_TEXTS, name)
+        monkeypatch.delitem(TEXTS, name)
 
     forget()
     with pytest.raises(ConfigError, match="nothing here says what the benchmark b@"):

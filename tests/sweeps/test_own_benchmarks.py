@@ -13,7 +13,7 @@ from analysis.runs import load_runs
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import preset
 from semidavil.data.own import own_benchmark
-from semidavil.registry import _TEXTS
+from semidavil.registry import TEXTS
 from sweeps import request
 from sweeps.cli import main
 from sweeps.plan.grids import GRIDS
@@ -81,7 +81,7 @@ def test_status_and_figures_know_a_benchmark_from_the_store_alone(
         finish(store, config, 30 + number, GRID)
     open_overview(store, spec, GRIDS[GRID].about, 1)
     monkeypatch.delitem(BENCHMARKS, name)
-    monkeypatch.delitem(_TEXTS, name)
+    monkeypatch.delitem(TEXTS, name)
 
     file = io.StringIO()
     Console(file=file, width=200).print(look(store, GRID).render())
@@ -89,7 +89,7 @@ def test_status_and_figures_know_a_benchmark_from_the_store_alone(
     assert "finished" in text
     assert "mIoU 35.00" in text
     monkeypatch.delitem(BENCHMARKS, name)
-    monkeypatch.delitem(_TEXTS, name)
+    monkeypatch.delitem(TEXTS, name)
     table = load_runs(store.uri).table
     assert set(table["benchmark"]) == {name}
     assert BENCHMARKS[name].classes == ("sky", "water", "quay")
