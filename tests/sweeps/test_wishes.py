@@ -79,6 +79,19 @@ def test_a_sweep_that_is_told_to_stop_begins_nothing_and_waits_for_checkpoints(
     assert "told to stop by" in sweep.text()
 
 
+def test_a_sweep_that_has_nothing_left_looks_no_more(
+    store: Store, wished: Callable[[int], Sweep]
+) -> None:
+    """Looking as often as it was asked whether it had ended, it was never idle, and never ended."""
+    sweep = wished(1)
+    sweep.driver.on_event(sweep.next(), Done(50.0, 1.0, 2.0, True, "mIoU 50.00"))
+    sweep.until(sweep.driver.finished)
+    sweep.driver.next_look, sweep.driver.next_sign = 0.0, float("inf")
+    sweep.driver.on_step()
+    assert sweep.driver.thread.is_idle()
+    assert sweep.driver.finished()
+
+
 def test_what_was_asked_of_earlier_sweeps_is_not_asked_of_this_one(
     store: Store, wished: Callable[[int], Sweep]
 ) -> None:
