@@ -165,7 +165,8 @@ class StreetExperiment:
             "gallery": folder / "gallery.npz",
         }
         network = self.method.networks()[name]
-        save_weights(files["weights"], network, self.config, name, self.data)
+        shape = self.validation[0]["label"].shape
+        save_weights(files["weights"], network, self.config, name, self.data, shape)
         evaluation.save(files["evaluation"])
         predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])
