@@ -11,7 +11,7 @@ from analysis.cells import Cells, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Drawn
 from analysis.panels import legend, panels
-from analysis.paper import Published
+from analysis.paper import READ_OFF, Published
 from analysis.runs import Tracked
 from analysis.stats import paired, verdict
 from analysis.style import Look
@@ -60,11 +60,8 @@ def draw(tracked: Tracked, name: str) -> Drawn:
             _gaps(rows["gaps"], gaps[gaps["benchmark"] == benchmark], places, looks)
         axes[-1].set_xticks(range(len(places)), [b if b == OVERALL else f"{b:,}" for b in places])
         axes[-1].set_xlabel("labelled target images (not to scale)")
-    for i, ax in enumerate(frame.first):
-        row = shown[i % len(shown)]
-        ax.set_ylabel(
-            f"minus\n{style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)"
-        )
+    minus = f"minus\n{style.label(comparison.reference)}"
+    frame.name_rows([minus if row == "gaps" else "mIoU (%)" for row in shown])
     legend(frame.figure)
     told, tests = verdicts(chosen, without=comparison.unlabelled)
     return Drawn(
@@ -90,7 +87,10 @@ def _caption(comparison: Comparison, published: bool, gaps: bool) -> list[str]:
         "with one seed has no bar)."
     ]
     if published:
-        told.append("Hollow markers: published values, on an axis of their own.")
+        told.append(
+            "Hollow markers: published values, on an axis of their own; small ones are read off other numbers "
+            "of the paper."
+        )
     if gaps:
         told.append(
             f"Lowest row: difference to {style.label(comparison.reference)} on the same seeds with its 95% "
@@ -221,11 +221,11 @@ def _published(
         axes.set_axis_off()
     for variant, look in looks.items():
         mine = [p for p in points if p.variant == variant and p.budget in budgets]
-        axes.plot(
-            [budgets.index(p.budget) for p in mine], [p.miou for p in mine],
-            color=look.colour, marker=look.marker, linestyle=look.dash, linewidth=0.7,
-            markerfacecolor="white",
-        )  # fmt: skip
+        places, values = [budgets.index(p.budget) for p in mine], [p.miou for p in mine]
+        axes.plot(places, values, color=look.colour, linestyle=look.dash, linewidth=0.7)
+        for place, one in zip(places, mine, strict=True):
+            axes.plot(place, one.miou, look.marker, color=look.colour, markerfacecolor="white",
+                      markersize=3 if one.kind in READ_OFF else 5)  # fmt: skip
     axes.margins(0.08, 0.12)
 
 

@@ -78,8 +78,7 @@ def _draw(
         seeds = seeds_of([int(n) for n in mine["n"]])
         axes[0].set_title(f"{chosen.heading(benchmark)}, {seeds}", loc="left")
         axes[-1].set_xlabel("training steps")
-    for i, ax in enumerate(frame.first):
-        ax.set_ylabel(list(metrics.values())[i % len(metrics)])
+    frame.name_rows(list(metrics.values()))
     legend(frame.figure)
     last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
     told = "; ".join(

@@ -61,8 +61,7 @@ def draw(tracked: Tracked) -> Drawn:
         ax.set_xticks(range(len(here)), values, rotation=30 if _is_text(name) else 0)
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
-    for ax in frame.first:
-        ax.set_ylabel("mIoU (%)")
+    frame.name_rows(["mIoU (%)"])
     for benchmark in chosen.benchmarks:  # one scale a benchmark: small effects look small
         own = [ax for (b, _), (_, (ax,)) in zip(shown, frame, strict=True) if b == benchmark]
         for ax in own[1:]:

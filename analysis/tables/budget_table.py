@@ -12,7 +12,7 @@ from analysis import style
 from analysis.cells import Cells, over_budgets, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Block, Entry, Table
-from analysis.paper import Published
+from analysis.paper import READ_OFF, Published
 from analysis.recipes import recipe_sentence
 from analysis.runs import Tracked
 from analysis.stats import ALPHA, MARK_SEEDS, Ranks, best_sets, ranks
@@ -108,9 +108,7 @@ def _ranks(runs: pd.DataFrame, comparison: Comparison) -> Ranks:
 
 def _entry(row: dict[str, Any], published: Published | None, marked: bool) -> Entry:
     """Measured over published."""
-    under = ""
-    if published:
-        under = f"{'≥ ' if published.kind == 'bound' else ''}{published.miou:.1f}"
+    under = published.text if published else ""
     if not row:
         return Entry(DASH, under=under)
     return Entry(under=under, mark=marked, value=row["mean"], std=row["std"], n=int(row["n"]))
@@ -131,6 +129,8 @@ def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
     parts = ["Mean IoU (%) on the target's validation images by number of labelled target images."]
     if (table["kind"] == "bound").any():
         parts.append("≥: the paper's text bounds the value only.")
+    if table["kind"].isin(READ_OFF).any():
+        parts.append("†: read off another number of the paper.")
     if table["n"].max() >= MARK_SEEDS:
         parts.append(
             "Bold: the rows of a column that are not shown to be below its best, where some are; two-sided "

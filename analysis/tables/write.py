@@ -8,7 +8,7 @@ from analysis.tables.entries import Shown, short_caption, shown
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "→": r"$\rightarrow$", "\N{EN DASH}": "--",
+    "|": r"\textbar{}", "†": r"$^\dagger$", '"': "''", "±": r"$\pm$", "→": r"$\rightarrow$", "\N{EN DASH}": "--",
     "\N{EM DASH}": "---", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$", "≤": r"$\leq$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{MINUS SIGN}": "$-$", "²": r"$^2$", "·": r"$\cdot$", "…": r"\dots{}", "“": "``", "”": "''",
