@@ -88,11 +88,15 @@ def points(ax: Axes, x: Any, y: Any, look: Look, **how: Any) -> None:
 
 def whiskers(value: Any, low: Any, high: Any) -> np.ndarray | None:
     """(2, N), what an interval reaches below and above; of length 0 where it is unknown, None if all are."""
-    ends = np.abs(np.array([low, high], dtype=float).reshape(2, -1) - np.asarray(value, dtype=float))
+    ends = np.abs(
+        np.array([low, high], dtype=float).reshape(2, -1) - np.asarray(value, dtype=float)
+    )
     return None if np.isnan(ends).all() else np.nan_to_num(ends)
 
 
-def matrix(ax: Axes, values: Any, columns: Sequence[str], rows: Sequence[str], **how: Any) -> AxesImage:
+def heat_map(
+    ax: Axes, values: Any, columns: Sequence[str], rows: Sequence[str], **how: Any
+) -> AxesImage:
     """A heat map whose rows and columns are named."""
     image = ax.imshow(values, **how)
     ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=SMALL)

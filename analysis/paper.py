@@ -67,7 +67,7 @@ _DLG_ABOVE_BY_UP_TO = {"wpct": 3.6, "vlga": 2.6}  # at 2975 labels, whichever be
 
 
 # Figure 3 in words: DyCE above CE in class IoU at 500 labels: (low, high). Its caption says "percentage
-# improvement", which may mean points of IoU or per cent of cross-entropy's IoU: nothing is subtracted from it.
+# improvement", which may mean points of IoU or per cent of cross-entropy's IoU: nothing is subtracted.
 CLASS_GAINS: dict[str, dict[str, tuple[float, float]]] = {
     "gta5-cityscapes": {
         "rider": (2.3, 2.3), "bus": (1.8, 2.0), "truck": (1.8, 2.0), "wall": (1.8, 2.0),
@@ -83,7 +83,9 @@ CLASS_GAINS_WORDS = (
     "cross-entropy's IoU. The CSV has ours in both."
 )
 # Figure 2 in words: Synapse, 20% labelled, relative Dice gain of DyCE over CE, by abbreviated organ.
-SYNAPSE_GAINS = dict.fromkeys(("Ga", "Es", "RAG", "LAG"), "> 50%") | dict.fromkeys(("Li", "St"), "small")
+SYNAPSE_GAINS = dict.fromkeys(("Ga", "Es", "RAG", "LAG"), "> 50%") | dict.fromkeys(
+    ("Li", "St"), "small"
+)
 _SYNAPSE_GAINS = (
     "The paper's Figure 2 is published in words alone: rare organs (gallbladder, esophagus, adrenal glands) "
     "gain over 50% in some cases, liver and stomach modestly."
@@ -183,7 +185,10 @@ def attention() -> list[Published]:
         stated = Published(benchmark, "dlg", 0, dlg[0], "exact", "Figure 1 in words")
         table = "supplement, Table 1, DyCE: the same model"
         others = [(b, v) for b, v in dlg.items() if b]
-        found += [stated, *(Published(benchmark, "dlg", b, v, "inferred", table) for b, v in others)]
+        found += [
+            stated,
+            *(Published(benchmark, "dlg", b, v, "inferred", table) for b, v in others),
+        ]
         for variant, gap in _DLG_ABOVE[benchmark, 0].items():
             value, source = round(dlg[0] - gap, 1), f"Figure 1 in words: DLG is {gap} above"
             found.append(Published(benchmark, variant, 0, value, "difference", source))

@@ -236,7 +236,9 @@ def complete_blocks(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
 
     Of each benchmark, the seeds with the most budgets: means over other budgets would not compare.
     """
-    table = runs.pivot(index=["benchmark", "seed", "budget"], columns="variant", values=metric).dropna()
+    table = runs.pivot(
+        index=["benchmark", "seed", "budget"], columns="variant", values=metric
+    ).dropna()
     counts = table.groupby(["benchmark", "seed"]).transform("size")
     return table[counts == counts.groupby("benchmark").transform("max")]
 
@@ -255,7 +257,11 @@ def profile(blocks: pd.DataFrame) -> pd.DataFrame | None:
         variant, fewer than `PROFILE_CONDITIONS` conditions, or a benchmark of fewer than `CLAIM_SEEDS` seeds.
     """
     conditions = blocks.groupby(CONDITION).size()
-    if len(conditions) < PROFILE_CONDITIONS or conditions.min() < CLAIM_SEEDS or blocks.shape[1] < 2:
+    if (
+        len(conditions) < PROFILE_CONDITIONS
+        or conditions.min() < CLAIM_SEEDS
+        or blocks.shape[1] < 2
+    ):
         return None
     below = blocks.max(axis=1).to_numpy()[:, None] - blocks.to_numpy()  # (rows, variants)
     points = np.linspace(0, max(np.percentile(below, 95), 0.1), 61)

@@ -42,7 +42,9 @@ def draw(tracked: Tracked) -> Drawn:
         budget = int(here["budget"].iloc[0])
         rho, p = rank_correlation(list(-part["share"]), list(part["gain"]))
         parts.append(part.assign(budget=budget, rho=rho, rho_p=p))
-        related = f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})" if rho == rho else ""
+        related = (
+            f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})" if rho == rho else ""
+        )
         notes.append(
             f"{style.benchmark_name(benchmark)}: {budget} labels"
             f"{f' ({WANTED} is not run)' * (budget != WANTED)}, {seeds_of(part['n'])}{related}."
@@ -125,7 +127,9 @@ def _panel(rows: dict[str, Axes], here: pd.DataFrame, chosen: Cells) -> None:
         if those.any():
             below.bar(places[those], here["gain"][those], color=colour, width=0.7, label=text)
     ends = whiskers(here["gain"], here["low"], here["high"])
-    below.errorbar(places, here["gain"], yerr=ends, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5)
+    below.errorbar(
+        places, here["gain"], yerr=ends, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
+    )
     known = here["published_low"].notna()
     if "published" in rows and known.any():
         low, high = here["published_low"][known], here["published_high"][known]

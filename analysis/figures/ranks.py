@@ -13,7 +13,14 @@ from analysis.drawn import Drawn
 from analysis.panels import SMALL, legend, panels
 from analysis.runs import AnalysisError, Tracked
 from analysis.stats import (
-    ALPHA, CLAIM_SEEDS, PROFILE_CONDITIONS, RANK_BLOCKS, RANK_VARIANTS, Ranks, complete_blocks, profile,
+    ALPHA,
+    CLAIM_SEEDS,
+    PROFILE_CONDITIONS,
+    RANK_BLOCKS,
+    RANK_VARIANTS,
+    Ranks,
+    complete_blocks,
+    profile,
     ranks,
 )  # fmt: skip
 
@@ -76,8 +83,8 @@ def profiles(tracked: Tracked) -> Drawn:
     found, run_ids = _of_comparisons(tracked, profile)
     if not found:
         raise AnalysisError(
-            f"profiles take {PROFILE_CONDITIONS} pairs of benchmark and label budget with {CLAIM_SEEDS} seeds "
-            "each that all variants have: give the sweep more --benchmark, --budgets or --seeds"
+            f"profiles take {PROFILE_CONDITIONS} pairs of benchmark and label budget with {CLAIM_SEEDS} "
+            "seeds each that all variants have: give the sweep more --benchmark, --budgets or --seeds"
         )
     frame, told = panels(list(found), 1, 2.3, share=False), []
     for title, (ax,) in frame:
@@ -95,7 +102,10 @@ def profiles(tracked: Tracked) -> Drawn:
         ax.set_ylim(0, 102)
         ax.set_xlim(0, table["points"].max())
         first = table[table["points"] == 0].sort_values("share", ascending=False)
-        wins = (f"{looks[v].label} {s:.0f}%" for v, s in zip(first["variant"], first["share"], strict=True))
+        wins = (
+            f"{looks[v].label} {s:.0f}%"
+            for v, s in zip(first["variant"], first["share"], strict=True)
+        )
         told.append(f"{title}: best in {', '.join(wins)} of {conditions} conditions")
     frame.name_rows(["conditions and seeds (%)"])
     legend(frame.figure)
@@ -104,7 +114,7 @@ def profiles(tracked: Tracked) -> Drawn:
         title="Performance profiles over benchmarks and label budgets",
         caption="In how many of the conditions (pairs of benchmark and label budget) and seeds a variant is "
         "within so many points of mIoU of the best one of the same condition and seed (Dolan and Moré, "
-        "2002): higher is better, and the left edge says how often it is the best. Benchmarks weigh the same. "
+        "2002): higher is better, and the left edge says how often it is the best. Benchmarks weigh alike. "
         "Band: 95% stratified bootstrap, seeds drawn anew within each benchmark with all of their label "
         f"budgets, which are nested. Of few seeds it is too narrow. {'; '.join(told)}.",
         alt=f"Step curves of performance profiles. {'; '.join(told)}.",

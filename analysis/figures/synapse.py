@@ -74,17 +74,17 @@ def draw(tracked: Tracked) -> Drawn:
     return Drawn(
         figure=frame.figure,
         title="Synapse: DyCE and cross-entropy by organ",
-        caption=f"Dice with CE, published for these scans by DHC (hollow; above it, what the paper's Figure 2 "
+        caption="Dice with CE, published for these scans by DHC (hollow; above it, what the paper's Figure 2 "
         "says of DyCE's gain in per cent) and measured; change in Dice and in average surface distance "
-        f"(ASD; lower is better) of DyCE over CE on the same seeds; organs {order}, their size on a log scale "
-        "where it is known. Above the bars of the change, per cent where CE is above a Dice of "
+        f"(ASD; lower is better) of DyCE over CE on the same seeds; organs {order}, their size on a log "
+        "scale where it is known. Above the bars of the change, per cent where CE is above a Dice of "
         f"{LEAST_DICE:g}, else the Dice that it starts from. ASD in mm is symmetric and has no bar where a "
-        "network never finds the organ; in voxels it is GenericSSL's and DHC's: one way, and 128 for an organ "
-        f"that is missed. Mean over {seeds}, of changes with the 95% t interval, uncorrected; "
+        "network never finds the organ; in voxels it is GenericSSL's and DHC's: one way, and 128 for an "
+        f"organ that is missed. Mean over {seeds}, of changes with the 95% t interval, uncorrected; "
         f"{int(runs['budget'].iloc[0])} labelled scans, split "
         f"{' and '.join(sorted(runs['volumes.split'].unique()))}. {SYNAPSE_WORDS} {chosen.note()}",
-        alt="Bars per organ of the Dice with cross-entropy, published and measured, of its gain by DyCE and of "
-        f"the change in surface distance. Mean gain in Dice, points: {', '.join(gains)}.",
+        alt="Bars per organ of the Dice with cross-entropy, published and measured, of its gain by DyCE and "
+        f"of the change in surface distance. Mean gain in Dice, points: {', '.join(gains)}.",
         numbers=numbers,
         run_ids=chosen.run_ids,
         grid=GRID,
@@ -136,7 +136,11 @@ def organ_table(tracked: Tracked, runs: pd.DataFrame) -> pd.DataFrame:
 
         def scores(metric: str, here: pd.DataFrame = here) -> pd.DataFrame:
             """By seed, of both losses; empty where no run has it."""
-            by = {x: by_seed(here[here["loss"] == x], metric) for x in ("dyce", "ce") if metric in here}
+            by = {
+                x: by_seed(here[here["loss"] == x], metric)
+                for x in ("dyce", "ce")
+                if metric in here
+            }
             return pd.concat(by, axis=1, join="inner").dropna() if by else pd.DataFrame()
 
         for i, (organ, share) in enumerate(zip(organs, shares, strict=True)):

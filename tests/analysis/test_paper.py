@@ -40,7 +40,9 @@ BENCHMARKS = {
 }  # fmt: skip
 
 
-def read(text: str, budgets: tuple[int, ...], names: dict[str, str]) -> dict[tuple[str, str, int], float]:
+def read(
+    text: str, budgets: tuple[int, ...], names: dict[str, str]
+) -> dict[tuple[str, str, int], float]:
     found, benchmark = {}, ""
     for line in text.strip().splitlines():
         if line in BENCHMARKS:
