@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
     from sweeps.plan.data import PresentData
     from sweeps.plan.grid import Grid
-    from sweeps.run.driver import SweepOptions
+    from sweeps.run.context import SweepOptions
     from sweeps.run.resources import Resources
     from sweeps.run.sweep import SweepResult
     from sweeps.track.store import Store
@@ -251,7 +251,7 @@ def _sweep_options(
     options: Options, store: "Store", spec: Spec, data: "PresentData", notify: Notify
 ) -> "SweepOptions":
     """Also gives the store what is attached to each run: changes of the code."""
-    from sweeps.run.driver import SweepOptions
+    from sweeps.run.context import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
 
     tags = code_tags(CHECKOUT)

@@ -21,7 +21,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from semidavil.data.files import DataError
-from semidavil.data.images import read_rgb, rgb_of
+from semidavil.data.images import read_upright, upright_of
 from semidavil.names import WEIGHTS
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def image_of(given: Any) -> np.ndarray:
         DataError, ValueError: it is none of these.
     """
     if isinstance(given, Path):
-        return read_rgb(given)
+        return read_upright(given)
     if isinstance(given, str):
         try:
             given = base64.b64decode(given.partition("base64,")[2] or given, validate=True)
@@ -96,7 +96,7 @@ def image_of(given: Any) -> np.ndarray:
                 "pathlib.Path or bytes"
             ) from None
     if isinstance(given, bytes | bytearray):
-        return rgb_of(bytes(given))
+        return upright_of(bytes(given))
     pixels = np.asarray(given)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise ValueError(f"pixels must be (height, width, 3) RGB, these are {pixels.shape}")

@@ -96,8 +96,7 @@ def retry(options: Options, console: Console) -> int:
         what = "is not at its end" if run.is_open else f"is {run.status}"
         console.print(f"{escape(run.name)} {what} and has not failed: there is nothing to retry")
         return WRONG
-    grids = {run.made_by, *run.tags.get("grids", "").split()}
-    mine = [one for one in found if one.grid in grids and one.overview]
+    mine = [one for one in found if run.key in one.keys and one.overview]
     ask_to_retry(store, [one.overview for one in mine if one.overview], run)
     live = [one for one in mine if one.is_live]
     if live:

@@ -1,7 +1,8 @@
 """Decoding and resizing images and labels: one decoder, so that training, captioners and depth see the same.
 
-EXIF orientation is ignored everywhere: a label lies on the bitmap that is stored. One that was drawn on the
-turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored.
+EXIF orientation is ignored in data sets: a label lies on the bitmap that is stored. One that was drawn on the
+turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored. What a
+finished network is shown is turned upright (`read_upright`): it has seen no street on its side.
 """
 
 from io import BytesIO
@@ -14,6 +15,7 @@ from PIL import Image
 from semidavil.data.files import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
+ORIENTATION = 0x0112  # the tag in EXIF
 PALETTED = 3  # a PNG's colour type, its 26th byte
 
 
@@ -26,13 +28,42 @@ def read_rgb(path: Path) -> np.ndarray:
     return _rgb(_bytes(path), path)
 
 
-def rgb_of(data: bytes) -> np.ndarray:
+def read_upright(path: Path) -> np.ndarray:
+    """The same, turned as the file's EXIF orientation says.
+
+    Raises:
+        DataError: the file is missing or cannot be decoded.
+    """
+    data = _bytes(path)
+    return turned(_rgb(data, path), _orientation(data.tobytes()))
+
+
+def upright_of(data: bytes) -> np.ndarray:
     """The same of a file's contents.
 
     Raises:
         DataError: they cannot be decoded.
     """
-    return _rgb(_whole(data, "that was sent"), "that was sent")
+    return turned(_rgb(_whole(data, "that was sent"), "that was sent"), _orientation(data))
+
+
+def orientation_of(path: Path) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 is upright, and what no file says."""
+    try:
+        return _orientation(path.read_bytes())
+    except OSError:
+        return 1
+
+
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture (H, W, ...) or its labels (H, W) as EXIF's orientation says that it is to be looked at."""
+    if orientation >= 5:
+        values = values.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    return np.ascontiguousarray(values)
 
 
 def read_unchanged(path: Path) -> np.ndarray:
@@ -91,6 +122,19 @@ def resize_nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _rgb(data: np.ndarray, path: Path | str) -> np.ndarray:
     image = _decoded(data, path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _orientation(data: bytes) -> int:
+    try:
+        with Image.open(BytesIO(data)) as image:
+            found = image.getexif().get(ORIENTATION, 1)
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ):  # OpenCV reads kinds of pictures that Pillow does not
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _decoded(data: np.ndarray, path: Path | str, how: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 from semidavil.benchmarks import UNKNOWN
 from semidavil.data.files import DataError, append_rows, read_rows, state_of
 from semidavil.data.folders import files_below
+from semidavil.data.images import turned
 from semidavil.data.readers import Reader, Sample
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
@@ -156,13 +157,20 @@ def confusion_of(
     reader: Reader,
     lookup: np.ndarray,
     num_classes: int,
+    orientation: int = 1,
 ) -> np.ndarray:
     """(C, C) of one picture, rows = truth, by a label file in the target data set's own ids.
+
+    Args:
+        orientation: EXIF's, of the picture: predictions are of the upright one, and its label lies on what is
+            stored, as in a data set, or, where only that has the right size, on the upright one, too.
 
     Raises:
         DataError: the file cannot be read, is of another size, or has ids that the data set does not know.
     """
     raw = reader.read_label(Sample(label_file, label_file, label_file.stem))
+    as_stored = turned(raw, orientation)
+    raw = as_stored if as_stored.shape == labels.shape else raw
     if raw.shape != labels.shape:
         raise DataError(f"the label {label_file} is {raw.shape}, its picture {labels.shape} pixels")
     truth = lookup[raw]

@@ -124,7 +124,7 @@ class Predictor:
     Args:
         config: the run's.
         weights: as the run has saved them.
-        about: what they say of themselves: the network's name, and its images' normalisation.
+        about: what they say of themselves: the network's name, its images' normalisation and shape.
     """
 
     def __init__(
@@ -134,6 +134,8 @@ class Predictor:
         if benchmark.kind != "images":
             raise PredictorError(f"{weights} segments volumes ({benchmark.name}), not pictures")
         self.config, self.device, self.benchmark = config, device, benchmark
+        # Weights of an earlier version do not say which shape the run's pictures had.
+        self.shape: Sequence[int] = json.loads(about.get("shape", "[]")) or config.data.target_size
         self.sees_captions = config.model.fusion not in names.VISION_ONLY
         # What the loss would count in training data is asked for no more.
         used = config.replace({"loss.name": "ce", "runtime.compile": False})
@@ -205,12 +207,17 @@ class Predictor:
         return Seen(labels.byte().cpu().numpy(), confidence.cpu().numpy(), captions)
 
     def working_size(self, size: Sequence[int]) -> tuple[int, int]:
-        """(height, width) that a picture of this size is looked at: the run's own, or as many pixels."""
+        """(height, width) that a picture of this size is looked at: the run's own, or as many pixels.
+
+        A run whose pictures were stretched to its working size has learnt what stretched cars look like, so
+        that pictures of another shape are stretched by as much.
+        """
         height, width = self.config.data.target_size
-        if size[0] * width == size[1] * height:
+        if size[0] * self.shape[1] == size[1] * self.shape[0]:
             return height, width
-        scale = math.sqrt(height * width / (size[0] * size[1]))
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        stretched = size[0] * height / self.shape[0], size[1] * width / self.shape[1]
+        scale = math.sqrt(height * width / (stretched[0] * stretched[1]))
+        return max(1, round(stretched[0] * scale)), max(1, round(stretched[1] * scale))
 
     def captions(self, image: np.ndarray, windows: Windows) -> tuple[str, ...]:
         """What the run's captioner says of a picture, or of each of its windows."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from semidavil.data.described import reader_of
 from semidavil.data.files import DataError
-from semidavil.data.images import read_indices, read_rgb
+from semidavil.data.images import orientation_of, read_indices, read_upright
 from semidavil.evaluation.written import (
     Done,
     Source,
@@ -65,7 +65,7 @@ class Segmenting:
         if source.is_video:
             self._segment_video(source, advance)
             return
-        image = read_rgb(source.path)
+        image = read_upright(source.path)
         seen = self.predictor(image, self.caption)
         write_pictures(
             self.out, source.name, self.kinds, image, seen.labels, seen.confidence, self.palette
@@ -122,7 +122,9 @@ class Segmenting:
             try:
                 label = label_of(source, labels, reader)
                 predicted = read_indices(file_of(self.out, source.name, "ids"))
-                confusion = confusion_of(predicted, label, reader, lookup, len(classes))
+                confusion = confusion_of(
+                    predicted, label, reader, lookup, len(classes), orientation_of(source.path)
+                )
             except DataError as error:
                 problems.append(str(error))
                 continue

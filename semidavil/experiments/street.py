@@ -29,6 +29,7 @@ from semidavil.data.streams import (
     Groups,
     all_samples,
     disparities,
+    samples_without_labels,
     selection_features,
     streams_of,
     train_samples,
@@ -80,6 +81,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
         if config.data.selection == "depth":
             selection_features(config, samples, progress)
+        samples = [*samples, *samples_without_labels(config)]
         maps = disparities(config, samples, progress)
         if names.METHODS[config.training.method].disparity:
             with Filling(config, progress) as filling:
@@ -165,7 +167,8 @@ class StreetExperiment:
             "gallery": folder / "gallery.npz",
         }
         network = self.method.networks()[name]
-        save_weights(files["weights"], network, self.config, name, self.data)
+        shape = self.validation[0]["label"].shape
+        save_weights(files["weights"], network, self.config, name, self.data, shape)
         evaluation.save(files["evaluation"])
         predictions = predictions_of(self.validation, evaluation.labels)
         save_examples(predictions, self.benchmark.palette, files["examples"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,14 @@ def hash_weights(*towers: nn.Module, about: str = "") -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, network: nn.Module, config: Config, name: str, data: str = "") -> None:
+def save_weights(
+    path: Path,
+    network: nn.Module,
+    config: Config,
+    name: str,
+    data: str = "",
+    shape: Sequence[int] = (),
+) -> None:
     """A trained network as safetensors, with the Config, its key and the network's name inside.
 
     How its images are normalised is beside them: it comes with the weights that the run began with, which
@@ -30,9 +38,11 @@ def save_weights(path: Path, network: nn.Module, config: Config, name: str, data
 
     Args:
         data: the fingerprint of what it was trained and scored on.
+        shape: (height, width) of the pictures that it was scored on, as they are stored.
     """
     about = {"config": json.dumps(config.to_params()), "network": name, "key": config.key()}
     about |= {"data": data} if data else {}
+    about |= {"shape": json.dumps(list(shape))} if shape else {}
     if (vision := getattr(network, "vision", None)) is not None:
         about |= {
             part: json.dumps(getattr(vision, part).flatten().tolist()) for part in ("mean", "std")

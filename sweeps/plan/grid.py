@@ -22,15 +22,21 @@ class Grid:
     name_of: Callable[[Mapping[str, str]], str] | None = None  # names it instead, from flat params
     swept: tuple[str, ...] = ()  # settings that --set varies besides
     first: Mapping[str, Any] = field(default_factory=dict)  # of a list of settings, the baseline's
+    # Of a list of settings with names: name to settings.
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def around(self, base: Config) -> "Grid":
         """This grid with the baseline's open values taken from `base`."""
-        if self.first:
-            place = {"data.benchmark": self.benchmarks[0]} if self.benchmarks else {}
-            base = base.replace({**place, **self.first})
-        params = base.to_params()
+        place = {"data.benchmark": self.benchmarks[0]} if self.first and self.benchmarks else {}
+        params = base.replace({**place, **self.first}).to_params()
         known = {axis: params[axis] if v is None else v for axis, v in self.baseline.items()}
-        return replace(self, baseline=known)
+        if not self.named:
+            return replace(self, baseline=known)
+        whole = {
+            name: base.replace({**place, **settings}).to_params()
+            for name, settings in self.named.items()
+        }
+        return replace(self, baseline=known, name_of=_namer(whole, tuple(self.baseline)))
 
     def sweeping(self, axes: Sequence[str]) -> "Grid":
         """This grid with settings that every variant has several values of; see `around`."""
@@ -88,3 +94,17 @@ class Grid:
 def short(path: str) -> str:
     """A setting's name in print: `model.fusion` is `fusion`, `loss.name` is `loss`."""
     return path.removesuffix(".name").rpartition(".")[2]
+
+
+def _namer(
+    whole: Mapping[str, Mapping[str, str]], axes: Sequence[str]
+) -> Callable[[Mapping[str, str]], str]:
+    """Names a variant by all settings that its grid varies, also those which it leaves as they were.
+
+    Where none has all of them, as with another base, the name is that of the variant which has most.
+    """
+
+    def name_of(params: Mapping[str, str]) -> str:
+        return max(whole, key=lambda name: sum(whole[name][axis] == params[axis] for axis in axes))
+
+    return name_of

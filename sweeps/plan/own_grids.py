@@ -14,18 +14,16 @@ The first variant is the one that the others are compared to. A value is written
 what it is. A `sweeps.plan.grid.Grid` is taken as it is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from semidavil.config import Config, ConfigError, read_value
+from semidavil.config import Config, ConfigError
 from sweeps.plan.combine import Selection, everywhere
 from sweeps.plan.grid import Grid
 
 PARTS = ("about", "variants", "budgets", "benchmarks")
 BUDGETS, BENCHMARKS = (100,), ("gta5-cityscapes",)  # unless a grid or the command names others
-
-Settings = Mapping[str, Any]
 
 
 def own_grid(name: str, entry: Any) -> Grid:
@@ -59,20 +57,4 @@ def own_grid(name: str, entry: Any) -> Grid:
     build.__doc__ = parts.get("about") or f"{len(each)} variants of a plugin."
     benchmarks = tuple(parts.get("benchmarks", BENCHMARKS))
     baseline: dict[str, Any] = dict.fromkeys(axes)
-    name_of = _namer(named) if named else None
-    return Grid(build, baseline, benchmarks, name_of=name_of, first=each[0])
-
-
-def _namer(named: Mapping[str, Settings]) -> Callable[[Mapping[str, str]], str]:
-    """Names a variant by its settings; where those of several hold, by the one that says most."""
-    by_length = sorted(named.items(), key=lambda item: -len(item[1]))
-
-    def name_of(params: Mapping[str, str]) -> str:
-        fitting = (
-            name
-            for name, settings in by_length
-            if all(read_value(p, params[p]) == read_value(p, v) for p, v in settings.items())
-        )
-        return next(fitting, "other")
-
-    return name_of
+    return Grid(build, baseline, benchmarks, first=each[0], named=named)

@@ -63,6 +63,7 @@ class Status:
     changed: tuple[str, ...] = ()  # the parts of the data that are not as some runs saw them
     needs: str = ""  # plugins without which its cells are known by their runs alone
     overview: TrackedRun | None = None
+    keys: frozenset[str] = frozenset()  # of the cells that have a run
 
     @property
     def is_live(self) -> bool:
@@ -109,7 +110,8 @@ def status_of(
     changed = tuple(sorted({name for cell in cells for name in cell.changed}))
     # Toy presets are called so.
     label = f"{spec.label} ({BUNDLED})" if mark_of(base) == BUNDLED else spec.label
-    return Status(grid, label, state, counts, running, best, left, changed, needs, overview)
+    keys = frozenset(cell.run.key for cell in cells if cell.run)
+    return Status(grid, label, state, counts, running, best, left, changed, needs, overview, keys)
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:

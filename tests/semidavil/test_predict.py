@@ -9,14 +9,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from small_captioners import florence2, save
 from typer.testing import CliRunner
 
 from semidavil.__main__ import app
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
+from semidavil.data.described import reader_of
 from semidavil.data.files import DataError
-from semidavil.data.images import read_indices, read_rgb
+from semidavil.data.images import read_indices, read_rgb, read_upright, turned
 from semidavil.data.readers import READERS
 from semidavil.evaluation.written import OPACITY, confusion_of, find_sources
 from semidavil.experiments.predictor import (
@@ -26,6 +28,7 @@ from semidavil.experiments.predictor import (
     classes_at,
     find_weights,
 )
+from semidavil.experiments.segmenting import Segmenting
 from semidavil.models.vlm import VLMError, load_vlm
 from semidavil.models.weights import save_weights
 from semidavil.names import PICTURES
@@ -88,6 +91,48 @@ def test_validation_images_get_the_scores_that_the_run_reported(
         classes = BENCHMARK.lookup("cityscapes")[truth]
         right = (read_indices(tmp_path / f"{name}_ids.png") == classes)[classes < 19]
         assert float(row["pixel_accuracy"]) == pytest.approx(100 * right.mean(), abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_stretched_run_s_pictures_get_the_scores_that_it_reported(
+    run: Run, tiny_root: Path, tmp_path: Path
+) -> None:
+    """Its pictures are 2:1 and its working size 1:1; what has another shape is stretched by as much."""
+    crop = {"data.target_size": [32, 32], "runtime.cache_dir": str(tmp_path / "cache")}
+    config = run.config.replace({**crop, "training.steps": 1, "training.warmup_steps": 0})
+    result = train(config, None, tmp_path)
+    weights = find_weights(tmp_path / WEIGHTS)
+    found = find_sources([tiny_root / "cityscapes" / "leftImg8bit" / "val"])
+    work = Segmenting(Predictor.load(weights, "cpu"), tmp_path / "out", ["ids"], None)
+    for source in found:
+        work.segment(source, lambda _: None)
+    scores, problems = work.score(found, tiny_root / "cityscapes" / "gtFine" / "val")
+    assert not problems
+    assert scores.together["miou"] == pytest.approx(result.metrics["miou"], abs=1e-9)
+    assert work.predictor.working_size((64, 64)) == (45, 23)  # half as wide, as many pixels
+
+
+def test_a_phone_s_picture_is_looked_at_upright(tmp_path: Path) -> None:
+    """And its labels may lie on what is stored, or on what one sees."""
+    rng = np.random.default_rng(0)
+    shown = rng.integers(0, 255, (40, 24, 3), dtype=np.uint8)
+    for orientation in range(1, 9):
+        stored = turned(shown, {6: 8, 8: 6}.get(orientation, orientation))  # back
+        image, exif = Image.fromarray(stored), Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.png"
+        image.save(path, exif=exif)
+        assert np.array_equal(read_upright(path), shown), orientation
+        assert np.array_equal(np.asarray(ImageOps.exif_transpose(Image.open(path))), shown)
+        assert np.array_equal(read_rgb(path), stored)
+    predicted = shown[..., 0] % 19
+    ids = BENCHMARK.lookup("cityscapes")
+    raw = np.array([np.flatnonzero(ids == index)[0] for index in range(19)], np.uint8)[predicted]
+    reader = reader_of("cityscapes", tmp_path)
+    for on_file in (raw, turned(raw, 8)):
+        cv2.imwrite(str(tmp_path / "label.png"), on_file)
+        found = confusion_of(predicted, tmp_path / "label.png", reader, ids, 19, orientation=6)
+        assert np.array_equal(found, np.diag(np.bincount(predicted.flatten(), minlength=19)))
 
 
 def test_a_captioner_is_asked_as_in_the_run(run: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sweeps import request
 from sweeps.cli import main, parser
 from sweeps.given import take_config
 from sweeps.plan.grids import GRIDS
+from sweeps.plan.own_grids import own_grid
 from sweeps.run.events import TRAIN, Done, Event, Failed, Failure, Task
 from sweeps.run.worker import run_task
 from sweeps.show.status import look, status_of
@@ -274,3 +275,15 @@ def predict(run: Path, images: Path, plugin: Path, out: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--plugin", str(plugin)])
     assert done.exit_code == 0, done.output
     assert (out / "predictions.csv").is_file()
+
+
+def test_a_variant_that_leaves_settings_as_they_are_has_its_own_name() -> None:
+    """Both have two settings, which hold in the run of the last: it has the default's fusion."""
+    variants = {
+        "none": {"model.fusion": "none", "loss.name": "ce"},
+        "ce + DLG": {"model.fusion": "dlg", "loss.name": "ce"},
+        "supervised": {"training.method": "supervised", "loss.name": "ce"},
+        "plain": {},
+    }
+    grid = own_grid("ladder", {"variants": variants}).around(preset("toy"))
+    assert [grid.variant(cell) for cell in grid.cells(preset("toy"))] == list(variants)

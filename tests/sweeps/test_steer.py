@@ -113,6 +113,17 @@ def test_what_has_not_failed_or_is_not_there_is_not_retried(
     assert "is called 'dlg'" in capsys.readouterr().err
 
 
+def test_other_settings_of_the_same_grid_are_not_asked(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their sweep knows nothing of such a run, and was said to try it again."""
+    other = CELLS[0].replace({"training.steps": 20})
+    failed_for_good(swept, other, "of other steps")
+    assert main(["retry", "of other steps"]) == 0
+    assert "no sweep is running" in capsys.readouterr().out
+    assert wishes(swept).keys == []
+
+
 def test_a_name_that_several_runs_have_is_not_guessed(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
