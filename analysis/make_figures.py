@@ -259,5 +259,8 @@ def _say(out: Path, name: str, files: Sequence[str]) -> None:
     console.print(f"{name}: {out}/: {', '.join(files)}", soft_wrap=True, highlight=False)
 
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()
