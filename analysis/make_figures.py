@@ -246,5 +246,8 @@ def _say(begin: str, text: str) -> None:
     console.print(f"{begin} {escape(text)}", soft_wrap=True, highlight=False)
 
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()
