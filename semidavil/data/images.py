@@ -1,8 +1,8 @@
 """Decoding and resizing images and labels: one decoder, so that training, captioners and depth see the same.
 
 EXIF orientation is ignored in data sets: a label lies on the bitmap that is stored. One that was drawn on the
-turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored. Pictures of a
-phone that a finished network is shown are turned upright (`read_upright`): it has seen no street on its side.
+turned picture has another size, and is refused, unless that is turned by 180 degrees or mirrored. What a
+finished network is shown is turned upright (`read_upright`): it has seen no street on its side.
 """
 
 from io import BytesIO
@@ -128,7 +128,11 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(BytesIO(data)) as image:
             found = image.getexif().get(ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError):  # OpenCV reads kinds of pictures that Pillow does not
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ):  # OpenCV reads kinds of pictures that Pillow does not
         return 1
     return found if found in range(1, 9) else 1
 
