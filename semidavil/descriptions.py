@@ -26,7 +26,11 @@ from pydantic import (
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS, Benchmark
 
 Colour = tuple[int, int, int]
-REST = "rest"  # of a split: the images that no other split has
+REST = (
+    "rest"  # of a split: the images that no other split has; of unlabelled: those without a label
+)
+UNLABELLED = "unlabelled"  # the images that come without labels, beside the splits
+LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
 MARK = "@"  # between a name and the hash of what was described
 MOST_CLASSES = 250  # a class index is a byte, of which some values mean something else
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -66,6 +70,8 @@ class DataSet(_Entry):
         splits: by name: a folder's name that stands for `{split}`; or, without `{split}` in `images`,
         a list of
             files (`val.txt`), patterns of images, or "rest".
+        unlabelled: pictures without labels, which a target's training learns from besides: "rest", those of
+            train that have none; folders and patterns, whatever pictures lie there in no split.
         classes: in the order in which they are trained.
         ignored: ids or colours (0xRRGGBB) that exist and are no class.
         encoding: index: a grey or paletted file of ids; colour: a picture of colours; red: 16-bit RGB
@@ -81,6 +87,7 @@ class DataSet(_Entry):
     images: str
     labels: str
     splits: dict[str, tuple[str, ...]]
+    unlabelled: tuple[str, ...] = ()
     classes: dict[str, Category] = Field(min_length=1)
     ignored: tuple[int, ...] = ()
     encoding: Literal["index", "colour", "red", "panoptic"] = "index"
@@ -103,6 +110,8 @@ class DataSet(_Entry):
             tree["classes"] = {str(n): _category(str(n), c, colours) for n, c in classes.items()}
         if isinstance(ignored := tree.get("ignored"), list | int | str):
             tree["ignored"] = _values(ignored, colours, "ignored")
+        if isinstance(said := tree.get(UNLABELLED), str):
+            tree[UNLABELLED] = [said]
         if isinstance(splits := tree.get("splits"), list):
             tree["splits"] = {name: name for name in splits}
         if isinstance(splits := tree.get("splits"), dict):
@@ -119,12 +128,16 @@ class DataSet(_Entry):
     @field_validator("images", "labels", "disparity", "segments")
     @classmethod
     def _is_below(cls, pattern: str) -> str:
-        if pattern.startswith(("/", "~")) or ".." in pattern.split("/") or "\\" in pattern:
+        return _below(pattern)
+
+    @field_validator("unlabelled")
+    @classmethod
+    def _are_folders(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [p for p in patterns if p.lower().endswith(LISTS) or "{" in p]:
             raise ValueError(
-                f"{pattern!r} leads out of the data set's folder: write a path below the folder of the "
-                "file, with /; link to what lies elsewhere"
+                f"{wrong[0]!r}: write rest, a folder, or a pattern such as more/**/*.jpg"
             )
-        return pattern
+        return tuple(map(_below, patterns))
 
     @field_serializer("ignored")
     def _ignored_as_read(self, values: tuple[int, ...]) -> list[int | str]:
@@ -139,6 +152,8 @@ class DataSet(_Entry):
             raise ValueError(
                 f"images: {self.images!r} is one file: write a pattern such as frames/**/*.jpg"
             )
+        if self.unlabelled and UNLABELLED in self.splits:
+            raise ValueError("unlabelled is an entry, and no split beside it: leave one out")
         rests = [name for name, said in self.splits.items() if said == (REST,)]
         if "{split}" in self.images:
             many = [name for name, said in self.splits.items() if len(said) != 1 or said == (REST,)]
@@ -216,6 +231,8 @@ class DataSet(_Entry):
         content = self.model_dump(mode="json", exclude=NO_RESULT)
         for category in content["classes"].values():
             del category["colour"]
+        if not self.unlabelled:  # which descriptions had no entry for
+            del content[UNLABELLED]
         return f"{self.name}{MARK}{_hash(content)}"
 
 
@@ -408,6 +425,15 @@ def _colour(said: Any, where: str) -> int:
 
 def _words(pattern: str) -> set[str]:
     return set(re.findall(r"{(\w+)}", pattern)) - {"stem"}
+
+
+def _below(pattern: str) -> str:
+    if pattern.startswith(("/", "~")) or ".." in pattern.split("/") or "\\" in pattern:
+        raise ValueError(
+            f"{pattern!r} leads out of the data set's folder: write a path below the folder of the "
+            "file, with /; link to what lies elsewhere"
+        )
+    return pattern
 
 
 def _plain(name: str) -> str:

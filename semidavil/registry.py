@@ -65,6 +65,11 @@ def add_dataset(one: DataSet) -> str:
     return key
 
 
+def has_unlabelled(dataset: str) -> bool:
+    """Whether a data set's description names pictures without labels."""
+    return dataset in DATASETS and bool(DATASETS[dataset].unlabelled)
+
+
 def registered(benchmark: str) -> str:
     """The text of a benchmark that was registered; empty for a built-in one."""
     return TEXTS.get(benchmark, "")

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from semidavil.config import ConfigError
 from semidavil.place import command
+from semidavil.plugins import PluginError
 from sweeps import slurm
 from sweeps.plan.grids import SEARCH
 from sweeps.request import Options, open_store, requested, searched
@@ -91,8 +92,10 @@ def notifying(options: Options, console: Console) -> Iterator[tuple[Notify, Call
     except KeyboardInterrupt as stop:
         notify("stopped", f"{name}: stopped by {stop or 'Ctrl-C'}", exit_code=exit_code(stop))
         raise
+    except (ConfigError, PluginError):  # a wrong command: whoever has typed it sees why
+        raise
     except Exception as error:
-        notify("finished", f"{name} has ended: {redact(str(error))}", exit_code=WRONG)
+        notify("failed", f"{name} has ended: {redact(str(error))}", exit_code=WRONG)
         raise
     finally:
         notify.close()

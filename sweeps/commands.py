@@ -22,7 +22,7 @@ from semidavil.place import CHECKOUT, DRAW
 from sweeps import request as asked
 from sweeps import slurm, steer
 from sweeps.batch import notifying, print_left_out, print_notes, submit
-from sweeps.given import grid_of, take_config
+from sweeps.given import known_grid, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.spec import Job, Spec
@@ -33,7 +33,6 @@ from sweeps.request import (
     present_data,
     requested,
     require_benchmark,
-    require_known,
     searched,
     spec_and_base,
 )
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
     from sweeps.plan.data import PresentData
     from sweeps.plan.grid import Grid
-    from sweeps.run.driver import SweepOptions
+    from sweeps.run.context import SweepOptions
     from sweeps.run.resources import Resources
     from sweeps.run.sweep import SweepResult
     from sweeps.track.store import Store
@@ -59,15 +58,11 @@ def run(options: Options, console: Console) -> int:
         if options.slurm is not None:
             raise ConfigError("--rerun trains one run here and now: leave --slurm out")
         return _rerun(options, console)
-    _, options.grid = grid_of(options.grid) if options.grid else ("", None)
+    options.grid = known_grid(options.grid)
     if options.grid is None and not options.list_only:
-        raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
-    if options.grid is not None:
-        if options.grid.endswith(".py"):
-            raise ConfigError(
-                f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME"
-            )
-        require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
+        raise ConfigError(
+            f"--grid is missing: choose from {', '.join([*GRIDS, ALL, SEARCH])}; --list explains them"
+        )
     for benchmark in options.benchmark:
         require_benchmark(benchmark)
     if options.slurm is not None:
@@ -102,8 +97,7 @@ def _show_settings(options: Options, console: Console) -> int:
     """`--settings`, `--print-config`: what would be trained, without a grid or with what it leaves open."""
     from semidavil.describe import settings_table, to_yaml
 
-    _, grid = grid_of(options.grid or "")
-    spec, base = spec_and_base(options, grid)
+    spec, base = spec_and_base(options, known_grid(options.grid) or "")
     if options.show_settings:
         console.print(settings_table(base, spec.preset))
     else:  # benchmarks, labels and seeds are options
@@ -131,7 +125,8 @@ def _list(options: Options, console: Console) -> int:
 
     plans = [plan_of(job.name, job.grid, job.configs) for job in request.jobs]
     if options.grid in (None, ALL):
-        table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
+        title = f"grids, preset {request.jobs[0].spec.preset}"
+        table = Table("grid", "about", "here", title=title, title_justify="left", show_lines=True)
         for plan in plans:
             about = escape(plan.grid.about)
             table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
@@ -139,7 +134,7 @@ def _list(options: Options, console: Console) -> int:
         whole = plan_of(ALL, plans[0].grid, request.configs)
         console.print(f"--grid {ALL}: {summary(whole, concurrency, gpus)}")
     else:
-        print_plan(console, plans[0], concurrency, gpus)
+        print_plan(console, plans[0], request.jobs[0].spec.preset, concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
     print_notes(console, request.notes)
     left_out = [*request.left_out, *_storage_problems(store)]
@@ -200,8 +195,10 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     if result.failed:
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} runs whose loss became infinite, or whose score is undefined, are tried again"
-        console.print(escape(f"{text} only by {again}"))
+        why = "an infinite loss, an undefined score, a mistake in a plugin"
+        console.print(
+            escape(f"{diverged} runs that failed for good ({why}) are tried again only by {again}")
+        )
     _say_what_runs_saw(console, options, result.plans.values(), data)
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
@@ -251,7 +248,7 @@ def _sweep_options(
     options: Options, store: "Store", spec: Spec, data: "PresentData", notify: Notify
 ) -> "SweepOptions":
     """Also gives the store what is attached to each run: changes of the code."""
-    from sweeps.run.driver import SweepOptions
+    from sweeps.run.context import SweepOptions
     from sweeps.track.provenance import code_changes, code_tags
 
     tags = code_tags(CHECKOUT)

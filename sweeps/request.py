@@ -1,7 +1,6 @@
 """What a command asks for: its options, and the cells that follow from them."""
 
 import argparse
-import difflib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from semidavil.place import command, home
 from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
+from sweeps.plan.grid import require_known
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.narrow import require_present, values_of, variations
 from sweeps.plan.spec import Job, Spec
@@ -60,13 +60,6 @@ def require_benchmark(name: str) -> None:
     """Raises ConfigError for a benchmark that is neither built in nor a file."""
     if not is_file(name):
         require_known(name, BENCHMARKS, "benchmark")
-
-
-def require_known(name: str, table: Mapping[str, object], what: str) -> None:
-    if name not in table:
-        close = difflib.get_close_matches(name, table, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
-        raise ConfigError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")
 
 
 @dataclass(frozen=True)
@@ -238,7 +231,9 @@ def searched(options: Options) -> tuple[Spec, Config]:
     changes: dict[str, object] = {}
     for path, values in chosen.items():
         if values and len(values) > 1:
-            raise ConfigError(f"a search has one value of {path}: give one, not {len(values)}")
+            raise ConfigError(
+                f"a search has one value of {path}: give {SHARED_AXES[path]} one, not {len(values)}"
+            )
         if values:
             changes[path] = values[0]
     if options.objective == "miou" and not base.runtime.eval_every:

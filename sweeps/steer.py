@@ -96,8 +96,7 @@ def retry(options: Options, console: Console) -> int:
         what = "is not at its end" if run.is_open else f"is {run.status}"
         console.print(f"{escape(run.name)} {what} and has not failed: there is nothing to retry")
         return WRONG
-    grids = {run.made_by, *run.tags.get("grids", "").split()}
-    mine = [one for one in found if one.grid in grids and one.overview]
+    mine = [one for one in found if run.key in one.keys and one.overview]
     ask_to_retry(store, [one.overview for one in mine if one.overview], run)
     live = [one for one in mine if one.is_live]
     if live:
@@ -149,8 +148,8 @@ def clean(options: Options, console: Console) -> int:
         console.print(f"{size_text(one.size):>9}  {done}: {escape(f'{one.place} ({one.what})')}")
     if kept := [one for one in found if one not in meant]:
         console.print(
-            f"{size_text(sum(one.size for one in kept)):>9}  stays: {len(kept)} checkpoints of which this "
-            "tracking store knows no run; --unknown counts them in"
+            f"{size_text(sum(one.size for one in kept)):>9}  stays: {len(kept)} checkpoints of runs that "
+            "this MLflow does not know, and another one may; --unknown counts them in"
         )
     if options.delete:
         console.print(f"{size_text(freed)} freed")

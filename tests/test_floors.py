@@ -20,6 +20,7 @@ FLOORS = (
         "semidavil.plugins",
         "semidavil.benchmarks",
         "semidavil.seeds",
+        "semidavil.bars",
         "semidavil.full_disk",
         "semidavil.machine",
         "semidavil.marks",

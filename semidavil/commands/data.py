@@ -28,13 +28,15 @@ from semidavil.data.readers import READERS, Reader
 from semidavil.data.scans import Scan, describe
 from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
+from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.data_page import PICTURES, DataPage
-from semidavil.registry import DATASETS
+from semidavil.registry import DATASETS, has_unlabelled
 from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
 console = Console()
 SYNAPSE = "synapse"
+FEW_PICTURES = 2  # of those without labels, on a page
 SAMPLE = 100  # images that are captioned to try a captioner
 
 
@@ -230,6 +232,8 @@ def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: 
     most = PICTURES // (len(shown) * len(about.benchmark.datasets))
     for split in shown:
         about.add_pictures(reader, split, reader.samples(split), most)
+    if UNLABELLED in scans and has_unlabelled(reader.name):
+        about.add_pictures(reader, UNLABELLED, reader.samples(UNLABELLED), FEW_PICTURES)
 
 
 def _say_suspicions(about: DataPage) -> None:
@@ -254,7 +258,13 @@ def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None)
     sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:4])
     more = f" and {len(sizes) - 4} more" if len(sizes) > 4 else ""
-    console.print(f"[bold]{title}, {split}[/]: {found.count} images; height x width {shown}{more}")
+    sized = f"; height x width {shown}{more}" if shown else ""
+    if split == UNLABELLED and has_unlabelled(name):
+        console.print(f"[bold]{title}[/]: {found.count} images without labels{sized}")
+        for error in found.errors[:5]:
+            console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
+        return
+    console.print(f"[bold]{title}, {split}[/]: {found.count} images{sized}")
     # A row per id: images that hold one of several ids cannot be counted from the counts of each.
     table = Table("label id", "class")
     for column in ("% of pixels", "images", "% of images"):

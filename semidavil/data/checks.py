@@ -18,8 +18,9 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
+from semidavil.descriptions import UNLABELLED
 from semidavil.names import METHODS, ORACLE, SHUFFLED, VISION_ONLY
-from semidavil.registry import DATASETS
+from semidavil.registry import DATASETS, has_unlabelled
 from semidavil.toy import clip
 
 
@@ -37,7 +38,12 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
     parts = splits_of(BENCHMARKS[config.data.benchmark])
     # What a listing shows comes first: a full scan of real sets takes minutes.
     listings = [open_reader(config, dataset).samples(split) for dataset, split in parts]
-    split_target(listings[0], config.data.budget, config.seed)
+    without = next(
+        (one for (_, split), one in zip(parts, listings, strict=True) if split == UNLABELLED), []
+    )
+    split_target(listings[0], config.data.budget, config.seed, others=without)
+    if why := no_oracle(config, len(without)):
+        raise DataError(why)
     if filling:
         filling.begin(dict(zip(parts, listings, strict=True)))
     for (dataset, split), listed in zip(parts, listings, strict=True):
@@ -64,6 +70,18 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
     if progress and (words := unknown_words(config)):
         Console(stderr=True).print(f"[yellow]note:[/] {words}", soft_wrap=True, highlight=False)
+
+
+def no_oracle(config: Config, without: int) -> str:
+    """Why captions cannot be made of labels; empty if they can, or are not.
+
+    Args:
+        without: how many pictures have no label.
+    """
+    if config.model.captions != ORACLE or not without or config.model.fusion in VISION_ONLY:
+        return ""
+    target = title_of(BENCHMARKS[config.data.benchmark].target)
+    return f"model.captions={ORACLE} describes labels, and {without} pictures of {target} have none"
 
 
 def unknown_values(dataset: str, found: Scan) -> str:
@@ -135,6 +153,8 @@ def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan)
 def looks_at_labels(config: Config, dataset: str, split: str) -> bool:
     """Whether a run learns from, or is scored by, the labels of a data set's split."""
     benchmark, streams = BENCHMARKS[config.data.benchmark], METHODS[config.training.method].streams
+    if split == UNLABELLED:
+        return False
     if split == "val" or config.model.captions == ORACLE:
         return True
     if dataset == benchmark.source:
@@ -170,4 +190,5 @@ def class_pixels(config: Config) -> list[int]:
 def splits_of(benchmark: Benchmark) -> list[tuple[str, str]]:
     """Data set and split of all that a run looks at."""
     parts = [(benchmark.target, "train"), (benchmark.target, "val")]
-    return [*parts, (benchmark.source, "train")] if benchmark.source else parts
+    parts += [(benchmark.source, "train")] if benchmark.source else []
+    return [*parts, (benchmark.target, UNLABELLED)] if has_unlabelled(benchmark.target) else parts

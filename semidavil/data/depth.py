@@ -59,6 +59,11 @@ def disparity_source(
                 "transformers"
             )
         for sample in samples:
+            if described and not sample.disparity:
+                raise DataError(
+                    f"{dataset}: {sample.image} is no picture that `images` of its description fits, so that "
+                    "nothing says where its disparity is: move it, or set data.depth=hf:NAME"
+                )
             if not disparity_path(sample).is_file():
                 raise DataError(
                     f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "

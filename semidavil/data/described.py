@@ -4,21 +4,20 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from semidavil.data.encodings import UNKNOWN_CODE, first_channel, packed_colours, table
 from semidavil.data.files import DataError, state_of
 from semidavil.data.folders import entries_in, names_below
-from semidavil.data.images import read_indices, read_unchanged
-from semidavil.data.patterns import Found, Pattern, is_in
+from semidavil.data.images import read_indices
+from semidavil.data.patterns import IMAGE_ENDINGS, Found, Pattern, folder_of, is_in
 from semidavil.data.readers import READERS, Reader, Sample, UnknownValues
-from semidavil.descriptions import MARK, REST, DataSet, rgb
+from semidavil.descriptions import LISTS, MARK, REST, UNLABELLED, DataSet, rgb
 from semidavil.registry import DATASETS
 
-LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
-UNKNOWN_CODE = 2**16 - 1  # of a value that the description does not have
 SHOWN = 4  # values or files that an error names
 
 
@@ -52,6 +51,9 @@ class DescribedReader(Reader):
             used |= images.keys()
             pictures = self._pattern("images", split)
             present |= {path for path in self._files(pictures.folder) if pictures.find(path)}
+        if self.about.unlabelled:
+            used |= set(self._pictures_without_label())
+            said += self._left_out()
         # Where both lie in one folder, a pattern may fit either.
         if lost := sorted(labels - masks - used - present):
             said.append(f"{len(lost)} labels have no picture; the first is {self.root / lost[0]}")
@@ -77,19 +79,28 @@ class DescribedReader(Reader):
         return [file for file in files if file.is_file()]
 
     def samples(self, split: str) -> list[Sample]:
-        if split not in self.splits:
-            raise DataError(f"{self.title} has no split {split!r}: it has {', '.join(self.splits)}")
+        """As for every reader; "unlabelled" are the pictures that the description says have no label."""
         if not self.root.is_dir():
             raise DataError(f"{self.title}: the folder {self.root} is not there")
+        if split == UNLABELLED and self.about.unlabelled:
+            return self._unlabelled()
+        if split not in self.splits:
+            raise DataError(f"{self.title} has no split {split!r}: it has {', '.join(self.splits)}")
         images = self.images_of(split)
-        files = self._files(self._pattern("labels", split).folder)
-        labels = self._beside("labels", split, images, files)
-        if missing := [path for path in images if path not in labels]:
+        labels = self._labels_of(split, images)
+        missing = [path for path in images if path not in labels]
+        if missing and self.about.unlabelled:
+            free = set(missing) & self._free_of_labels(split, missing)
+            images = {path: one for path, one in images.items() if path not in free}
+            missing = [path for path in missing if path not in free]
+        if missing:
             pattern = self._pattern("labels", split)
+            rest = ", or say that such pictures have none, with `unlabelled: rest`"
             raise DataError(
                 f"{self.title}: {len(missing)} of {len(images)} images of {split} have no label; the first "
                 f"is {self.root / missing[0]}, whose label would be "
                 f"{self.root / pattern.of(images[missing[0]])}: add it, or leave the image out of its split"
+                f"{rest if split == 'train' else ''}"
             )
         if not images:
             raise DataError(
@@ -101,15 +112,89 @@ class DescribedReader(Reader):
             disparities = self._beside("disparity", split, images, set(self._files(folder)))
         return self._named(split, images, labels, disparities)
 
+    def _labels_of(self, split: str, images: Mapping[str, Found]) -> dict[str, str]:
+        """The label of each image that has one."""
+        files = self._files(self._pattern("labels", split).folder)
+        return self._beside("labels", split, images, files)
+
+    def without_label(self, split: str) -> list[str]:
+        """The images of a split that have no label."""
+        images = self.images_of(split)
+        labels = self._labels_of(split, images)
+        return [path for path in images if path not in labels]
+
+    def _left_out(self) -> list[str]:
+        """Pictures of what is scored that have no label, in sentences; see `_free_of_labels`."""
+        found = {split: self.without_label(split) for split in self.splits if split != "train"}
+        return [
+            f"{len(paths)} pictures of {split} have no label and are left out, of training too; the first is "
+            f"{self.root / paths[0]}"
+            for split, paths in found.items()
+            if paths
+        ]
+
+    def _free_of_labels(self, split: str, missing: Iterable[str]) -> set[str]:
+        """Those images of a split, of those that have no label, that need none.
+
+        With "rest" these are all: what is not of train is near what is scored, and nothing learns from it.
+        """
+        if REST in self.about.unlabelled:
+            return set(missing)
+        said = self.about.unlabelled if split == "train" else ()
+        return {path for path in missing if any(is_in(one, path) for one in said)}
+
+    def _pictures_without_label(self) -> list[str]:
+        """What `unlabelled` names: never an image of another split than train, and never a label."""
+        missing = self.without_label("train")
+        found = dict.fromkeys(missing if REST in self.about.unlabelled else ())
+        taken, masks = set[str](), list[Pattern]()
+        for split in self.splits:
+            taken |= self.images_of(split).keys()
+            masks.append(self._pattern("labels", split))
+        taken -= set(missing)
+        for said in self.about.unlabelled:
+            if said == REST:
+                continue
+            folder = folder_of(said)
+            place = self.root / folder
+            below = [said] if place.is_file() else self._files(folder) if place.is_dir() else []
+            fits = [
+                path for path in below if path.lower().endswith(IMAGE_ENDINGS) and is_in(said, path)
+            ]
+            if not fits:
+                raise DataError(
+                    f"{self.title}: no picture is in {said!r}, which its description names as unlabelled"
+                )
+            found |= dict.fromkeys(
+                path for path in fits if path not in taken and not any(m.find(path) for m in masks)
+            )
+        return list(found)
+
+    def _unlabelled(self) -> list[Sample]:
+        paths = self._pictures_without_label()
+        train = self.images_of("train")
+        disparities: Mapping[str, str] = {}
+        if self.about.disparity:
+            folder = self._pattern("disparity", "train").folder
+            disparities = self._beside("disparity", "train", train, set(self._files(folder)))
+        images = {path: train.get(path, Found(path, {}, ())) for path in paths}
+        return self._named("train", images, {}, disparities, start=0)
+
     def _named(
         self,
         split: str,
         images: Mapping[str, Found],
         labels: Mapping[str, str],
         disparities: Mapping[str, str],
+        start: int | None = None,
     ) -> list[Sample]:
-        """In the order of paths; the path tells apart what has one name in several folders."""
-        start = len(f"{folder}/") if (folder := self._pattern("images", split).folder) else 0
+        """In the order of paths; the path tells apart what has one name in several folders.
+
+        Args:
+            start: where paths begin to tell them apart; None: below the folder of the split's images.
+        """
+        if start is None:
+            start = len(f"{folder}/") if (folder := self._pattern("images", split).folder) else 0
         stems = {path: os.path.splitext(path[start:])[0] for path in images}
         counts = Counter(stem.rpartition("/")[2] for stem in stems.values())
         found, seen = [], dict[str, str]()
@@ -122,12 +207,13 @@ class DescribedReader(Reader):
             seen[stem] = path
             short = stem.rpartition("/")[2]
             disparity = self._disparity(split, images[path], disparities)
-            files = self.root / path, self.root / labels[path]
-            found.append(Sample(*files, short if counts[short] == 1 else stem, disparity))
+            label = self.root / labels[path] if path in labels else None
+            name = short if counts[short] == 1 else stem
+            found.append(Sample(self.root / path, label, name, disparity))
         return found
 
     def _disparity(self, split: str, image: Found, found: Mapping[str, str]) -> Path | None:
-        if not self.about.disparity:
+        if not self.about.disparity or not image.words:  # a picture that `images` does not fit
             return None
         path = found.get(image.path) or self._pattern("disparity", split).of(image)
         return self.root / path
@@ -221,17 +307,17 @@ class DescribedReader(Reader):
         if about.encoding == "index":
             values = read_indices(sample.label)
         elif about.encoding == "red":
-            values = _first_channel(self.title, sample.label)
+            values = first_channel(self.title, sample.label)
         elif about.encoding == "panoptic":
             values = self._categories(sample.label)
         else:
-            values = _packed_colours(self.title, sample.label)
+            values = packed_colours(self.title, sample.label)
         if about.divide > 1:
             values = values // about.divide
-        table = _table(tuple(about.codes.items()), about.encoding == "colour")
-        if table is None:  # codes are the ids: the scan names unknown ones
+        code_of = table(tuple(about.codes.items()), about.encoding == "colour")
+        if code_of is None:  # codes are the ids: the scan names unknown ones
             return values
-        codes = table[values]
+        codes = code_of[values]
         if (unknown := codes == UNKNOWN_CODE).any():
             raise self._unknown(sample, values[unknown], values.size)
         return codes.astype(np.uint8)
@@ -280,7 +366,7 @@ class DescribedReader(Reader):
         segments = self._segments.get(label.name)
         if segments is None:
             raise DataError(f"{self.title}: no JSON of {self.about.segments} names {label.name}")
-        packed = _packed_colours(self.title, label)
+        packed = packed_colours(self.title, label)
         # COCO's id is red + 256 green + 65536 blue.
         ids = (packed >> 16) | (packed & 0xFF00) | ((packed & 0xFF) << 16)
         found, where = np.unique(ids, return_inverse=True)
@@ -309,44 +395,6 @@ def reader_of(dataset: str, root: Path) -> Reader:
 def title_of(dataset: str) -> str:
     """What people call a data set: without the hash of its description."""
     return dataset.partition(MARK)[0]
-
-
-@lru_cache(8)
-def _table(codes: tuple[tuple[int, int], ...], is_colour: bool) -> np.ndarray | None:
-    """Code by value; None where both are the same."""
-    if all(value == code for value, code in codes):
-        return None
-    table = np.full(2**24 if is_colour else 2**16, UNKNOWN_CODE, np.uint16)
-    for value, code in codes:
-        table[value] = code
-    return table
-
-
-def _packed_colours(title: str, path: Path) -> np.ndarray:
-    """The colours (H, W) of a picture as 0xRRGGBB; transparency is left out."""
-    label = read_unchanged(path)
-    if label.dtype != np.uint8:
-        raise DataError(
-            f"{title}: the label {path} has {label.dtype} values, not colours of a byte"
-        )
-    if label.ndim == 2:
-        label = np.repeat(label[..., None], 3, 2)
-    blue, green, red = (label[..., channel].astype(np.uint32) for channel in range(3))
-    return red << 16 | green << 8 | blue
-
-
-def _first_channel(title: str, path: Path) -> np.ndarray:
-    """The first channel (H, W) of a 16-bit RGB picture, the last in OpenCV's order.
-
-    Pillow would keep the high byte of each value, which is always zero.
-    """
-    label = read_unchanged(path)
-    if label.dtype != np.uint16 or label.ndim != 3:
-        raise DataError(
-            f"{title}: the label {path} is {label.dtype} of shape {label.shape}, expected a 16-bit RGB PNG "
-            "whose first channel is the class: files that another program has saved again have lost it"
-        )
-    return label[..., 2]
 
 
 def _lower_ending(path: str) -> str:

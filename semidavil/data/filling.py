@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config
 from semidavil.data.arrays import PACKED, RAW, Arrays, packed
@@ -72,14 +72,18 @@ class _Part:
             yield DISPARITY, disparity_file(self.depth, sample)
             return
         yield IMAGE, sample.image
-        yield (OWN_LABEL if sample.label in self.scored else LABEL), sample.label
+        if (label := sample.label_file) is not None:
+            yield (OWN_LABEL if label in self.scored else LABEL), label
 
     def decode(self, sample: Sample) -> dict[str, np.ndarray]:
         """What `array_of` takes, by kind; nothing of a sample that is broken: who looks at it hears of it."""
         try:
             if self.disparities:
                 return {DISPARITY: self.disparities(sample)}
-            image, label = self.reader.read_image(sample), self.reader.read_label(sample)
+            image = self.reader.read_image(sample)
+            if sample.label_file is None:
+                return {IMAGE: image}
+            label = self.reader.read_label(sample)
         except DataError:
             return {}
         known = set(np.unique(label).tolist()) <= LABEL_IDS[self.reader.name].keys()
@@ -151,10 +155,13 @@ class Filling:
         except (OSError, NotImplementedError) as error:  # the latter of file systems without locks
             self._give_up(error)
 
-    def keep(self, dataset: str, sample: Sample, image: np.ndarray, label: np.ndarray) -> None:
-        """Keeps a decoded image (H, W, 3) and the ids of its label (H, W); threads may call it."""
+    def keep(
+        self, dataset: str, sample: Sample, image: np.ndarray, label: np.ndarray | None
+    ) -> None:
+        """Keeps a decoded image (H, W, 3) and the ids of its label (H, W), if any; threads may call it."""
         if part := self._parts.get(dataset):
-            self._keep(part, sample, {IMAGE: image, LABEL: label, OWN_LABEL: label})
+            of_label = {} if label is None else {LABEL: label, OWN_LABEL: label}
+            self._keep(part, sample, {IMAGE: image, **of_label})
 
     def _keep(self, part: _Part, sample: Sample, decoded: Mapping[str, np.ndarray]) -> None:
         form = part.form  # another thread may give up meanwhile
@@ -183,7 +190,7 @@ class Filling:
             if not (part.form and todo):
                 continue
             with (
-                Progress(disable=not self.progress, transient=True) as bar,
+                transient_bars(self.progress) as bar,
                 ThreadPoolExecutor(available_cpus()) as pool,
             ):
                 task = bar.add_task(f"decoding {dataset}", total=len(todo))

@@ -28,8 +28,10 @@ from semidavil.data.files import hash_files
 from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
 from semidavil.data.layout import cache_dir, folder_of, open_reader
-from semidavil.data.readers import Sample
-from semidavil.names import SHUFFLED, VISION_ONLY
+from semidavil.data.readers import Reader, Sample
+from semidavil.descriptions import UNLABELLED
+from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
+from semidavil.registry import has_unlabelled
 from semidavil.settings import Model
 from semidavil.toy import abdomen, clip, write
 
@@ -132,6 +134,8 @@ def _scans(root: Path) -> list[Path]:
 def _images(config: Config, benchmark: Benchmark) -> list[Part]:
     found = []
     for dataset, split in splits_of(benchmark):
+        if split == UNLABELLED and UNLABELLED not in METHODS[config.training.method].streams:
+            continue
         reader = open_reader(config, dataset)
         samples = cache(partial(reader.samples, split))
         for kind, attribute in (("images", "image"), ("labels", "label")):
@@ -142,9 +146,15 @@ def _images(config: Config, benchmark: Benchmark) -> list[Part]:
             found.append(Part(f"{dataset}/{split}/segments", reader.root, reader.segment_files))
     if needs_depth(config) and not _model_of(config.data.depth):
         target = open_reader(config, benchmark.target)
-        files = partial(_listed, partial(target.samples, "train"), disparity_path)
+        files = partial(_listed, partial(_target_samples, target), disparity_path)
         found.append(Part(f"{benchmark.target}/train/disparity", target.root, files))
     return found
+
+
+def _target_samples(reader: Reader) -> list[Sample]:
+    """All images of a target that come with disparities."""
+    more = reader.samples(UNLABELLED) if has_unlabelled(reader.name) else []
+    return reader.samples("train") + more
 
 
 def _model_of(name: str) -> str:

@@ -1,5 +1,6 @@
 """A first `dataset.yaml` of a folder, by what is in it; see `python -m semidavil data --init FOLDER`."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,9 @@ from semidavil.data.images import (
     resize_nearest,
 )
 from semidavil.data.own import DATASET_FILE, read_dataset
-from semidavil.data.pairing import find_pairing
+from semidavil.data.pairing import find_pairing, find_unlabelled
 from semidavil.data.readers import Sample
-from semidavil.descriptions import REST, DataSet, rgb
+from semidavil.descriptions import REST, UNLABELLED, DataSet, rgb
 
 SHEET = "dataset.png"  # the contact sheet, beside the description
 READ = 200  # labels that are read for their ids
@@ -64,12 +65,22 @@ def write_first_description(folder: Path) -> First:
         first.said.append(f"{folder} is laid out as {kind}")
     else:
         text = _guess(folder, files, first.said)
-    first.path.write_text(text, encoding="utf-8")
     try:
+        first.path.write_text(text, encoding="utf-8")
         about = read_dataset(first.path)
         reader = DescribedReader(about, folder)
+        if not about.unlabelled and reader.without_label("train"):
+            first.path.write_text(f"{text}{_REST_LINE}\n", encoding="utf-8")
+            about = read_dataset(first.path)
+            reader = DescribedReader(about, folder)
         for split in reader.splits:
             first.said.append(f"{split}: {len(reader.samples(split))} images")
+        if about.unlabelled:
+            count = len(reader.samples(UNLABELLED))
+            first.said.append(
+                f"{count} pictures without labels ({', '.join(about.unlabelled)}), which training learns "
+                "from besides: if they should have labels, add those and remove the line `unlabelled`"
+            )
         _write_sheet(reader, folder / SHEET)
     except ValueError:
         first.path.unlink()  # it would stand in the way of the next try
@@ -81,15 +92,29 @@ def _guess(folder: Path, files: Sequence[str], said: list[str]) -> str:
     found = find_pairing(folder, files)
     said.append(f"{found.pairs} pictures ({found.images}) have labels ({found.labels})")
     entries = {
-        "name": _name(folder), "images": found.images, "labels": found.labels,
+        "name": _name(folder), "images": found.images, "labels": found.labels, "unlabelled": REST,
         "splits": found.splits or {"train": REST}, "classes": {"none yet": 0},
     }  # fmt: skip
     about = DataSet.model_validate(entries)
     reader = DescribedReader(about, folder)
-    samples = [sample for split in reader.splits for sample in reader.samples(split)]
-    splits = found.splits or _hold_out(folder, samples, files)
+    by_split = {split: _labelled(reader, split, said) for split in reader.splits}
+    samples = [sample for found in by_split.values() for sample in found]
+    splits = {split: word for split, word in found.splits.items() if by_split[split]}
+    others = find_unlabelled(folder, files, samples, reader.without_label("train"), said)
+    unlabelled = [REST] * bool(reader.without_label("train")) + others
     values = _values(samples, said)
-    return _text(about, splits, values)
+    return _text(about, splits or _hold_out(folder, samples, files), unlabelled, values)
+
+
+def _labelled(reader: DescribedReader, split: str, said: list[str]) -> list[Sample]:
+    """A split's images with labels; none of a test split of which nobody has published any."""
+    try:
+        return reader.samples(split)
+    except DataError:
+        if split in ("train", "val"):
+            raise
+        said.append(f"{split}: its pictures have no labels, and no run looks at them")
+        return []
 
 
 @dataclass
@@ -190,7 +215,12 @@ _HEAD = """# What pictures and labels of this folder mean. Written by `python -m
 """
 
 
-def _text(about: DataSet, splits: Mapping[str, object], values: _Values) -> str:
+_REST_LINE = "unlabelled: rest  # pictures of train that have no label: learnt from without"
+
+
+def _text(
+    about: DataSet, splits: Mapping[str, object], unlabelled: Sequence[str], values: _Values
+) -> str:
     """The description as a person would write it, with how common each class is."""
     is_colour = values.encoding == "colour"
     names = {colour: name for name, colour in reversed(PALETTE.items())}
@@ -222,6 +252,13 @@ def _text(about: DataSet, splits: Mapping[str, object], values: _Values) -> str:
     for split, chosen in splits.items():
         listed = [f"    - {one}" for one in chosen] if isinstance(chosen, list) else []
         parts += [f"  {split}:{'' if listed else f' {chosen}'}", *listed]
+    if unlabelled == [REST]:
+        parts.append(_REST_LINE)
+    elif unlabelled:
+        parts += [
+            f"{UNLABELLED}:  # learnt from without labels",
+            *(f"  - {json.dumps(one, ensure_ascii=False)}" for one in unlabelled),
+        ]
     parts += [f"encoding: {values.encoding}"] if values.encoding != "index" else []
     parts += ["classes:", *lines, f"ignored: [{', '.join(ignored)}]"]
     parts.append(

@@ -12,6 +12,7 @@ import numpy as np
 from semidavil.data.files import DataError
 from semidavil.data.images import read_unchanged
 from semidavil.data.patterns import IMAGE_ENDINGS
+from semidavil.data.readers import Sample
 
 # What folders of splits are called, and what the split is called here.
 SPLIT_WORDS = {
@@ -99,6 +100,67 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
     images, labels, pairs = found
     used = {name: word for name, word in splits.items() if "{split}" in images}
     return Pairing(images, labels, pairs, used)
+
+
+def find_unlabelled(
+    root: Path,
+    files: Iterable[str],
+    samples: Sequence[Sample],
+    without: Sequence[str],
+    said: list[str],
+) -> list[str]:
+    """Folders of pictures that have no labels, beside those that have.
+
+    Args:
+        samples: the pictures that have labels.
+        without: those beside them that have none, below `root`.
+        said: gets what was found and left alone, in sentences.
+    """
+    start = len(os.path.join(root, ""))
+    known = {os.fspath(path)[start:] for one in samples for path in one.files} | set(without)
+    taken = {folder for path in known for folder in _folders_above(path)}
+    groups: dict[str, list[str]] = defaultdict(
+        list
+    )  # by the highest folder that holds nothing known
+    for path in sorted(files):
+        free = [folder for folder in _folders_above(path) if folder not in taken]
+        if path.lower().endswith(IMAGE_ENDINGS) and free:
+            groups[free[0]].append(path)
+    like = read_unchanged(samples[0].image)
+    images = [os.fspath(one.image) for one in samples] + list(without)
+    stems = {_stem(path) for path in images}
+    found = []
+    for folder, paths in groups.items():
+        scored = _SPLIT.search(os.path.commonpath([path.rpartition("/")[0] for path in paths]))
+        if _are_labels(root, paths) is not False or not _are_like(root, paths, like):
+            continue  # labels of another kind, depth, ...
+        if {_stem(path) for path in paths} == stems:
+            said.append(f"{folder}: pictures of the same names, which are left alone")
+        elif scored and SPLIT_WORDS[scored[1].lower()] != "train":
+            shown = paths[0].rpartition("/")[0]
+            said.append(f"{shown}: {len(paths)} pictures without labels, which are left alone")
+        else:
+            found.append(folder)
+    return found
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0].rpartition("/")[2]
+
+
+def _folders_above(path: str) -> list[str]:
+    """The folders that a path lies in, the highest first."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def _are_like(root: Path, paths: Sequence[str], like: np.ndarray) -> bool:
+    """Whether a picture has channels and depth of those that have labels."""
+    try:
+        one = read_unchanged(root / paths[0])
+    except DataError:
+        return False
+    return one.dtype == like.dtype and one.shape[2:] == like.shape[2:]
 
 
 def _in_two_folders(

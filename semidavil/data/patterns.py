@@ -89,6 +89,12 @@ class Pattern:
         return re.sub(r"{(\w+)}", lambda match: image.words[match[1]], text)
 
 
+def folder_of(pattern: str) -> str:
+    """The folder that all paths of a pattern lie in, see `is_in`; without a star, what it names."""
+    fixed, star, _ = pattern.removesuffix("/**").rstrip("/").partition("*")
+    return fixed.rpartition("/")[0] if star else fixed
+
+
 def is_in(pattern: str, path: str) -> bool:
     """Whether a path is what a pattern says, or lies in a folder that it says (`a/` and `a/**` are `a`)."""
     parts = _PARTS.findall(pattern.removesuffix("/**").rstrip("/"))

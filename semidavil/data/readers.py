@@ -29,9 +29,19 @@ class Sample:
     """One image and its label, both files; its name is no other's of the split."""
 
     image: Path
-    label: Path
+    label_file: Path | None  # None of a picture without a label, of which a description says so
     name: str
     disparity: Path | None = None  # where a description says it is
+
+    @property
+    def label(self) -> Path:
+        if self.label_file is None:
+            raise DataError(f"the picture {self.image} has no label")
+        return self.label_file
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.image] if self.label_file is None else [self.image, self.label_file]
 
 
 class UnknownValues(DataError):  # noqa: N818 - as the field speaks of them

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
 from semidavil.data.files import DataError, state_of
 from semidavil.data.readers import Reader, Sample, UnknownValues
+from semidavil.descriptions import UNLABELLED
 from semidavil.machine import available_cpus
+from semidavil.registry import has_unlabelled
 
 _VERSION = 2  # of what a scan records, and of how files are read
 # In real labels of these sets, most pixels have ids above this one: vegetation, sky and car are among them.
@@ -27,7 +29,8 @@ MOST_UNKNOWN = 100  # ids or colours that a scan names
 LAST_TRAIN_ID, WITH_TRAIN_IDS = 18, ("cityscapes", "gta5")
 
 
-Seen = Callable[[Sample, np.ndarray, np.ndarray], None]  # an image (H, W, 3), a label's ids (H, W)
+# An image (H, W, 3), and its label's ids (H, W) where it has a label.
+Seen = Callable[[Sample, np.ndarray, np.ndarray | None], None]
 
 
 @dataclass
@@ -89,6 +92,9 @@ def describe(reader: Reader, cache_dir: Path) -> dict[str, Scan]:
         if split in ("train", "val") or reader.has(split):
             listed = reader.samples(split)
             scans[split] = scan(reader, split, cache_dir, listed=listed, progress=True)[1]
+    if has_unlabelled(reader.name):
+        listed = reader.samples(UNLABELLED)
+        scans[UNLABELLED] = scan(reader, UNLABELLED, cache_dir, listed=listed, progress=True)[1]
     return scans
 
 
@@ -116,7 +122,7 @@ def scan_or_recall(
 
 def _listing(reader: Reader, samples: Sequence[Sample]) -> str:
     about = f"{_VERSION} {reader.root} {sorted(LABEL_IDS[reader.name])}{reader.state}"
-    return state_of((path for s in samples for path in (s.image, s.label)), about)
+    return state_of((path for s in samples for path in s.files), about)
 
 
 def _scan(
@@ -133,17 +139,22 @@ def _scan(
     def look(sample: Sample) -> tuple[str, bool, np.ndarray, str | UnknownValues]:
         """Image size, whether the label has it, pixels by id, and what is wrong."""
         try:
-            image, label = reader.read_image(sample), reader.read_label(sample)
+            image = reader.read_image(sample)
+            label = reader.read_label(sample) if sample.label_file else None
         except UnknownValues as error:
             return "", True, np.zeros(0, np.int64), error
         except DataError as error:
             return "", True, np.zeros(0, np.int64), str(error)
+        size = f"{image.shape[0]}x{image.shape[1]}"
+        if label is None:
+            if seen:
+                seen(sample, image, None)
+            return size, True, np.zeros(0, np.int64), ""
         counts = np.bincount(label.ravel())
         unknown = [int(i) for i in np.flatnonzero(counts) if not known[i]]
         problem = f"the label {sample.label} holds the unknown ids {unknown}" if unknown else ""
         if seen and not problem:
             seen(sample, image, label)
-        size = f"{image.shape[0]}x{image.shape[1]}"
         return size, image.shape[:2] == label.shape, counts, problem
 
     sizes: Counter[str] = Counter()
@@ -153,7 +164,7 @@ def _scan(
     found = Scan(count=len(samples))
     cv2.setNumThreads(1)  # there are as many images at a time
     with (
-        Progress(disable=not progress, transient=True) as bar,
+        transient_bars(progress) as bar,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
         task = bar.add_task(f"checking {reader.name} {split}", total=len(samples))
@@ -165,7 +176,11 @@ def _scan(
                 found.errors.append(str(problem))
             if isinstance(problem, UnknownValues):
                 unknown.update(problem.pixels)
-            elif size and not any(counts[raw] for raw in classes if raw < len(counts)):
+            elif (
+                sample.label_file
+                and size
+                and not any(counts[c] for c in classes if c < len(counts))
+            ):
                 found.void.append(str(sample.image))
             if size:
                 sizes[size] += 1

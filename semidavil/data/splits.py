@@ -10,7 +10,11 @@ from semidavil.data.readers import Sample
 
 
 def split_target(
-    samples: Sequence[Sample], budget: int, seed: int, features: np.ndarray | None = None
+    samples: Sequence[Sample],
+    budget: int,
+    seed: int,
+    features: np.ndarray | None = None,
+    others: Sequence[Sample] = (),
 ) -> tuple[list[Sample], list[Sample]]:
     """Labelled and unlabelled target images.
 
@@ -18,6 +22,8 @@ def split_target(
     all images are labelled, all of them serve as unlabelled too.
 
     Args:
+        samples: those that have labels.
+        others: those that have none, which are unlabelled at every budget.
         features: (n, c), a row an image: chooses the labelled images by their diversity; None: at random.
 
     Raises:
@@ -26,14 +32,16 @@ def split_target(
     if budget > len(samples):
         raise DataError(
             f"a budget of {budget} labelled images is larger than the target's training set of "
-            f"{len(samples)}: choose at most {len(samples)} (--budgets)"
+            f"{len(samples)}{' with labels' if others else ''}: choose at most {len(samples)} (--budgets)"
         )
     if features is None or not budget:
         labelled, unlabelled = split_at_random(len(samples), budget, seed)
     else:
         chosen = select_diverse(features, budget, seed)
         labelled, unlabelled = _split(len(samples), chosen)
-    return [samples[i] for i in labelled], [samples[i] for i in unlabelled]
+    if others and budget == len(samples):
+        unlabelled = []
+    return [samples[i] for i in labelled], [*(samples[i] for i in unlabelled), *others]
 
 
 def split_at_random(count: int, budget: int, seed: int) -> tuple[list[int], list[int]]:

@@ -12,7 +12,9 @@ from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Sample
 from semidavil.data.scans import usable_samples
 from semidavil.data.splits import split_target
+from semidavil.descriptions import UNLABELLED
 from semidavil.names import METHODS
+from semidavil.registry import has_unlabelled
 
 Groups = dict[tuple[str, str], list[Sample]]  # by data set and split
 
@@ -25,16 +27,28 @@ def streams_of(config: Config) -> frozenset[str]:
 
 
 def train_samples(config: Config) -> dict[str, list[Sample]]:
-    """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled"."""
+    """The samples of each stream: "source" (if any), "labelled" (if any), "unlabelled".
+
+    Unlabelled are the target's training images that the budget leaves out, and those that have no label.
+    """
     benchmark = BENCHMARKS[config.data.benchmark]
     target = usable_samples(open_reader(config, benchmark.target), "train", cache_dir(config))
     features = selection_features(config, target) if config.data.selection == "depth" else None
-    labelled, unlabelled = split_target(target, config.data.budget, config.seed, features)
+    others = samples_without_labels(config)
+    labelled, unlabelled = split_target(target, config.data.budget, config.seed, features, others)
     streams = {"labelled": labelled, "unlabelled": unlabelled}
     if benchmark.source:
         source = open_reader(config, benchmark.source)
         streams["source"] = usable_samples(source, "train", cache_dir(config))
     return {name: samples for name, samples in streams.items() if samples}
+
+
+def samples_without_labels(config: Config) -> list[Sample]:
+    """The pictures that come without labels: of a described target that names such."""
+    target = BENCHMARKS[config.data.benchmark].target
+    if not has_unlabelled(target):
+        return []
+    return usable_samples(open_reader(config, target), UNLABELLED, cache_dir(config))
 
 
 def disparities(config: Config, samples: Sequence[Sample], progress: bool = False) -> Disparities:
@@ -59,6 +73,8 @@ def all_samples(config: Config) -> Groups:
         found[dataset, "train"] = usable_samples(reader, "train", cache_dir(config))
     target = open_reader(config, benchmark.target)
     found[benchmark.target, "val"] = usable_samples(target, "val", cache_dir(config))
+    if has_unlabelled(benchmark.target):
+        found[benchmark.target, UNLABELLED] = samples_without_labels(config)
     return found
 
 

@@ -11,6 +11,8 @@ from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.scans import Scan
+from semidavil.descriptions import UNLABELLED
+from semidavil.registry import has_unlabelled
 
 RARE = 0.0005  # of a split's pixels, below which a class is hardly learnt
 MOSTLY_IGNORED = 0.5
@@ -47,6 +49,9 @@ def suspicions(
     said, title, is_target = [], title_of(reader.name), reader.name == benchmark.target
     for split, found in scans.items():
         where = f"{title}, {split}"
+        said += _shapes(where, found)
+        if split == UNLABELLED and has_unlabelled(reader.name):
+            continue
         shares = class_shares(benchmark, reader.name, found)
         of_classes = list(zip(benchmark.classes, shares, strict=False))
         if unseen := [name for name, share in of_classes if share == 0]:
@@ -60,16 +65,20 @@ def suspicions(
                 f"{where}: {len(found.void)} labels have no class at all; the first is that of "
                 f"{found.void[0]}"
             )
-        if len(shapes := {_shape(size) for size in found.sizes}) > 1:
-            said.append(
-                f"{where}: images of {len(shapes)} shapes are all resized to one: "
-                f"{', '.join(sorted(shapes)[:4])}"
-            )
         if is_target and split == "val" and found.count < FEW:
             said.append(f"{where}: a score over {found.count} images says little")
     listed = {split: reader.samples(split) for split in scans}
     said += _twins(title, listed, memo)
     return said + [f"{title}: {text}" for text in reader.left_over()]
+
+
+def _shapes(where: str, found: Scan) -> list[str]:
+    shapes = sorted({_shape(size) for size in found.sizes})
+    if len(shapes) < 2:
+        return []
+    return [
+        f"{where}: images of {len(shapes)} shapes are all resized to one: {', '.join(shapes[:4])}"
+    ]
 
 
 def _twins(title: str, listed: Mapping[str, Sequence[Sample]], memo: Path) -> list[str]:

@@ -15,7 +15,9 @@ from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.scans import Scan
 from semidavil.data.suspicions import class_images, class_shares
+from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.written import overlay
+from semidavil.registry import has_unlabelled
 
 PICTURES, WIDTH = 10, 360  # of a page, and pixels of each
 
@@ -39,14 +41,16 @@ class SplitOnPage:
     rows: list[Row]
     ignored: float  # in per cent
     used: bool  # whether training or scoring looks at it
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
 class Picture:
     name: str
     split: str
-    image: str  # base64 of a JPEG, labels drawn over the right half
+    image: str  # base64 of a JPEG, labels drawn over the right half where it has some
     classes: list[tuple[str, str]]  # name and colour
+    labelled: bool = True
 
 
 @dataclass
@@ -68,6 +72,12 @@ class DataPage:
         palette = self.benchmark.palette
         colours = [_hex(palette[i]) for i in range(len(self.benchmark.classes))]
         for split, found in scans.items():
+            is_target, sizes = reader.name == self.benchmark.target, _by_count(found.sizes)
+            title = f"{title_of(reader.name)}, {split}"
+            if split == UNLABELLED and has_unlabelled(reader.name):
+                card = SplitOnPage(title, found.count, sizes, [], 0.0, is_target, labelled=False)
+                self.splits.append(card)
+                continue
             shares = 100 * class_shares(self.benchmark, reader.name, found)
             longest = max(shares[:-1].max(initial=0.0), 1e-9)
             images = class_images(self.benchmark, reader.name, found)
@@ -77,18 +87,9 @@ class DataPage:
                     self.benchmark.classes, colours, shares[:-1], images, strict=True
                 )
             ]
-            sizes = sorted(found.sizes.items(), key=lambda item: -item[1])
-            used = split == "train" or (reader.name == self.benchmark.target and split == "val")
-            self.splits.append(
-                SplitOnPage(
-                    f"{title_of(reader.name)}, {split}",
-                    found.count,
-                    sizes,
-                    rows,
-                    float(shares[-1]),
-                    used,
-                )
-            )
+            used = split == "train" or (is_target and split == "val")
+            ignored = float(shares[-1])
+            self.splits.append(SplitOnPage(title, found.count, sizes, rows, ignored, used))
 
     def add_pictures(
         self, reader: Reader, split: str, samples: Sequence[Sample], most: int
@@ -103,17 +104,19 @@ class DataPage:
 
     def _picture(self, reader: Reader, split: str, sample: Sample) -> Picture:
         image = reader.read_image(sample)
+        where = f"{title_of(reader.name)}, {split}"
+        if sample.label_file is None:
+            size = max(1, round(image.shape[0] * WIDTH / image.shape[1])), WIDTH
+            return Picture(sample.name, where, _jpeg(resize_image(image, size)), [], labelled=False)
         labels = self.benchmark.lookup(reader.name)[reader.read_label(sample)]
         size = max(1, round(image.shape[0] * WIDTH / image.shape[1])), WIDTH
         image, labels = resize_image(image, size), resize_nearest(labels, size)
         palette = self.benchmark.palette
         drawn = np.concatenate([image, overlay(image, palette[labels])], axis=1)
         drawn[:, WIDTH - 1 : WIDTH + 1] = 255
-        encoded = cv2.imencode(".jpg", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))[1]
         present = [int(i) for i in np.unique(labels) if i < len(self.benchmark.classes)]
         classes = [(self.benchmark.classes[i], _hex(palette[i])) for i in present]
-        text = base64.b64encode(encoded.tobytes()).decode()
-        return Picture(sample.name, f"{title_of(reader.name)}, {split}", text, classes)
+        return Picture(sample.name, where, _jpeg(drawn), classes)
 
     def write(self, path: Path) -> None:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -124,6 +127,15 @@ class DataPage:
         ).get_template("data_page.html.j2")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template.render(page=self), encoding="utf-8")
+
+
+def _by_count(sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(sizes.items(), key=lambda item: -item[1])
+
+
+def _jpeg(image: np.ndarray) -> str:
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    return base64.b64encode(encoded.tobytes()).decode()
 
 
 def _hex(colour: np.ndarray) -> str:

@@ -29,6 +29,7 @@ from semidavil.data.streams import (
     Groups,
     all_samples,
     disparities,
+    samples_without_labels,
     selection_features,
     streams_of,
     train_samples,
@@ -80,6 +81,7 @@ def prepare_street(config: Config, progress: bool) -> str:
         samples = usable_samples(open_reader(config, target), "train", cache_dir(config))
         if config.data.selection == "depth":
             selection_features(config, samples, progress)
+        samples = [*samples, *samples_without_labels(config)]
         maps = disparities(config, samples, progress)
         if names.METHODS[config.training.method].disparity:
             with Filling(config, progress) as filling:

@@ -27,7 +27,7 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
     BEGUN_ON_OTHER = "begun on other data"
     FAILED = "failed"
-    # Its loss became infinite, or its score is undefined, and would be so again.
+    # Its loss became infinite, its score is undefined, or a plugin is wrong, and would be so again.
     DIVERGED = "failed for good"
     ELSEWHERE = "running elsewhere"
 

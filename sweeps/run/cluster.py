@@ -123,7 +123,12 @@ def run_on_cluster(work: Callable[[], T], cpus: float, gpus: float) -> T:
 
     Raises what `work` raises, or ClusterError if its node was lost.
     """
-    return _result(ray.remote(num_cpus=cpus, num_gpus=gpus)(lambda: work()).remote())
+    answer = ray.remote(num_cpus=cpus, num_gpus=gpus)(lambda: work()).remote()
+    try:
+        return _result(answer)
+    except KeyboardInterrupt:  # it gives back its GPU
+        ray.cancel(answer, force=True)
+        raise
 
 
 def _result(answer: Any) -> Any:

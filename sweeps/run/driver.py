@@ -6,9 +6,8 @@ Ray Tune's loop calls the driver and must never wait: whatever asks the tracking
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from rich.markup import escape
@@ -18,62 +17,20 @@ from semidavil.plugins import in_use
 from sweeps.keep.storage import StorageError, file_of
 from sweeps.keep.workspace import LOG
 from sweeps.plan.cells import Cell, FailedCell
-from sweeps.plan.data import NOT_COMPARED, PresentData
+from sweeps.run.context import Outcome, SweepContext
 from sweeps.run.events import Done, Event, Failed, Failure, Halted, Lost, Progress, Taken, Task
-from sweeps.run.resources import Resources
 from sweeps.run.source import CellSource
 from sweeps.run.store_thread import StoreThread
-from sweeps.show.notify import Notify, quiet
 from sweeps.show.progress import SweepProgress
 from sweeps.track.lease import SIGN_SECONDS, Claimed, Held, Leases
 from sweeps.track.retry import RunGone, StoreAway, StoreRefused, TrackingError
-from sweeps.track.store import Store
-from sweeps.track.wishes import NOTHING, Wishes
+from sweeps.track.wishes import Wishes
 
 DEATHS = 2  # how often a cell is started again after its worker was killed
 LOOK_SECONDS = 5.0  # between two looks at what people ask for; 10 ms each on SQLite
 NEXT_LOOK_SECONDS = 0.5  # before a source that has no cell now is asked again
 REFUSED_SECONDS = 5.0  # before the next cell is claimed after the store has refused one
 CLOSING_SECONDS = 10.0  # to wait for a store that is away when a sweep ends
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a command wants its cells run."""
-
-    tags: Mapping[str, str]  # of all runs: commit, versions, preset
-    train: str  # the training function as `module:function`
-    retries: int = 1  # of a cell that fails, unless it would fail in the same way
-    retry_diverged: bool = False  # cells that have failed for good are run again
-    refresh: bool = False  # so are cells of which runs saw other data than are here now
-    data: PresentData = NOT_COMPARED  # what is here now
-    wait: bool = False  # for cells that other sweeps train, and take over what these leave
-    command: str = ""  # that goes on with the sweep, for people
-    notify: Notify = quiet
-
-
-@dataclass(frozen=True)
-class SweepContext:
-    """What all cells of a sweep have in common."""
-
-    store: Store
-    resources: Resources
-    options: SweepOptions
-    grid: str  # the experiment's name
-    experiment_id: str
-    parent: (
-        str  # the run that theirs are shown below, whose tags have wishes; empty if there is none
-    )
-    before: Wishes = NOTHING  # those that were there when the sweep began
-
-
-@dataclass
-class Outcome:
-    """What became of the cells that ran."""
-
-    failed: list[FailedCell] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)  # keys of cells that other sweeps have
-    undelivered: list[Task] = field(default_factory=list)  # ended, and the store does not have them
 
 
 class Driver:
@@ -97,7 +54,6 @@ class Driver:
         self.to_claim: Cell | None = None  # taken from the source, and not yet claimed
         self.next_claim = self.next_sign = self.next_look = 0.0  # monotonic
         self.wishes = Wishes()  # what people ask of the sweep, since it began
-        self.given_up: dict[str, Cell] = {}  # by key
         self.retrying: set[str] = set()  # tokens of the wishes that were honoured here
         self.stopping: set[str] = set()  # run ids of trials that were told to end early
 
@@ -205,18 +161,23 @@ class Driver:
             self.progress.print("resumed")
         self.progress.paused = bool(found.paused)
         for token, key in zip(found.retries, found.keys, strict=True):
-            # Of what this driver has not given up itself, `Sweep` takes care in its next round.
-            if token not in self.retrying and key in self.given_up and self.source.may_retry():
-                self.retrying.add(token)
-                self._retry(key)
+            if token not in self.retrying:
+                self.thread.submit(
+                    partial(self.source.retry, key), partial(self._on_retry, token, key)
+                )
 
-    def _retry(self, key: str) -> None:
-        cell = self.given_up.pop(key)
-        self.outcome.failed = [one for one in self.outcome.failed if one.key != key]
-        self.retried.pop(cell.name, None)
-        self.died.pop(cell.name, None)
-        self.progress.failed -= 1
-        self._try_again(cell, "somebody asks for it")
+    def _on_retry(self, token: str, key: str, name: str | Exception) -> None:
+        """`name` is that of the cell which the source gives once more."""
+        if isinstance(name, Exception) or not name:
+            return  # of what this driver has not given up itself, `Sweep` takes care in its next round
+        self.retrying.add(token)
+        for one in [one for one in self.outcome.failed if one.key == key]:
+            self.outcome.failed.remove(one)
+            self.progress.failed -= 1
+        self.retried.pop(name, None)
+        self.died.pop(name, None)
+        self.next_claim = 0.0
+        self.progress.say(name, "somebody asks for it; it is tried again")
 
     def _on_halted(self, task: Task, cell: Cell) -> None:
         """It goes on from its checkpoint: after a pause here, else in the next sweep."""
@@ -340,7 +301,7 @@ class Driver:
     def _note_undelivered(self, task: Task, delivered: bool) -> None:
         if not delivered:
             self.outcome.undelivered.append(task)
-            what = f"the store does not have all of it; it waits in {task.workspace}"
+            what = f"MLflow does not have all of its results yet; they wait in {task.workspace}"
             self.progress.say(task.name, what)
 
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
@@ -354,7 +315,7 @@ class Driver:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
         else:
-            self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
+            self._give_up(cell, failed.reason, task.run_id, failed.failure.is_final)
 
     def _on_other_data(self, task: Task, cell: Cell, reason: str) -> None:
         """Its checkpoint is of no use; planning could not know where it cannot see the data."""
@@ -413,7 +374,6 @@ class Driver:
         log = file_of(self.store.storage.of(cell.config.key()), LOG) if run_id else ""
         key = cell.config.key()
         self.outcome.failed.append(FailedCell(cell.name, reason, log, key))
-        self.given_up[key] = cell
         self.progress.end(cell.name, error=reason)
         self.thread.submit(lambda: self.source.failed(cell, reason, run_id, diverged))
 

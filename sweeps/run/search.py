@@ -37,6 +37,7 @@ from sweeps.show.tables import expected, mark_of
 from sweeps.track.retry import RunGone, StoreRefused, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
+from sweeps.track.wishes import ASKED
 
 ABOUT = (__doc__ or "").strip()
 LOOK_SECONDS = 10.0  # between two looks at a cell that another sweep trains
@@ -77,7 +78,11 @@ class StudySource:
         self._exhausted = False
         self._nothing_since: float | None = None  # monotonic, as are all times here
         self._locked_until = 0.0
+        self._given_up: set[str] = set()  # names of trials that have failed here
         study.queue_failed("other", *(["diverged"] if retry_diverged else []))
+        for run in store.runs() if study.failed("diverged") else []:
+            if run.tags.get("retry") == ASKED:
+                study.retry(run.key)
         self._left = study.left()
 
     @property
@@ -173,10 +178,17 @@ class StudySource:
 
     def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
         self.study.tell(cell.name, run_id, TrialState.FAIL, diverged=diverged)
+        self._given_up.add(cell.name)
         self._end(cell)
 
-    def may_retry(self) -> bool:
-        return False  # the study has moved on; its next search queues what has failed
+    def retry(self, key: str) -> str:
+        """Also of trials that other searches of this study have given up."""
+        if name := self.study.retry(key):
+            self._ended -= name in self._given_up
+            self._given_up.discard(name)
+            self._exhausted, self._nothing_since = False, None
+            self._left = self.study.left()
+        return name
 
     def stopped(self, cell: Cell, run_id: str) -> None:
         self.study.tell(cell.name, run_id, TrialState.PRUNED)

@@ -43,8 +43,8 @@ class CellSource(Protocol):
     def taken(self, cell: Cell) -> None:
         """Another sweep has it, or somebody has deleted its run."""
 
-    def may_retry(self) -> bool:
-        """Whether a cell that was given up may be handed out again."""
+    def retry(self, key: str) -> str:
+        """Gives the cell of this key once more if it was given up; returns its name, or an empty text."""
 
 
 class QueueSource:
@@ -53,6 +53,7 @@ class QueueSource:
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.queue = deque(cells)
         self.total = len(cells)
+        self.given_up: dict[str, Cell] = {}  # by key
 
     def exhausted(self) -> bool:
         return not self.queue
@@ -68,9 +69,14 @@ class QueueSource:
 
     def finished(self, cell: Cell, done: Done, run_id: str) -> None: ...
     def stopped(self, cell: Cell, run_id: str) -> None: ...
-    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None: ...
+    def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
+        self.given_up[cell.config.key()] = cell
+
     def taken(self, cell: Cell) -> None:
         self.total -= 1
 
-    def may_retry(self) -> bool:
-        return True
+    def retry(self, key: str) -> str:
+        if (cell := self.given_up.pop(key, None)) is None:
+            return ""
+        self.queue.appendleft(cell)
+        return cell.name

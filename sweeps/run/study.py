@@ -192,10 +192,29 @@ class Study:
             if "begun" not in trial.user_attrs:  # its process, which had the lock, died in `ask`
                 self.study.tell(trial.number, state=TrialState.FAIL)
         for trial in self.failed(*failures):
-            again = copy.deepcopy(trial)
-            again.user_attrs = {}
-            # With its settings, and the scores and rungs on its way.
-            RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, again)
+            self._queue_again(trial)
+
+    def _queue_again(self, trial: FrozenTrial) -> None:
+        """With its settings, and the scores and rungs on its way."""
+        again = copy.deepcopy(trial)
+        again.user_attrs = {}
+        RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(self.study, again)
+
+    def retry(self, key: str) -> str:
+        """Queues the trial of the Config with this key again, if it has failed for whatever reason.
+
+        Returns its name, or an empty text.
+        """
+        with _usable(self.file), self._lock:
+            for trial in self.failed("", "other", "diverged"):
+                if trial.user_attrs.get("key") == key:
+                    self._queue_again(trial)
+                    return self._name_of(trial)
+        return ""
+
+    def _name_of(self, trial: FrozenTrial) -> str:
+        base = self.base
+        return f"{base.data.benchmark}/trial-{number_of(trial)}/{base.data.budget}/s{base.seed}"
 
     # One trial
 
@@ -218,10 +237,9 @@ class Study:
                 constant_liar=True,
             )
             trial = self.study.ask(dict(self.space))
-            number = number_of(self._trials()[trial.number])
-            config = self.base.replace(trial.params)
-            name = f"{config.data.benchmark}/trial-{number}/{config.data.budget}/s{config.seed}"
-            self.open[name] = OpenTrial(name, number, config, trial)
+            frozen = self._trials()[trial.number]
+            config, name = self.base.replace(trial.params), self._name_of(frozen)
+            self.open[name] = OpenTrial(name, number_of(frozen), config, trial)
             self._beat()
             trial.set_user_attr("key", config.key())
             trial.set_user_attr("begun", True)  # last: without it, its process died here

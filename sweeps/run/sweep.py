@@ -1,7 +1,7 @@
 """A sweep from its start to its end: tidy up, prepare data, start Ray, run what waits, say what is left."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,18 +15,15 @@ from sweeps.plan.cells import Cell, FailedCell, Plan, make_plan
 from sweeps.plan.pace import Kind, Pace, kind_of
 from sweeps.plan.spec import Job
 from sweeps.run.cluster import Common, require_common, run_on_cluster
-from sweeps.run.driver import (
-    CLOSING_SECONDS,
-    Driver,
-    Outcome,
-    SweepContext,
-    SweepOptions,
-)
+from sweeps.run.context import Outcome, SweepContext, SweepOptions
+from sweeps.run.driver import CLOSING_SECONDS, Driver
 from sweeps.run.engine import run_tasks, started_ray
+from sweeps.run.failures import is_input_error
+from sweeps.run.listening import Listening
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
 from sweeps.run.source import CellSource, QueueSource
-from sweeps.run.worker import is_input_error
+from sweeps.run.worker import load_training
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.stopping import AskedToStop, Stopped
@@ -84,8 +81,16 @@ class Sweep:
         runs = self.store.runs()
         plans = [self._plan(job, runs) for job in jobs]
         waiting = [cell.config for plan in plans for cell in plan.waiting]
+
+        def overviews() -> list[Overview]:
+            """Of jobs that are to do something, so that people can steer them from here on."""
+            wait = self.options.wait
+            active = (plan.waiting or (wait and plan.elsewhere) for plan in plans)
+            each = zip(jobs, plans, active, strict=True)
+            return [self._overview(job, plan) for job, plan, acts in each if acts]
+
         try:
-            with self._ready(waiting, self.options.wait) as ray_is_up:
+            with self._ready(waiting, overviews, self.options.wait) as ray_is_up:
                 for job in jobs:
                     self._run_job(job, ray_is_up)
         except BaseException:
@@ -95,31 +100,39 @@ class Sweep:
             raise
         return self.result
 
-    def run_source(
-        self, source: CellSource, overview: Overview, configs: Sequence[Config]
-    ) -> Outcome:
+    def run_source(self, source: CellSource, overview: Overview, configs: Sequence[Config]) -> None:
         """Prepares what `configs` need, and runs a source such as a search below its overview."""
         work = [(kind_of(config.to_params()), 1.0) for config in configs]
-        with self._ready(configs) as ray_is_up:
+        with self._ready(configs, lambda: [overview]) as ray_is_up:
             if not ray_is_up:
                 reasons = set(self._unprepared.values())
                 self.result.failed += [FailedCell(overview.spec.grid, why) for why in reasons]
-                return Outcome()
-            outcome = self._drive(source, overview, work, self.store.runs())
+                return
+            more = True
+            while more:
+                outcome = self._drive(source, overview, work, self.store.runs())
+                # Asked for when the last cell had just ended.
+                again = {key for key in self._retries(overview) if source.retry(key)}
+                failed = [*self.result.failed, *outcome.failed]
+                self.result.failed = [one for one in failed if one.key not in again]
+                more = bool(again)
         self._close_own(self.store.runs())
-        self.result.failed += outcome.failed
-        return outcome
 
     @contextmanager
-    def _ready(self, configs: Sequence[Config], wait: bool = False) -> Iterator[bool]:
+    def _ready(
+        self,
+        configs: Sequence[Config],
+        overviews: Callable[[], Sequence[Overview]],
+        wait: bool = False,
+    ) -> Iterator[bool]:
         """Data and captions are prepared and Ray is up, unless nothing can run: then it yields False."""
         if not configs and not wait:
             yield False
             return
         self.store.storage.require()
-        local = not self.resources.address
+        local, opened = not self.resources.address, overviews()
         if local:
-            self._prepare(configs)
+            self._prepare(configs, opened)
         if local and not wait and self._unprepared.keys() >= set(map(preparation_of, configs)):
             yield False
             return
@@ -130,37 +143,41 @@ class Sweep:
                     common = Common.of(store.uri, store.database, store.storage, configs)
                     require_common(common, each.cpus, each.gpus)
                     self.console.print("the cluster is ready; preparing data and captions on it")
-                    self._prepare(configs)
+                    self._prepare(configs, opened)
                 yield True
         finally:
             # After Ray: a worker that trains on in a run that was closed would be one of two.
             for driver in self._drivers:
                 driver.close("the sweep was stopped")
 
-    def _prepare(self, configs: Sequence[Config]) -> None:
+    def _prepare(self, configs: Sequence[Config], overviews: Sequence[Overview]) -> None:
         """What cannot be prepared costs its own cells, and no others."""
-        for kind, prepare in preparations(configs, self.options.train).items():
-            try:
-                if self.resources.address:
-                    said = run_on_cluster(prepare, self.resources.cpus, self.resources.gpus)
-                else:
-                    said = prepare()
-                if said:
-                    self.console.print(escape(said), soft_wrap=True, highlight=False)
-            except Exception as error:
-                if not is_input_error(error):
-                    raise
-                self._unprepared[kind] = str(error)
-                count = sum(preparation_of(config) == kind for config in configs)
-                text = f"{error} ({count} runs cannot be made)"
-                self.console.print(f"[red]left out:[/] {escape(text)}")
+        resources, kinds = self.resources, preparations(configs, self.options.train)
+        if kinds and not resources.address:
+            load_training(self.options.train)  # an import that was interrupted may fail later
+        with Listening(self.store, overviews, self.console.print) as listening:
+            for kind, prepare in kinds.items():
+                work = prepare
+                if resources.address:
+                    work = partial(run_on_cluster, prepare, resources.cpus, resources.gpus)
+                try:
+                    if said := listening.during(work):
+                        self.console.print(escape(said), soft_wrap=True, highlight=False)
+                except Exception as error:
+                    if not is_input_error(error):
+                        raise
+                    self._unprepared[kind] = str(error)
+                    count = sum(preparation_of(config) == kind for config in configs)
+                    text = f"{error} ({count} runs cannot be made)"
+                    self.console.print(f"[red]left out:[/] {escape(text)}")
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""
         in_vain = 0
         while True:
             runs = self._close_own(self.store.runs())
-            self._honour_wishes(job)
+            if overview := self._overviews.get(job.name):
+                self._attempted -= self._retries(overview)
             plan = self._plan(job, runs)
             cells = [cell for cell in plan.waiting if self._may_run(cell)]
             if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
@@ -188,24 +205,22 @@ class Sweep:
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
 
-    def _honour_wishes(self, job: Job) -> None:
-        """Raises AskedToStop if somebody has told this sweep to stop; has cells tried that people want tried.
+    def _retries(self, overview: Overview) -> set[str]:
+        """Keys of cells that people want tried again, and that no driver has heard of.
 
-        While it runs cells, its driver looks for more.
+        Raises AskedToStop if somebody has told this sweep to stop.
         """
-        if (overview := self._overviews.get(job.name)) is None:
-            return
         try:
             tags = self.store.run(overview.run_id).tags
         except RunGone:
-            return
+            return set()
         wishes = Wishes.of(tags).since(overview.wishes)
         if wishes.stop:
             raise AskedToStop(wishes.stopped_by)
-        for token, key in zip(wishes.retries, wishes.keys, strict=True):
-            if token not in self._honoured:
-                self._honoured.add(token)
-                self._attempted.discard(key)
+        new = dict(zip(wishes.retries, wishes.keys, strict=True))
+        keys = {key for token, key in new.items() if token not in self._honoured}
+        self._honoured |= new.keys()
+        return keys
 
     def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
         each = self.options
@@ -225,7 +240,7 @@ class Sweep:
         left = [run for run in runs if run.is_open and mine <= run.tags.items()]
         for run in left:
             with self._left_out_if_refused():
-                self.store.close(run.run_id, "KILLED", "its claim did not come through", run.epoch)
+                self.store.close(run.run_id, "KILLED", "it had not begun yet", run.epoch)
         return self.store.runs() if left else runs
 
     @contextmanager
@@ -247,7 +262,7 @@ class Sweep:
         return reason is None
 
     def _overview(self, job: Job, plan: Plan) -> Overview:
-        """Opened when the first cell is about to run."""
+        """Opened when the first cell is about to be prepared."""
         if job.name not in self._overviews:
             concurrency = self.resources.concurrency
             overview = open_overview(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
@@ -64,7 +64,7 @@ def rerun(
         console.print(f"the code of the run: {escape(command)}", soft_wrap=True)
         console.print("  (back again: git checkout -, and git stash pop if something was stashed)")
     module.prepare(config)
-    with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
+    with transient_bars(console=console) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
         result = train_function(
             config,

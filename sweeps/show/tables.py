@@ -13,7 +13,7 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.marks import mark
+from semidavil.marks import TOY, mark
 from sweeps.plan.cells import Cell, FailedCell, Plan, State
 
 COLOURS = {
@@ -37,12 +37,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0) -> None:
+def print_plan(
+    console: Console, plan: Plan, preset: str, concurrency: int, gpus: float = 0.0
+) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
-    marks = dict.fromkeys(
-        f", {mark_of(cell.config)}" for cell in plan.cells if mark_of(cell.config)
+    marks = {mark_of(cell.config) for cell in plan.cells} - {
+        "",
+        TOY,
+    }  # which its presets are called
+    title = ", ".join(
+        [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs", *marks]
     )
-    title = f"grid {plan.grid_name}, {len(plan.cells)} runs{''.join(marks)}"
+    if not plan.cells:
+        console.print(f"{title}: {summary(plan, concurrency, gpus)}")
+        return
     table = Table(title=title, title_justify="left")
     for column in ("run", "differs by", "state"):
         table.add_column(column, overflow="fold")

@@ -48,7 +48,7 @@ def _checkpoints(store: Store) -> Iterator[Leftover]:
             last = workspace.last_run()
             known = bool(mine) and (not last or last in {run.run_id for run in mine})
             if mine and not known:
-                why = "of a run that this tracking store does not know; another one may"
+                why = "of a run that this MLflow does not know; another one may"
             name = f" of {mine[-1].name}" if mine else ""
             size = size_of(workspace.folder)
             remove = partial(_forget, store, key)
@@ -67,7 +67,7 @@ def why_unneeded(runs: Sequence[TrackedRun], now: float) -> str | None:
     if any(is_held(run, now) for run in here):
         return None
     if not runs:
-        return "this tracking store knows no run of it; another one may"
+        return "this MLflow does not know its run; another one may"
     if not here:
         return "its run was deleted in MLflow"
     if any(run.status == "FINISHED" for run in here):

@@ -45,6 +45,8 @@ def datasets_of(config: Config, fingerprint: str) -> list[DatasetInput]:
         }
         if context == "unlabelled":
             own.pop("labels", None)
+            if more := parts.get(f"{dataset}/unlabelled/images"):
+                own["images without labels"] = more
         if not own:
             continue
         profile = own | (drawn if "labelled" in context else {})

@@ -140,10 +140,6 @@ REFUSED: dict[str, tuple[Layout, str]] = {
         void,
         "labels hold nothing but what is usually ignored",
     ),
-    "a missing label": (
-        lambda r: (pairs(r, "img/{:02d}.jpg", "gt/{:02d}.png"), (r / "gt/03.png").unlink()),
-        r"1 of 10 images of train have no label; the first is .*img/03\.jpg",
-    ),
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A benchmark of one's own from its file to a trained model that is used where the file is not."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harbour import DESCRIPTION, write_harbour
+from harbour import DESCRIPTION, picture, save, write_harbour
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from semidavil.__main__ import app
@@ -37,7 +39,9 @@ def command(*words: str | Path, **changes: object) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("own")
-    write_harbour(folder / "harbour")
+    write_harbour(folder / "harbour", f"{DESCRIPTION}unlabelled: more\n")
+    for number in range(100, 120):
+        save(folder / f"harbour/more/{number}.jpg", picture(number)[0])
     place = {"runtime.cache_dir": folder / "cache"}
     done = command(
         "train", "--benchmark", folder / "harbour", *SHORT, "--out", folder / "run", **place
@@ -79,6 +83,14 @@ def test_captions_speak_of_the_scene(trained: SimpleNamespace) -> None:
     assert ": a harbour with " in trained.said
     assert "a street" not in trained.said
     assert "harbour@" in trained.said
+
+
+@pytest.mark.slow
+def test_pictures_without_labels_are_trained_on(trained: SimpleNamespace) -> None:
+    """Captioned with the others, and part of what the run says that it has seen."""
+    assert re.search(r"unlabelled, 1\d\d\.jpg: a harbour", trained.said)
+    with safe_open(trained.folder / "run" / "segmenter.safetensors", "pt") as weights:
+        assert re.search(r"harbour@\w+/unlabelled/images=", weights.metadata()["data"])
 
 
 def test_the_data_check_writes_a_page(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from semidavil.config import preset
 from sweeps.plan.cells import Cell, State
 from sweeps.plan.pace import Pace
 from sweeps.run import store_thread
-from sweeps.run.driver import DEATHS, Driver, SweepContext, SweepOptions
+from sweeps.run.context import SweepContext, SweepOptions
+from sweeps.run.driver import DEATHS, Driver
 from sweeps.run.events import Done, Failed, Failure, Halted, Lost, Progress, Taken, Task
 from sweeps.run.resources import Resources
 from sweeps.run.source import QueueSource
@@ -48,6 +49,7 @@ class Remembering(QueueSource):
         self.heard.append(("stopped", cell.name))
 
     def failed(self, cell: Cell, reason: str, run_id: str, diverged: bool) -> None:
+        super().failed(cell, reason, run_id, diverged)
         self.heard.append(("diverged" if diverged else "failed", cell.name))
 
     def taken(self, cell: Cell) -> None:
@@ -68,8 +70,9 @@ class Sweep:
         retries: int = 1,
         parent: str = "",
         before: Wishes = NOTHING,
+        source: Any = None,
     ) -> None:
-        self.store, self.source = store, Remembering(count)
+        self.store, self.source = store, source or Remembering(count)
         context = SweepContext(
             store, Resources(concurrency=2, cpus=1, gpus=0),
             SweepOptions({"commit": "c0ffee"}, "fake:train", retries), "attention",

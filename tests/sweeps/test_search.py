@@ -11,17 +11,22 @@ import pytest
 from fake_training import STEPS
 from studies import BASE, age_heartbeats, ask, die, finish_next, open_study, states
 from sweep_process import Sweeps
+from test_driver import Sweep as DrivenSweep
+from test_driver import failing
 from tracked_runs import finish
 
 from semidavil.config import Config, preset
 from sweeps.cli import main
 from sweeps.plan.cells import Cell, State
+from sweeps.plan.spec import Spec
 from sweeps.run import search
-from sweeps.run.events import Done, Progress
+from sweeps.run.events import Done, Failure, Progress
 from sweeps.run.search import StudySource
+from sweeps.show.overview import open_overview
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import StoreAway
 from sweeps.track.store import Store
+from sweeps.track.wishes import ask_to_retry
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 SEARCH = ("--grid", "search", "--set", "runtime.eval_every=3", "--concurrency")
@@ -189,6 +194,60 @@ def test_studies_that_are_locked_end_nothing(store: Store, monkeypatch: pytest.M
     source.finished(cell, DONE, "run")
     assert next_cell(source).name != cell.name
     assert states(source.study) == ["complete", "running"]
+
+
+# What somebody wants tried again
+
+
+def test_a_trial_that_was_given_up_is_given_once_more(source: StudySource) -> None:
+    first, second = next_cell(source), next_cell(source)
+    source.failed(first, "the loss is not finite", "run", diverged=True)
+    source.finished(second, DONE, "second")
+    assert source.next() is None
+    assert source.exhausted()
+    assert source.retry("another key") == source.retry(second.config.key()) == ""
+    assert source.retry(first.config.key()) == first.name
+    assert (source.exhausted(), source.total) == (False, 2)
+    again = next_cell(source)
+    assert (again.name, again.config.key()) == (first.name, first.config.key())
+    source.finished(again, DONE, "first")
+    assert source.next() is None
+    assert (states(source.study), source.total) == (["complete", "complete"], 2)
+
+
+def test_a_trial_of_an_earlier_search_is_tried_again_by_the_next_one(
+    store: Store, source: StudySource
+) -> None:
+    """It had failed for good, and `retry` named a command that did nothing about it."""
+    cell = next_cell(source)
+    run_id = begin_run(store, cell.config)
+    store.close(run_id, "FAILED", "the loss is not finite", tags={"retry": "false"})
+    source.failed(cell, "the loss is not finite", run_id, diverged=True)
+    source.study.close()
+    assert next_cell(make_source(store)).config.key() != cell.config.key()
+    ask_to_retry(store, [], store.run(run_id))
+    again = next_cell(make_source(store))
+    assert (again.name, again.run and again.run.run_id) == (cell.name, run_id)
+
+
+def test_a_running_search_hears_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.run.driver.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("sweeps.run.driver.NEXT_LOOK_SECONDS", 0.05)
+    overview = open_overview(store, Spec("search", "toy", trials=2, study="a-study"), "", 1)
+    sweep = DrivenSweep(store, parent=overview.run_id, source=make_source(store))
+    task, other = sweep.next(), sweep.next()
+    store.close(task.run_id, "FAILED", "", task.epoch, {"retry": "false"})
+    sweep.driver.on_event(task, failing(Failure.DIVERGED))
+    sweep.idle()
+    ask_to_retry(store, store.overviews(), store.run(task.run_id))
+    again = sweep.next()
+    assert (again.name, again.run_id) == (task.name, task.run_id)
+    assert (sweep.driver.outcome.failed, sweep.driver.progress.failed) == ([], 0)
+    for one in (again, other):
+        sweep.driver.on_event(one, DONE)
+    sweep.until(lambda: sweep.driver.next_task() or sweep.driver.finished())
+    assert states(sweep.source.study) == ["complete", "complete"]
+    sweep.driver.close("the sweep has ended")
 
 
 # The command

@@ -113,6 +113,17 @@ def test_what_has_not_failed_or_is_not_there_is_not_retried(
     assert "is called 'dlg'" in capsys.readouterr().err
 
 
+def test_other_settings_of_the_same_grid_are_not_asked(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their sweep knows nothing of such a run, and was said to try it again."""
+    other = CELLS[0].replace({"training.steps": 20})
+    failed_for_good(swept, other, "of other steps")
+    assert main(["retry", "of other steps"]) == 0
+    assert "no sweep is running" in capsys.readouterr().out
+    assert wishes(swept).keys == []
+
+
 def test_a_name_that_several_runs_have_is_not_guessed(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,7 +235,7 @@ def test_cleaning_leaves_all_that_an_unfinished_run_needs(
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "3.5 kB in all; nothing was removed" in shown
-    assert "1 checkpoints of which this tracking store knows no run" in shown
+    assert "1 checkpoints of runs that this MLflow does not know" in shown
     assert all(folder.exists() for folder in (*folders, unknown, old, new))
 
     assert main([*command, "--delete"]) == 0

@@ -1,6 +1,7 @@
 """A sweep from its start to its end, with Ray's part played by the test."""
 
 import io
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,14 +13,18 @@ from servers import raising
 
 from semidavil.config import Config
 from sweeps.plan.spec import Job, Selection, Spec
+from sweeps.run import listening
 from sweeps.run import sweep as module
-from sweeps.run.driver import Driver, SweepOptions
+from sweeps.run.context import SweepOptions
+from sweeps.run.driver import Driver
 from sweeps.run.events import Done, Task
 from sweeps.run.resources import Resources
 from sweeps.run.sweep import Sweep, tidy
+from sweeps.stopping import AskedToStop
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.store import Store
+from sweeps.track.wishes import ask_to_stop
 
 DONE = Done(score=50.0, latency_ms=1.0, seconds=2.0, delivered=True, summary="mIoU 50.00")
 
@@ -69,7 +74,7 @@ def job() -> Job:
 
 
 def sweep_of(store: Store, wait: bool = False) -> Sweep:
-    options = SweepOptions({"commit": "c0ffee"}, "fake:train", wait=wait)
+    options = SweepOptions({"commit": "c0ffee"}, "fake_training:train", wait=wait)
     console = Console(file=io.StringIO(), width=200)
     return Sweep(store, Resources(concurrency=2, cpus=1, gpus=0), console, options)
 
@@ -107,6 +112,29 @@ def test_what_cannot_be_prepared_costs_its_own_cells(
     assert len(play.trained) == 3
     assert [one.reason for one in result.failed] == ["no images in /data"]
     assert "left out: no images in /data" in text_of(sweep)
+
+
+def test_a_sweep_is_stopped_while_it_prepares_its_data(
+    store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody saw it from elsewhere before its first run began, which captions may delay for hours."""
+
+    def prepare() -> str:
+        (overview,) = store.overviews()
+        ask_to_stop(store, overview)
+        assert not threading.Event().wait(60), "nobody has interrupted it"
+        return ""
+
+    monkeypatch.setattr(listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "preparations", lambda *_: {"dlg": prepare})
+    with pytest.raises(AskedToStop):
+        sweep_of(store).run_jobs([job])
+    assert play.trained == []
+    monkeypatch.setattr(module, "preparations", lambda *_: {"dlg": lambda: "captions: 3"})
+    sweep = sweep_of(store)
+    sweep.run_jobs([job])  # what was asked of the earlier sweep is not asked of this one
+    assert len(play.trained) == 4
+    assert "captions: 3" in text_of(sweep)
 
 
 def test_what_others_are_at_is_waited_for_and_taken_over_if_asked(

@@ -124,7 +124,7 @@ def test_cells_that_have_all_diverged_are_tried_again_only_when_asked(sweeps: Sw
         sweeps.store.end(run_id, "FAILED")
     code, output = sweeps.run(*arguments)
     assert code == 1, output
-    assert f"or whose score is undefined, are tried again only by {again}" in output
+    assert f"a mistake in a plugin) are tried again only by {again}" in output
     assert sweeps.trainings() == []
 
 
