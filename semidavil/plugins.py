@@ -383,8 +383,8 @@ def _check(plugin: _Plugin) -> None:
 def _check_benchmark(plugin: _Plugin, key: str, entry: object) -> None:
     if not isinstance(entry, str | Path | Mapping):
         raise PluginError(
-            f"the benchmark {key!r} of the plugin {plugin.source.name} is neither the path of a benchmark.yaml "
-            "or dataset.yaml nor a dict of what such a file says"
+            f"the benchmark {key!r} of the plugin {plugin.source.name} is neither the path of a "
+            "benchmark.yaml or dataset.yaml nor a dict of what such a file says"
         )
 
 
