@@ -117,7 +117,7 @@ def _add_options_of_run(run: argparse.ArgumentParser, storage: argparse.Argument
     add("--list", action="store_true", dest="list_only",
         help="show each run, its state and time, and what cannot run; without --grid, the grids. Starts "
         "nothing")
-    add("--rerun", metavar="RUN_ID",
+    add("--rerun", metavar="RUN",
         help="train a finished run again from what MLflow knows of it, and compare")
     add("--retry-failed", action="store_true",
         help="also try again what failed for good: a loss became infinite, a score was undefined, a plugin's "

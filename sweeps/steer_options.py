@@ -35,8 +35,9 @@ def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
     logs.add_argument("run", metavar="RUN", help=run)
     logs.add_argument("--follow", action="store_true", help="and what it goes on to print, to its end")
     clean = add("clean", "Says what nobody needs any more, and how large it is: checkpoints of runs that "
-        "have finished or were deleted in MLflow, old decoded images, leftovers of sweeps that were killed. "
-        "Removes it with --delete. Never touches what an unfinished run needs.", storage)
+        "have finished or were deleted in MLflow, models of deleted runs, old decoded images, leftovers of "
+        "sweeps that were killed. Removes it with --delete. Never touches what an unfinished run needs.",
+        storage)
     clean.add_argument("--delete", action="store_true", help="remove it [default: only say so]")
     clean.add_argument("--unknown", action="store_true",
         help="also checkpoints of runs that this MLflow does not know: another one may")

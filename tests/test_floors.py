@@ -21,6 +21,7 @@ FLOORS = (
         "semidavil.benchmarks",
         "semidavil.seeds",
         "semidavil.bars",
+        "semidavil.run_ids",
         "semidavil.full_disk",
         "semidavil.machine",
         "semidavil.marks",

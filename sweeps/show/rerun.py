@@ -20,7 +20,7 @@ from semidavil.data.fingerprint import differences
 from semidavil.place import command
 from semidavil.plugins import PLUGINS, missing
 from sweeps.run.worker import load_training
-from sweeps.track.credentials import redact
+from sweeps.show.find import find_run
 from sweeps.track.provenance import CODE, code_tags, device_name
 from sweeps.track.retry import TrackingError
 from sweeps.track.runs import TrackedRun
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no d
 
 def rerun(
     store: Store,
-    run_id: str,
+    named: str,
     changes: Mapping[str, str],
     root: Path | None,
     console: Console,
@@ -40,14 +40,14 @@ def rerun(
     """Prints recorded and new numbers; returns whether the score is the same.
 
     Args:
-        run_id: of a finished run, or its first letters.
+        named: a finished run's name, its id, or the first letters of it.
         changes: settings of `runtime`, such as where data are on this machine.
         root: the checkout, whose code runs.
         train: the training function as `module:function`.
 
     Raises TrackingError if there is no such run, it has not finished, or its Config means something else now.
     """
-    run = find(store, run_id)
+    run = find_run(store, named, finished=True)
     require_plugins(run)
     # The run's own device need not exist on this machine.
     config = Config.from_params(run.params).replace({"runtime.device": "auto", **changes})
@@ -87,18 +87,6 @@ def require_plugins(run: TrackedRun) -> None:
             f"run {run.run_id} cannot be made again like this: {why}. The run has kept what it used; read it "
             f"before you run it: {command('run')} --rerun {run.run_id} {options}"
         )
-
-
-def find(store: Store, run_id: str) -> TrackedRun:
-    """The finished run whose id begins so."""
-    found = [run for run in store.runs() if run.run_id.startswith(run_id)]
-    if len(found) != 1:
-        which = "several runs" if found else "no run"
-        place = redact(store.uri)
-        raise TrackingError(f"{which} in {place} with an id that begins with {run_id!r}")
-    if found[0].status != "FINISHED":
-        raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
-    return found[0]
 
 
 def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str]:
