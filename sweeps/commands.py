@@ -25,10 +25,12 @@ from sweeps.batch import notifying, print_left_out, print_notes, submit
 from sweeps.given import known_grid, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
+from sweeps.plan.needs import left_out
 from sweeps.plan.spec import Job, Spec
 from sweeps.request import (
     Options,
     data_are_here,
+    missing_here,
     open_store,
     present_data,
     requested,
@@ -115,13 +117,15 @@ def _list(options: Options, console: Console) -> int:
     concurrency, gpus = resources.concurrency, resources.gpus
 
     from sweeps.plan.cells import make_plan
-    from sweeps.show.tables import print_plan, summary
+    from sweeps.show.tables import lacking_lines, print_plan, summary
 
     runs, data = store.runs(), present_data(options, request.base, read=False)
 
     def plan_of(name: str, grid: "Grid", configs: Sequence[Config]) -> "Plan":
-        retry, refresh = options.retry_failed, options.refresh
-        return make_plan(name, grid, configs, runs, retry, data=data, refresh=refresh)
+        retry, refresh, lacking = options.retry_failed, options.refresh, request.jobs[0].lacking
+        return make_plan(
+            name, grid, configs, runs, retry, data=data, refresh=refresh, lacking=lacking
+        )
 
     plans = [plan_of(job.name, job.grid, job.configs) for job in request.jobs]
     if options.grid in (None, ALL):
@@ -137,9 +141,9 @@ def _list(options: Options, console: Console) -> int:
         print_plan(console, plans[0], request.jobs[0].spec.preset, concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
     print_notes(console, request.notes)
-    left_out = [*request.left_out, *_storage_problems(store)]
-    print_left_out(console, left_out)
-    return WRONG if left_out else DONE
+    lines = [*request.left_out, *lacking_lines(plans), *_storage_problems(store)]
+    print_left_out(console, lines)
+    return WRONG if lines else DONE
 
 
 def _storage_problems(store: "Store") -> Iterable[str]:
@@ -166,7 +170,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     from sweeps.plan.cells import make_plan
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.address import where_to_look
-    from sweeps.show.tables import print_failures, print_results, summary
+    from sweeps.show.tables import lacking_lines, print_failures, print_results, summary
 
     def print_summary(plan: "Plan") -> None:
         name = f"{plan.grid_name}: " if len(request.jobs) > 1 else ""
@@ -177,7 +181,16 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     runs, data = store.runs(), present_data(options, request.base, read=True)
     retry, refresh = options.retry_failed, options.refresh
     plans = [
-        make_plan(job.name, job.grid, job.configs, runs, retry, data=data, refresh=refresh)
+        make_plan(
+            job.name,
+            job.grid,
+            job.configs,
+            runs,
+            retry,
+            data=data,
+            refresh=refresh,
+            lacking=job.lacking,
+        )
         for job in request.jobs
     ]
     for plan in plans:
@@ -200,6 +213,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
             escape(f"{diverged} runs that failed for good ({why}) are tried again only by {again}")
         )
     _say_what_runs_saw(console, options, result.plans.values(), data)
+    print_left_out(console, lacking_lines(result.plans.values()))
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
     console.print(f"draw them: {DRAW}")
@@ -273,8 +287,11 @@ def _sweep_options(
 def _search(options: Options, console: Console, notify: Notify) -> int:
     spec, base = searched(options)
     problems = find_problems([base]) if data_are_here(options, base) else []
-    print_left_out(console, [problem.reason for problem in problems])
-    if problems and not options.list_only:
+    reasons = [problem.reason for problem in problems]
+    lacks = missing_here(options, [base]) if not problems else {}
+    reasons += left_out((f"the search of {base.data.benchmark}", each) for each in lacks.values())
+    print_left_out(console, reasons)
+    if reasons and not options.list_only:
         return WRONG
     store = open_store(options)
     resources = _resources(options, base, console)
@@ -300,7 +317,7 @@ def _search(options: Options, console: Console, notify: Notify) -> int:
         study = Study(base, options.objective, options.trials, store, create=not options.list_only)
     except KeyError as error:
         console.print(f"study {error.args[0]}: not begun, {options.trials} trials to run")
-        return WRONG if problems else DONE
+        return WRONG if reasons else DONE
     if not options.list_only:
         _say_bundled(console, base, [base])
         tidy(store, console)
@@ -320,7 +337,7 @@ def _search(options: Options, console: Console, notify: Notify) -> int:
         )
         return DONE if options.list_only else WRONG
     if options.list_only:
-        return WRONG if problems else DONE
+        return WRONG if reasons else DONE
 
     spec = replace(spec, study=study.name)
     chosen = _sweep_options(options, store, spec, data, notify)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import (
     PRESETS,
     Config,
@@ -18,7 +17,7 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
-from semidavil.data.own import is_file, own_benchmarks
+from semidavil.data.own import BENCHMARKS_BY_NAME, is_own, own_benchmarks
 from semidavil.descriptions import DescriptionError
 from semidavil.place import command, home
 from semidavil.plugins import provider
@@ -27,6 +26,7 @@ from sweeps.plan.combine import Selection, union
 from sweeps.plan.grid import require_known
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.narrow import require_present, values_of, variations
+from sweeps.plan.needs import Lacking, lacking
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 from sweeps.run_options import without_option
@@ -57,9 +57,9 @@ class Options(argparse.Namespace):
 
 
 def require_benchmark(name: str) -> None:
-    """Raises ConfigError for a benchmark that is neither built in nor a file."""
-    if not is_file(name):
-        require_known(name, BENCHMARKS, "benchmark")
+    """Raises ConfigError for a benchmark that is neither built in, nor a plugin's, nor a file."""
+    if not is_own(name):
+        require_known(name, BENCHMARKS_BY_NAME, "benchmark")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ def requested(options: Options) -> Request:
     if data_are_here(options, base):
         problems = find_problems(union(*(job.configs for job in jobs)))
     jobs = [replace(job, configs=runnable(job.configs, problems)) for job in jobs]
+    lacks = missing_here(options, union(*(job.configs for job in jobs)))
+    jobs = [replace(job, lacking=lacks) for job in jobs]
     notes = _notes(options, [job.spec for job in jobs], base)
     return Request(jobs, [*left_out, *map(str, problems)], base, notes)
 
@@ -132,6 +134,11 @@ def data_are_here(options: Options, base: Config) -> bool:
     """Whether this machine, and our own training, can say what is wrong with the data."""
     own = train_function() == TRAIN or base.data.toy or bool(base.runtime.data_root)
     return own and not options.address
+
+
+def missing_here(options: Options, configs: Sequence[Config]) -> Lacking:
+    """What runs need that is not here, where they run here and by our own training."""
+    return {} if options.address or train_function() != TRAIN else lacking(configs)
 
 
 def present_data(options: Options, base: Config, read: bool) -> "PresentData":

@@ -232,6 +232,7 @@ class Sweep:
             each.retry_diverged,
             data=each.data,
             refresh=each.refresh,
+            lacking=job.lacking,
         )
 
     def _close_own(self, runs: list[TrackedRun]) -> list[TrackedRun]:

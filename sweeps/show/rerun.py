@@ -21,7 +21,7 @@ from semidavil.place import command
 from semidavil.plugins import PLUGINS, missing
 from sweeps.run.worker import load_training
 from sweeps.show.find import find_run
-from sweeps.track.provenance import code_tags, device_name
+from sweeps.track.provenance import CODE, code_tags, device_name
 from sweeps.track.retry import TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -61,7 +61,8 @@ def rerun(
     for text in environment_differences(run, now):
         console.print(f"[yellow]not as then:[/] {escape(text)}")
     if command := code_command(run, now):
-        console.print(f"the code of the run: {escape(command)}")
+        console.print(f"the code of the run: {escape(command)}", soft_wrap=True)
+        console.print("  (back again: git checkout -, and git stash pop if something was stashed)")
     module.prepare(config)
     with transient_bars(console=console) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
@@ -105,7 +106,8 @@ def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
     changes = run.tags.get("changes", before)
     if commit == "unknown" or (commit, changes) == (now["commit"], now["changes"]):
         return ""
-    command = f"git stash --include-untracked && git checkout {commit}"
+    # New files elsewhere are the user's: pictures, plugins.
+    command = f"git add {' '.join(CODE)} && git stash && git checkout {commit}"
     if changes == "none":
         return command
     if changes == "unknown":

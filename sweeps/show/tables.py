@@ -15,6 +15,7 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.marks import TOY, mark
 from sweeps.plan.cells import Cell, FailedCell, Plan, State
+from sweeps.plan.needs import left_out
 
 COLOURS = {
     State.DONE: "green",
@@ -25,6 +26,7 @@ COLOURS = {
     State.FAILED: "red",
     State.DIVERGED: "red",
     State.ELSEWHERE: "cyan",
+    State.LACKING: "red",
 }
 
 
@@ -68,6 +70,8 @@ def print_plan(
 
 def _detail(plan: Plan, cell: Cell) -> str:
     run = cell.run
+    if cell.state is State.LACKING:
+        return f"without {', '.join(lack.what for lack in cell.lacks)}"
     if run is None:
         return ""
     if cell.state in (State.DONE, State.DONE_ON_OTHER):
@@ -114,6 +118,13 @@ def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) ->
         text = f"about {duration(seconds)}"
         text += f" and {gpu_seconds / 3600:.3g} GPU-hours" if gpu_seconds else ""
     return f"{text}, {concurrency} at a time"
+
+
+def lacking_lines(plans: Iterable[Plan]) -> list[str]:
+    """Which runs are left out for want of what is not here, and what to do."""
+    # A cell that several grids share counts once.
+    cells = {cell.config.key(): (cell.name, cell.lacks) for plan in plans for cell in plan.left_out}
+    return left_out(cells.values())
 
 
 def mark_of(config: Config) -> str:
