@@ -106,8 +106,8 @@ def _add_options_of_run(run: argparse.ArgumentParser, storage: argparse.Argument
     add = run.add_argument_group("what to run").add_argument
     add("--grid", metavar="NAME", help="one of the grids below; all of them; or my.py:NAME")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
-        help="source and target, by name, or a benchmark.yaml or dataset.yaml of your own [default: the "
-        "grid's own; toy: its first]")
+        help="source and target, by name, or a benchmark.yaml or dataset.yaml of your own, or one of a "
+        "--plugin [default: the grid's own; toy: its first]")
     add("--budgets", metavar="N", nargs="+", type=whole(0),
         help="numbers of labelled target images [default: each benchmark's own]")
     add("--seeds", metavar="N", nargs="+", type=whole(0), help="[default: 0]")
