@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -307,8 +307,9 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     }
 
 
+@lru_cache(maxsize=None, typed=True)  # 1 is neither 1.0 nor true
 def _parsed(text: str | None, default: Any) -> Any:
-    """A logged parameter with the type of its field."""
+    """A logged parameter with the type of its field; thousands of runs share the few values of each."""
     if text is None:
         return default
     if isinstance(default, str):
