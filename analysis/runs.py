@@ -121,11 +121,8 @@ class Tracked:
         stored = self.arrays(run_id)
         if "per_image" not in stored:
             return None
-        return Evaluation(
-            list(map(str, stored["names"])),
-            stored["per_image"].astype(np.int64),
-            stored["confident"].astype(np.int64),
-        )
+        per_image, confident = (stored[n].astype(np.int64) for n in ("per_image", "confident"))
+        return Evaluation(list(map(str, stored["names"])), per_image, confident)
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """The arrays of a run's artifact `evaluation.npz`; empty for a run without one."""
@@ -183,11 +180,10 @@ def load_runs(
     Raises:
         AnalysisError: an unknown experiment, no store, or no finished run.
     """
-    uri = without_credentials(uri or default_uri())
+    uri, first = without_credentials(uri or default_uri()), command("attention")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise AnalysisError(
-            f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example "
-            + command("attention")
+            f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example {first}"
         )
     client = before.client if before else _client(uri)
     names = _experiments(client)
@@ -221,9 +217,7 @@ def load_runs(
     for row in wanted:
         (without if row["why"] else finished).setdefault(row["key"], row)
     if not finished:
-        raise AnalysisError(
-            "no run has finished yet: run one grid first, for example " + command("attention")
-        )
+        raise AnalysisError(f"no run has finished yet: run one grid first, for example {first}")
     table = pd.DataFrame(list(finished.values())).drop(columns="why")
     open_ = pd.DataFrame([row for key, row in without.items() if key not in finished])
     return Tracked(table, uri, open_, unreadable, rows)
@@ -248,11 +242,10 @@ def _all(search: Callable[..., Any], *conditions: Any, **more: Any) -> Iterator[
 def _why(run: Any) -> str:
     """Why a run has no result; empty for a finished one."""
     tags = run.data.tags
-    if run.info.status == "FAILED":
-        return "diverged" if tags.get(f"{PREFIX}retry") == "false" else "failed"
-    if run.info.status == "KILLED":
-        return "stopped early" if tags.get(f"{PREFIX}stopped_early") else "interrupted"
-    return "" if run.info.status == "FINISHED" else "running"
+    diverged, early = tags.get(f"{PREFIX}retry") == "false", tags.get(f"{PREFIX}stopped_early")
+    reasons = {"FINISHED": "", "FAILED": "diverged" if diverged else "failed",
+               "KILLED": "stopped early" if early else "interrupted"}  # fmt: skip
+    return reasons.get(run.info.status, "running")
 
 
 def default_settings() -> dict[str, Any]:
@@ -296,9 +289,10 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(
-            settings["model.captions"],
-            settings["model.caption_region"],
-            settings["model.caption_prompt"],
+            *(
+                settings[f"model.{name}"]
+                for name in ("captions", "caption_region", "caption_prompt")
+            )
         ),
         "asked": tags.get(f"{PREFIX}caption_prompt", settings["model.caption_prompt"]),
         **final,
