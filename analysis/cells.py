@@ -156,7 +156,7 @@ def select(
         )  # 0: of runs that say none
     runs = scored[scored["version"] == newest]
 
-    varied = {*SHARED, *GRIDS[grid].baseline}
+    varied = {*SHARED, *varied_by(grid, runs)}
     fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
     kept = []
     for _, here in runs.groupby("benchmark"):
@@ -173,6 +173,22 @@ def select(
     open_ = tracked.unfinished(grid)
     open_ = open_[open_["benchmark"].isin(chosen["benchmark"])]
     return Cells(chosen, dict(left_out), open_.assign(variant=_joined(open_, names)))
+
+
+def varied_by(grid: str, runs: pd.DataFrame) -> set[str]:
+    """The settings that a grid varies on purpose.
+
+    Of a user's own grid, whose file is not read, those which differ between its variants and within none.
+    """
+    if grid in GRIDS:
+        return set(GRIDS[grid].baseline)
+    within = runs.groupby("named")
+    return {
+        setting
+        for setting in default_settings()
+        if runs[setting].nunique(dropna=False) > 1
+        and within[setting].nunique(dropna=False).max() == 1
+    }
 
 
 def _joined(runs: pd.DataFrame, names: Sequence[str]) -> pd.Series:

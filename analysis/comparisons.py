@@ -69,7 +69,7 @@ class Comparison:
             parts = (f"{', '.join(v)} at {', '.join(map(str, b))}" for b, v in by_budgets.items())
             if by_budgets:
                 told.append(f"{benchmark}: {'; '.join(parts)}")
-        return f"not run yet: {total} cells ({' | '.join(told)})" if told else ""
+        return f"not run yet: {total} runs ({' | '.join(told)})" if told else ""
 
 
 COMPARISONS: dict[str, Comparison] = {

@@ -71,5 +71,6 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         try:
             part.write_bytes(content)
             os.replace(part, folder / name)
-        finally:
+        except BaseException:
             part.unlink(missing_ok=True)
+            raise

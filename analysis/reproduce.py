@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cells import varied_by
 from analysis.runs import command, default_settings
 from analysis.style import setting_text
 from semidavil.config import PRESETS, Config, ConfigError, owner_of, preset
@@ -38,7 +39,7 @@ def _settings_of(runs: pd.DataFrame, grid: str) -> list[tuple[tuple[str, ...], p
     first = runs.iloc[0]
     name = first["env/preset"] if first["env/preset"] in PRESETS else "paper"
     base = dict(preset(name).settings(of_all_methods=True))
-    varied = {*SHARED_AXES, *(GRIDS[grid].baseline if grid in GRIDS else ())}
+    varied = {*SHARED_AXES, *(varied_by(grid, runs) if grid != SEARCH else ())}
     fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
     place = first["runtime.data_root"]
     root = ["--data-root", place] if place and not first["toy"] else []

@@ -46,7 +46,7 @@ FIELDS = {
 ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset",
                "results_version")  # fmt: skip
 # What a row says of a run besides settings, metrics and environment.
-OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "ended", "version", "data",
+OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "began", "ended", "named", "version", "data",
             "asked", "captions", "plugins", "data.own", *FIELDS)  # fmt: skip
 
 
@@ -279,7 +279,9 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "experiment": experiment,
         "experiment_id": run.info.experiment_id,
         "grids": (experiment, *shared),
+        "began": run.info.start_time,
         "ended": run.info.end_time,
+        "named": _variant_of(run.info.run_name),
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
         "runtime.data_root": params.get("runtime.data_root", ""),
@@ -299,6 +301,11 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "peak_memory_mb": metrics.get("train/peak_memory_mb", np.nan),
         **{f"env/{name}": tags.get(PREFIX + name, "") for name in ENVIRONMENT},
     }
+
+
+def _variant_of(name: str) -> str:
+    """What a grid calls a run's variant: `soft + DLG` of `gta5-cityscapes/soft + DLG/100/s0`."""
+    return "/".join(name.split("/")[1:-2]) or name
 
 
 @lru_cache(maxsize=None, typed=True)  # 1 is neither 1.0 nor true

@@ -88,7 +88,7 @@ def _block(
         entries += size_entries(mine) if comparison.sized else []
         rows.append((style.label(variant), tuple(entries)))
     sizes = SIZES if comparison.sized else ()
-    columns = (*(f"{b:,}" for b in budgets), f"{RANK} (of {ranked.blocks})", *sizes)
+    columns = (*(f"{b:,}" for b in budgets), f"{RANK} (n={ranked.blocks})", *sizes)
     return Block(chosen.heading(benchmark), columns, tuple(rows))
 
 
@@ -113,7 +113,7 @@ def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
             f"paired t-tests over seeds, p < {ALPHA}, the largest of a column after Holm's correction over "
             "the columns of the benchmark."
         )
-    parts.append("Rank: average over the pairs of budget and seed that every row has, 1 is best.")
+    parts.append("Rank: average over the n pairs of budget and seed that every row has, 1 is best.")
     if comparison.sized:
         parts.append(SIZES_WORDS)
     if comparison.field == "method":

@@ -18,6 +18,7 @@ from analysis.figures import FIGURES, components, cost, qualitative, sensitivity
 from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
+from analysis.reproduce import commands
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
 from analysis.tables import TABLES
 from analysis.tables.entries import Shown, shown
@@ -442,6 +443,32 @@ def test_curves_fall_back_to_baselines_and_keep_to_one_number_of_labels(store: W
     means = drawn.numbers.set_index(["variant", "step"])["mean"]
     assert means["semidavil"].to_dict() == {75: 103.0, 150: 105.0}
     assert set(means.index.get_level_values(0)) == {"semidavil", "target_only", "source_only"}
+
+
+def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
+    store: Writer, tmp_path: Path
+) -> None:
+    """Its file is not read: it may be gone. What was run with other settings is left out by name."""
+    variants = {"soft": ("soft", "none"), "base": ("ce", "none"), "soft + DLG": ("soft", "dlg")}
+    for name in ("base", "soft", "soft + DLG"):
+        loss, fusion = variants[name]
+        for seed in range(3):
+            cell = settings("gta5-cityscapes", 100, seed, loss__name=loss, model__fusion=fusion)
+            full = f"gta5-cityscapes/{name}/100/s{seed}"
+            store.run("ladder", cell, {"miou": 20.0 + len(name) + seed}, name=full)
+    longer = settings("gta5-cityscapes", 100, 0, loss__name="soft", model__fusion="none")
+    longer["training.steps"] = 7
+    store.run("ladder", longer, {"miou": 99.0}, name="gta5-cityscapes/soft/100/s0")
+    made = make_all(load_runs(store.uri), (), tmp_path, ("png",))
+    drawn = made.figures["ladder"]
+    assert list(drawn.numbers["variant"]) == ["soft + DLG", "base", "soft"]
+    assert drawn.numbers["minus_baseline"].iloc[0] == pytest.approx(6)  # to what began first
+    assert "1 with training.steps=7" in drawn.caption
+    assert (tmp_path / "ladder.png").exists()
+    shown = load_runs(store.uri).of_grid("ladder")
+    (command,) = commands(shown[shown["run_id"].isin(drawn.run_ids)], "ladder")
+    assert "--grid ladder" in command
+    assert "loss.name" not in command  # the grid's file has it
 
 
 def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
