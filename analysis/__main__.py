@@ -1,8 +1,6 @@
 """`python -m analysis`: figures, tables and report of the tracked runs."""
 
-import typer
-
-from analysis.make_figures import main
+from analysis.make_figures import app
 
 if __name__ == "__main__":
-    typer.run(main)
+    app(prog_name="python -m analysis")

@@ -10,7 +10,7 @@ belong to the rest is left out with a reason, and what would be two in one numbe
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -325,8 +325,8 @@ def by_seed(runs: pd.DataFrame, metric: str = "miou") -> pd.Series:
     return runs.set_index("seed")[metric]
 
 
-def seeds_of(counts: Sequence[int]) -> str:
+def seeds_of(counts: Iterable[float]) -> str:
     """`1 seed`, `3 seeds`, `2 to 3 seeds`."""
-    low, high = min(counts), max(counts)
+    low, high = min(seen := [int(n) for n in counts]), max(seen)
     number = f"{low}" if low == high else f"{low} to {high}"
     return f"{number} seed{'' if high == 1 else 's'}"

@@ -73,7 +73,7 @@ class Comparison:
             ]
             if parts:
                 told.append(f"{benchmark}: {'; '.join(parts)}")
-        return f"not run yet: {total} cells ({' | '.join(told)})" if told else ""
+        return f"not run yet: {total} runs ({' | '.join(told)})" if told else ""
 
 
 COMPARISONS: dict[str, Comparison] = {

@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from analysis.runs import Tracked
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure and what is in it.
+@dataclass(frozen=True, kw_only=True)
+class Shows:
+    """What figures and tables both say.
 
     Attributes:
         title: a few words.
         caption: for a paper: what is shown, spread, number of seeds, tests, what is left out.
-        alt: what the picture shows, for those who cannot see it.
         numbers: all that is drawn and the published values beside it, one row each.
         run_ids: the runs behind the numbers.
         grid: the grid whose runs it shows.
@@ -26,16 +25,22 @@ class Drawn:
         tests: what the verdicts rest on, one row each.
     """
 
-    figure: Figure
     title: str
     caption: str
-    alt: str
     numbers: pd.DataFrame
     run_ids: tuple[str, ...]
     grid: str
     missing: str = ""
     verdicts: tuple[str, ...] = ()
     tests: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn(Shows):
+    """A figure and what is in it; `alt` is for those who cannot see it."""
+
+    figure: Figure
+    alt: str
 
 
 @dataclass(frozen=True)
@@ -64,38 +69,35 @@ class Entry:
         return f"{self.text} {self.tail}".strip()
 
 
+Row = tuple[str, tuple[Entry, ...]]
+
+
 @dataclass(frozen=True)
 class Block:
     """Rows under one heading: each a name and as many entries as there are columns."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+    rows: tuple[Row, ...]
+
+    def column(self, place: int) -> list[Entry]:
+        return [entries[place] for _, entries in self.rows if place < len(entries)]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Blocks below one another; what is not said here is as of `Drawn`.
+@dataclass(frozen=True, kw_only=True)
+class Table(Shows):
+    """Blocks below one another.
 
     Attributes:
         name: the last part of the LaTeX label.
         about: the caption's first words: what the numbers are, in at most 25 words.
-        caption: everything, as below a figure.
         stub: heading of the column of names.
     """
 
     name: str
-    title: str
     about: str
-    caption: str
     stub: str
     blocks: tuple[Block, ...]
-    numbers: pd.DataFrame
-    run_ids: tuple[str, ...]
-    grid: str
-    missing: str = ""
-    verdicts: tuple[str, ...] = ()
-    tests: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def entries(self) -> list[Entry]:

@@ -25,7 +25,7 @@ from rich.markup import escape
 from analysis.drawn import Drawn, Table
 from analysis.figures import FIGURES
 from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
-from analysis.report import CSS, report
+from analysis.report import report
 from analysis.run_pages import FOLDER, run_pages
 from analysis.runs import AnalysisError, Tracked, load_runs
 from analysis.style import paper_style
@@ -112,13 +112,9 @@ def main(
                 drawn = tracked
         except AnalysisError as error:
             if watch is None:
-                console.print(
-                    f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False
-                )
+                _say("[bold red]error:[/]", str(error))
                 raise typer.Exit(1) from error
-            console.print(
-                f"[yellow]waiting:[/] {escape(str(error))}", soft_wrap=True, highlight=False
-            )
+            _say("[yellow]waiting:[/]", str(error))
         if watch is None:
             raise typer.Exit(1 if made.broken else 0)
         time.sleep(watch)
@@ -185,22 +181,18 @@ def make_all(
             continue
         write(out, files)
         made.names[name] = list(files)
-        _say(out, name, list(files))
+        _say(f"{name}:", f"{out}/: {', '.join(files)}")
         one = made.figures.get(name) or made.tables[name]
         made.files.setdefault(one.grid, {}).update(files)
         if one.missing:
-            console.print(f"  [yellow]{escape(one.missing)}[/]", soft_wrap=True, highlight=False)
+            _say(" [yellow]", one.missing)
     if not only:
-        write(out / FOLDER, run_pages(tracked, out / FOLDER, CSS))
+        write(out / FOLDER, run_pages(tracked, out / FOLDER))
         pages = report(tracked, made.figures, made.tables, made.left_out, made.names, how)
         write(out, pages)
-        _say(out, "report", list(pages))
+        _say("report:", f"{out}/: {', '.join(pages)}")
     for what, reason in tracked.unreadable.items():
-        console.print(
-            f"[red]{escape(what)} cannot be read:[/] {escape(reason)}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        _say(f"[red]{escape(what)} cannot be read:[/]", reason)
     plt.close("all")
     return made
 
@@ -218,9 +210,7 @@ def _leave_out(name: str, error: Exception, made: Made) -> None:
         made.broken.append(name)
     made.left_out[name] = text
     colour = "red" if name in made.broken else "yellow"
-    console.print(
-        f"[{colour}]{name} is left out:[/] {escape(text)}", soft_wrap=True, highlight=False
-    )
+    _say(f"[{colour}]{name} is left out:[/]", text)
 
 
 def _make(
@@ -245,19 +235,19 @@ def _upload(tracked: Tracked, made: Made) -> None:
     try:
         grids = upload_files(tracked, made.files)
     except (AnalysisError, MlflowException, OSError) as error:
-        console.print(
-            f"[yellow]not put into MLflow (without --upload it is not tried):[/] {escape(str(error))}",
-            soft_wrap=True,
-            highlight=False,
-        )
+        _say("[yellow]not put into MLflow (without --upload it is not tried):[/]", str(error))
         return
     if grids:
-        console.print(f"in MLflow, beside plan and results: {', '.join(grids)}", highlight=False)
+        _say("in MLflow, beside plan and results:", ", ".join(grids))
 
 
-def _say(out: Path, name: str, files: Sequence[str]) -> None:
-    console.print(f"{name}: {out}/: {', '.join(files)}", soft_wrap=True, highlight=False)
+def _say(begin: str, text: str) -> None:
+    """A line of rich's markup, and of a text that is none."""
+    console.print(f"{begin} {escape(text)}", soft_wrap=True, highlight=False)
 
+
+app = typer.Typer(rich_markup_mode=None, add_completion=False)
+app.command()(main)
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

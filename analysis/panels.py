@@ -2,18 +2,21 @@
 
 frame = panels(benchmarks, rows=2, heights=(1, 2))
 for benchmark, (above, below) in frame:
-    ...
+    points(above, x, y, look, yerr=whiskers(y, low, high))
 legend(frame.figure)
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
-from analysis.style import COLUMN, PAGE
+from analysis.style import COLUMN, PAGE, Look
 
 ACROSS = 2  # panels side by side: three are too narrow for their names
 SMALL = 6.5  # points: no text is smaller after printing
@@ -31,11 +34,12 @@ class Frame:
     def __iter__(self) -> Iterator[tuple[str, tuple[Axes, ...]]]:
         return iter(zip(self.names, self.axes, strict=True))
 
-    @property
-    def first(self) -> tuple[Axes, ...]:
-        """The axes of the panels that begin a row: those that name what is on the left."""
-        across = min(self.across, len(self.names))
-        return tuple(ax for i, column in enumerate(self.axes) if i % across == 0 for ax in column)
+    def name_rows(self, labels: Sequence[str]) -> None:
+        """Names what is on the left, once for each row of axes."""
+        for i, axes in enumerate(self.axes):
+            if i % self.across == 0:
+                for ax, text in zip(axes, labels, strict=True):
+                    ax.set_ylabel(text)
 
 
 def panels(
@@ -74,6 +78,31 @@ def panels(
                 own[-1].tick_params(labelbottom=False)
         found.append(tuple(own))
     return Frame(figure, tuple(names), tuple(found), across)
+
+
+def points(ax: Axes, x: Any, y: Any, look: Look, **how: Any) -> None:
+    """Values and their spread in a variant's colour and marker, joined by nothing unless `how` says so."""
+    usual = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
+    ax.errorbar(x, y, **{**usual, "capsize": 2, "elinewidth": 0.8, **how})
+
+
+def whiskers(value: Any, low: Any, high: Any) -> np.ndarray | None:
+    """(2, N), what an interval reaches below and above; of length 0 where it is unknown, None if all are."""
+    ends = np.abs(
+        np.array([low, high], dtype=float).reshape(2, -1) - np.asarray(value, dtype=float)
+    )
+    return None if np.isnan(ends).all() else np.nan_to_num(ends)
+
+
+def heat_map(
+    ax: Axes, values: Any, columns: Sequence[str], rows: Sequence[str], **how: Any
+) -> AxesImage:
+    """A heat map whose rows and columns are named."""
+    image = ax.imshow(values, **how)
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=SMALL)
+    ax.set_yticks(range(len(rows)), rows, fontsize=SMALL)
+    ax.grid(False)
+    return image
 
 
 def legend(figure: Figure) -> None:

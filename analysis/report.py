@@ -7,17 +7,16 @@ import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from markupsafe import Markup
 
-from analysis.drawn import Drawn, Table
+from analysis.drawn import Drawn, Shows, Table
 from analysis.output import figure_bytes
+from analysis.pages import render
+from analysis.paper import Published
 from analysis.reproduce import commands
-from analysis.run_pages import COLUMNS, FOLDER, POLICY, SCRIPT, mlflow_address, run_rows
+from analysis.run_pages import FOLDER, page_of_all
 from analysis.runs import ENVIRONMENT, Tracked
 from analysis.stats import ALPHA, CLAIM_SEEDS, MARK_SEEDS
 from analysis.style import benchmark_name, label
@@ -26,8 +25,6 @@ from semidavil.marks import MEANING, mark
 from semidavil.place import DRAW
 from sweeps.track.credentials import redact
 
-HERE = Path(__file__).parent
-CSS = (HERE / "report.css").read_text(encoding="utf-8")
 THUMBNAIL_DPI = 36
 MOST_IDS = 24  # run ids that a section links; the page of all runs has the others
 
@@ -38,28 +35,18 @@ class Section:
 
     Attributes:
         name: its anchor.
-        picture, thumbnail: the figure as data URIs; empty for a table alone.
-        width: of the picture at most, in pixels: one that is a column wide stays small.
-        about: the table's caption.
-        run_ids: of the runs behind figure and table.
-        commands: that make these runs once more.
+        one: the figure, or the table of a section without one: both have the same title and verdicts.
+        table: as it is shown.
+        runs: the rows of the runs behind figure and table.
         files: that are beside the page.
-        verdicts: which variant is best, a sentence each.
     """
 
     name: str
-    title: str
+    one: Shows
     figure: Drawn | None
     table: Table | None
-    about: str
-    picture: str
-    thumbnail: str
-    width: int
-    run_ids: tuple[str, ...]
-    commands: list[str]
-    missing: str
-    files: tuple[str, ...]
-    verdicts: tuple[str, ...]
+    runs: pd.DataFrame
+    files: Sequence[str]
 
 
 def report(
@@ -77,23 +64,16 @@ def report(
         left_out: by name, why there is nothing to show.
         files: by name, what was written beside the pages.
     """
-    names = list(dict.fromkeys([*figures, *tables]))
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    common = {"css": Markup(CSS), "script": Markup(SCRIPT), "policy": POLICY, "folder": FOLDER}
-    sections = [
-        _section(
-            tracked,
-            name,
-            figures.get(name),
-            tables.get(name),
-            (files or {}).get(name, ()),
-            how or Shown(),
-        )
-        for name in names
-    ]
-    template = environment.from_string((HERE / "report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(
-        **common,
+    sections = []
+    for name in dict.fromkeys([*figures, *tables]):
+        both: list[Shows] = [of[name] for of in (figures, tables) if name in of]
+        ids = {run_id for one in both for run_id in one.run_ids}
+        table = shown(tables[name], how or Shown()) if name in tables else None
+        runs = tracked.table[tracked.table["run_id"].isin(ids)].sort_values("run_id")
+        beside = (files or {}).get(name, ())
+        sections.append(Section(name, both[0], figures.get(name), table, runs, beside))
+    page = render(
+        "report.html.j2",
         sections=sections,
         left_out=left_out,
         unreadable=tracked.unreadable,
@@ -103,21 +83,14 @@ def report(
         environments=environments(tracked.table),
         rules=(ALPHA, CLAIM_SEEDS, MARK_SEEDS),
         most=MOST_IDS,
+        thumbnail_dpi=THUMBNAIL_DPI,
         draw=DRAW,
+        folder=FOLDER,
+        picture=_data_uri,
+        commands=commands,
+        short_caption=short_caption,
     )
-    runs = environment.from_string((HERE / "runs.html.j2").read_text(encoding="utf-8")).render(
-        **common,
-        columns=COLUMNS,
-        rows=run_rows(tracked),
-        links={
-            run: mlflow_address(tracked.uri, experiment, run)
-            for table in (tracked.table, tracked.open)
-            if len(table)
-            for run, experiment in zip(table["run_id"], table["experiment_id"], strict=True)
-        },
-        finished=set(tracked.table["run_id"]),
-    )
-    return {"report.html": page.encode(), "runs.html": runs.encode()}
+    return {"report.html": page, "runs.html": page_of_all(tracked)}
 
 
 def facts(tracked: Tracked) -> dict[str, str]:
@@ -131,13 +104,11 @@ def facts(tracked: Tracked) -> dict[str, str]:
     told["newest end of a run"] = f"{ended:%Y-%m-%d %H:%M} UTC"
     if "seconds" in runs:
         hours = runs.groupby("env/device")["seconds"].sum() / 3600
-        told["training"] = "; ".join(
-            f"{h:.1f} h on {d or 'an unknown device'}" for d, h in hours.items()
-        )
+        spent = (f"{h:.1f} h on {d or 'an unknown device'}" for d, h in hours.items())
+        told["training"] = "; ".join(spent)
     commits = [c[:8] for c in runs["env/commit"].unique() if c]
-    told["commits"] = ", ".join(commits[:3]) + (
-        f" and {len(commits) - 3} more" if len(commits) > 3 else ""
-    )
+    more = f" and {len(commits) - 3} more" if len(commits) > 3 else ""
+    told["commits"] = ", ".join(commits[:3]) + more
     told["presets"] = ", ".join(filter(None, runs["env/preset"].unique()))
     told["store"] = redact(tracked.uri)
     return {what: text for what, text in told.items() if text}
@@ -149,36 +120,6 @@ def marked(runs: pd.DataFrame) -> list[tuple[int, str, str]]:
     return [(count, name, MEANING[name]) for name, count in counts.items() if name]
 
 
-def _section(
-    tracked: Tracked,
-    name: str,
-    figure: Drawn | None,
-    table: Table | None,
-    files: Sequence[str],
-    how: Shown,
-) -> Section:
-    one = figure or table
-    assert one is not None
-    ids = {*(figure.run_ids if figure else ()), *(table.run_ids if table else ())}
-    runs = tracked.table[tracked.table["run_id"].isin(ids)]
-    worded = shown(table, how) if table else None
-    return Section(
-        name=name,
-        title=one.title,
-        figure=figure,
-        table=worded,
-        about=short_caption(worded) if worded else "",
-        picture=_data_uri(figure, "svg") if figure else "",
-        thumbnail=_data_uri(figure, "png", THUMBNAIL_DPI) if figure else "",
-        width=round(140 * figure.figure.get_figwidth()) if figure else 0,
-        run_ids=tuple(sorted(ids)),
-        commands=commands(runs, one.grid),
-        missing=one.missing,
-        files=tuple(files),
-        verdicts=one.verdicts,
-    )
-
-
 def _data_uri(figure: Drawn, kind: str, dpi: float | None = None) -> str:
     """An image of its own, so that the ids inside one SVG do not meet those of another."""
     encoded = base64.b64encode(figure_bytes(figure.figure, kind, dpi)).decode()
@@ -186,7 +127,7 @@ def _data_uri(figure: Drawn, kind: str, dpi: float | None = None) -> str:
 
 
 def published(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
-    """Every number that was both measured and published, once.
+    """Every number that was both measured and published, once, by where it is printed if it is.
 
     The difference is that of real images alone, and nothing is subtracted from a bound.
     """
@@ -196,21 +137,17 @@ def published(tables: Mapping[str, Table]) -> list[dict[str, Any]]:
             continue
         both = table.numbers[table.numbers["mean"].notna() & table.numbers["published"].notna()]
         for r in both.to_dict("records"):
-            same = (
-                r["benchmark"],
-                int(r["budget"]),
-                round(r["mean"], 6),
-                r["published"],
-                r["kind"],
-            )
+            budget, value, kind = int(r["budget"]), r["published"], r["kind"]
+            same = (r["benchmark"], budget, round(r["mean"], 6), value, kind == "bound")
             gap = r["minus_published"] if not r["caveat"] else float("nan")
-            rows.setdefault(
-                same,
-                {"table": table.title, "benchmark": benchmark_name(r["benchmark"]), "caveat": r["caveat"],
-                 "variant": label(r["variant"]), "budget": int(r["budget"]), "measured": r["mean"],
-                 "published": r["published"], "difference": None if gap != gap else gap, "kind": r["kind"],
-                 "source": r["source"]},
-            )  # fmt: skip
+            row = {
+                "table": table.title, "benchmark": benchmark_name(r["benchmark"]), "caveat": r["caveat"],
+                "variant": label(r["variant"]), "budget": budget, "measured": r["mean"],
+                "text": Published("", "", budget, value, kind, "").text, "kind": kind,
+                "difference": None if gap != gap else gap, "source": r["source"],
+            }  # fmt: skip
+            if rows.get(same, {"kind": ""})["kind"] != "exact":
+                rows[same] = row
     return list(rows.values())
 
 

@@ -1,5 +1,6 @@
 """Tracked runs as one tidy table, with the histories and evaluations behind them (no torch)."""
 
+import itertools
 import json
 import logging
 import os
@@ -42,16 +43,11 @@ FIELDS = {
     "steps": "training.steps",
 }
 # What tells where a run was made; the report prints it.
-ENVIRONMENT = (
-    "commit",
-    "dirty",
-    "changes",
-    "python",
-    "version.torch",
-    "device",
-    "preset",
-    "results_version",
-)
+ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset",
+               "results_version")  # fmt: skip
+# What a row says of a run besides settings, metrics and environment.
+OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "ended", "version", "data",
+            "asked", "captions", "plugins", "data.own", *FIELDS)  # fmt: skip
 
 
 class AnalysisError(RuntimeError):
@@ -100,12 +96,9 @@ class Tracked:
     def overviews(self, grid: str) -> list[str]:
         """The runs that stand for the sweeps of a grid, one for each of its settings, newest first."""
         experiments = list(_experiments(self.client))
-        found = self.client.search_runs(
-            experiments,
-            f"tags.`{OVERVIEW}` = '{grid}'",
-            max_results=PAGE,
-            order_by=["attributes.start_time DESC", "attributes.run_id DESC"],
-        )
+        newest_first = ["attributes.start_time DESC", "attributes.run_id DESC"]
+        condition = f"tags.`{OVERVIEW}` = '{grid}'"
+        found = _all(self.client.search_runs, experiments, condition, order_by=newest_first)
         return [run.info.run_id for run in found]
 
     def files(self, run_id: str, folder: str) -> list[str]:
@@ -203,11 +196,12 @@ def load_runs(
     unreadable: dict[str, str] = {}
     last = max((row["ended"] or 0 for row in rows.values()), default=0)
     rows = {run_id: row for run_id, row in rows.items() if row["why"] == ""}
-    filters = (
-        [f"attributes.end_time >= {last}", "attributes.status != 'FINISHED'"] if before else [""]
-    )
+    new = [f"attributes.end_time >= {last}", "attributes.status != 'FINISHED'"]
+    order = ["attributes.end_time DESC"]
     with no_collector():
-        for run in (run for text in filters for run in _found(client, list(names), text)):
+        found = (_all(client.search_runs, list(names), text, order_by=order) for text in
+                 (new if before else [""]))  # fmt: skip
+        for run in itertools.chain.from_iterable(found):
             try:
                 row = _row(run, names[run.info.experiment_id], defaults)
             except (ValueError, KeyError, TypeError) as error:
@@ -237,14 +231,18 @@ def load_runs(
 
 def _experiments(client: Any) -> dict[str, str]:
     """Name by id, of however many there are."""
-    found: dict[str, str] = {}
+    return {one.experiment_id: one.name for one in _all(client.search_experiments)}
+
+
+def _all(search: Callable[..., Any], *conditions: Any, **more: Any) -> Iterator[Any]:
+    """What a search of MLflow finds, page by page."""
     token: str | None = None
     while True:
-        page = client.search_experiments(max_results=PAGE, page_token=token)
-        found |= {one.experiment_id: one.name for one in page}
+        page = search(*conditions, max_results=PAGE, page_token=token, **more)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def _why(run: Any) -> str:
@@ -317,22 +315,6 @@ def _parsed(text: str | None, default: Any) -> Any:
         return text
     value = _plain(json.loads(text.lower() if text in ("True", "False") else text))
     return float(value) if isinstance(default, float) else value
-
-
-def _found(client: Any, experiments: list[str], condition: str) -> Iterator[Any]:
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            experiments,
-            condition,
-            max_results=PAGE,
-            order_by=["attributes.end_time DESC"],
-            page_token=token,
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _client(uri: str) -> Any:

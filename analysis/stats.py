@@ -20,6 +20,7 @@ RESAMPLES, LEVEL, ALPHA, POWER = 2000, 0.95, 0.05, 0.8
 CLAIM_SEEDS = 3  # from which on one variant may be called best over all conditions
 MARK_SEEDS = 5  # from which on a cell of a table may be marked
 RANK_BLOCKS, RANK_VARIANTS = 6, 3  # from which on ranks are tested
+PROFILE_CONDITIONS = 6  # from which on profiles are drawn
 CONDITION = ["benchmark", "budget"]
 
 
@@ -228,6 +229,58 @@ def best_sets(columns: Mapping[Hashable, pd.DataFrame]) -> dict[Hashable, tuple[
             }
         found[name] = (members, alone.get(name, np.nan))
     return found
+
+
+def complete_blocks(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+    """A row per benchmark, seed and budget that all variants have, a column per variant.
+
+    Of each benchmark, the seeds with the most budgets: means over other budgets would not compare.
+    """
+    table = runs.pivot(
+        index=["benchmark", "seed", "budget"], columns="variant", values=metric
+    ).dropna()
+    counts = table.groupby(["benchmark", "seed"]).transform("size")
+    return table[counts == counts.groupby("benchmark").transform("max")]
+
+
+def profile(blocks: pd.DataFrame) -> pd.DataFrame | None:
+    """In how many per cent of conditions and seeds each variant is within some points of the best one.
+
+    A performance profile (Dolan and Moré, 2002) of differences, with the stratified bootstrap of Agarwal et
+    al. (NeurIPS 2021): seeds are drawn anew within each benchmark, with all of their nested budgets.
+
+    Args:
+        blocks: see `complete_blocks`.
+
+    Returns:
+        Rows `variant`, `points`, `share`, `low`, `high`, `conditions`, `n` (the fewest seeds); None for one
+        variant, fewer than `PROFILE_CONDITIONS` conditions, or a benchmark of fewer than `CLAIM_SEEDS` seeds.
+    """
+    conditions = blocks.groupby(CONDITION).size()
+    if (
+        len(conditions) < PROFILE_CONDITIONS
+        or conditions.min() < CLAIM_SEEDS
+        or blocks.shape[1] < 2
+    ):
+        return None
+    below = blocks.max(axis=1).to_numpy()[:, None] - blocks.to_numpy()  # (rows, variants)
+    points = np.linspace(0, max(np.percentile(below, 95), 0.1), 61)
+    within = pd.DataFrame((below[..., None] <= points).reshape(len(blocks), -1), index=blocks.index)
+    by_seed = 100 * within.astype(float).groupby(["benchmark", "seed"]).mean()
+    rng = np.random.default_rng(0)
+
+    def resampled(seeds: np.ndarray) -> np.ndarray:
+        n = len(seeds)
+        return rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) @ seeds / n
+
+    parts = [one.to_numpy() for _, one in by_seed.groupby("benchmark")]
+    share = np.mean([one.mean(0) for one in parts], axis=0)
+    tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+    low, high = np.percentile(np.mean([resampled(one) for one in parts], axis=0), tails, axis=0)
+    return pd.DataFrame(
+        {"variant": np.repeat(blocks.columns, len(points)), "points": np.tile(points, blocks.shape[1]),
+         "share": share, "low": low, "high": high, "conditions": len(conditions), "n": conditions.min()}
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ class Config(Section):
         has_labelled = "labelled" in streams and self.data.budget > 0
         if not (has_source or has_labelled):
             raise ValueError(
-                f"{self.training.method} has nothing to learn from on {self.data.benchmark} at "
-                f"budget {self.data.budget}: it draws labels from {' and '.join(sorted(streams))}"
+                f"{self.training.method} has nothing to learn from on {self.data.benchmark} with "
+                f"{self.data.budget} labelled images: it draws labels from {' and '.join(sorted(streams))}"
             )
         world_size, batch_size = self.runtime.world_size, self.training.batch_size
         if world_size > 1 and not method.data_parallel:
@@ -235,7 +235,9 @@ def _parse(value: Any, current: Any, path: str) -> Any:
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except json.JSONDecodeError:
-        kind = "a size such as 512x1024" if isinstance(current, list) else f"like {current!r}"
+        kind = (
+            "a size such as 512x1024" if isinstance(current, list) else f"a value like {current!r}"
+        )
         raise ConfigError(f"{path}={value!r} cannot be read: expected {kind}") from None
 
 

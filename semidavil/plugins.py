@@ -209,14 +209,20 @@ def missing(ids: Sequence[str]) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """`my.py, line 12`: where in a plugin an error was raised; empty if it was elsewhere."""
-    known = {}
-    for source in (plugin.source for plugin in _loaded.values()):
-        for file in source.files:
-            known[source.place(file)] = file if file == source.name else f"{source.name}/{file}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename in known:
-            return f"{known[frame.filename]}, line {frame.lineno}"
+    """`my.py, line 12`: where in a plugin an error was raised, or its class that was called otherwise than
+    it says; empty if it was elsewhere."""
+    known = {
+        source.place(file): file if file == source.name else f"{source.name}/{file}"
+        for source in (plugin.source for plugin in _loaded.values())
+        for file in source.files
+    }
+    frames = [*traceback.walk_tb(error.__traceback__)][::-1]
+    for frame, line in frames:
+        if frame.f_code.co_filename in known:
+            return f"{known[frame.f_code.co_filename]}, line {line}"
+    for frame, _ in frames:
+        if (owner := type(frame.f_locals.get("self"))).__module__.startswith(_PREFIX):
+            return f"{known[inspect.getfile(owner)]}, line {inspect.getsourcelines(owner)[1]}"
     return ""
 
 
@@ -351,11 +357,8 @@ def _why_not_imported(source: Source, error: Exception) -> str:
         where, text = own[-1] if own else (source.place(source.name), None), str(error)
     told = f"{where[0]}, line {where[1]}: {type(error).__name__}: {text}"
     name = getattr(error, "name", None) or ""
-    if (
-        isinstance(error, ImportError)
-        and source.folder
-        and Path(source.folder, f"{name}.py").is_file()
-    ):
+    beside = Path(source.folder, f"{name}.py")
+    if isinstance(error, ImportError) and source.folder and beside.is_file():
         told += (
             f". A plugin is one file, or a folder with an __init__.py: there, `from .{name} import ...` "
             "imports a file beside it"
@@ -392,9 +395,7 @@ def _check(plugin: _Plugin) -> None:
             f"the plugin {name} does not say which images its method {lacking[0]!r} draws: TRAITS = "
             f'{{"{lacking[0]}": Traits("images", frozenset(STREAMS))}}, both from semidavil.names'
         )
-    if unknown := [
-        key for key in plugin.table("VISION_ONLY") if key not in plugin.table("FUSIONS")
-    ]:
+    if unknown := sorted({*plugin.table("VISION_ONLY")} - {*plugin.table("FUSIONS")}):
         raise PluginError(
             f"VISION_ONLY of the plugin {name} names {unknown[0]!r}, which is not in its FUSIONS"
         )

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from semidavil.config import ConfigError
 from semidavil.place import command
+from semidavil.plugins import PluginError
 from sweeps import slurm
 from sweeps.plan.grids import SEARCH
 from sweeps.request import Options, open_store, requested, searched
@@ -29,15 +30,19 @@ def submit(options: Options, console: Console) -> int:
         waiting = spec.trials
     else:
         from sweeps.plan.cells import make_plan
+        from sweeps.show.tables import lacking_lines
 
         request, runs = requested(options), store.runs()
         print_left_out(console, request.left_out)
         print_notes(console, request.notes)
         retry, refresh = options.retry_failed, options.refresh
         plans = [
-            make_plan(job.name, job.grid, job.configs, runs, retry, refresh=refresh)
+            make_plan(
+                job.name, job.grid, job.configs, runs, retry, refresh=refresh, lacking=job.lacking
+            )
             for job in request.jobs
         ]
+        print_left_out(console, lacking_lines(plans))
         waiting = len({cell.config.key() for plan in plans for cell in plan.waiting})
     given = without_option(options.given, "--slurm")
     logs = store.folder / "slurm"
@@ -91,8 +96,10 @@ def notifying(options: Options, console: Console) -> Iterator[tuple[Notify, Call
     except KeyboardInterrupt as stop:
         notify("stopped", f"{name}: stopped by {stop or 'Ctrl-C'}", exit_code=exit_code(stop))
         raise
+    except (ConfigError, PluginError):  # a wrong command: whoever has typed it sees why
+        raise
     except Exception as error:
-        notify("finished", f"{name} has ended: {redact(str(error))}", exit_code=WRONG)
+        notify("failed", f"{name} has ended: {redact(str(error))}", exit_code=WRONG)
         raise
     finally:
         notify.close()

@@ -22,18 +22,19 @@ from semidavil.place import CHECKOUT, DRAW
 from sweeps import request as asked
 from sweeps import slurm, steer
 from sweeps.batch import notifying, print_left_out, print_notes, submit
-from sweeps.given import grid_of, take_config
+from sweeps.given import known_grid, take_config
 from sweeps.plan.checks import find_problems, why_unwritable
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
+from sweeps.plan.needs import left_out
 from sweeps.plan.spec import Job, Spec
 from sweeps.request import (
     Options,
     data_are_here,
+    missing_here,
     open_store,
     present_data,
     requested,
     require_benchmark,
-    require_known,
     searched,
     spec_and_base,
 )
@@ -59,15 +60,11 @@ def run(options: Options, console: Console) -> int:
         if options.slurm is not None:
             raise ConfigError("--rerun trains one run here and now: leave --slurm out")
         return _rerun(options, console)
-    _, options.grid = grid_of(options.grid) if options.grid else ("", None)
+    options.grid = known_grid(options.grid)
     if options.grid is None and not options.list_only:
-        raise ConfigError(f"--grid is missing: choose from {', '.join([*GRIDS, ALL])}")
-    if options.grid is not None:
-        if options.grid.endswith(".py"):
-            raise ConfigError(
-                f"--grid {options.grid}: name one of its grids, --grid {options.grid}:NAME"
-            )
-        require_known(options.grid, {**GRIDS, ALL: None, SEARCH: None}, "grid")
+        raise ConfigError(
+            f"--grid is missing: choose from {', '.join([*GRIDS, ALL, SEARCH])}; --list explains them"
+        )
     for benchmark in options.benchmark:
         require_benchmark(benchmark)
     if options.slurm is not None:
@@ -102,8 +99,7 @@ def _show_settings(options: Options, console: Console) -> int:
     """`--settings`, `--print-config`: what would be trained, without a grid or with what it leaves open."""
     from semidavil.describe import settings_table, to_yaml
 
-    _, grid = grid_of(options.grid or "")
-    spec, base = spec_and_base(options, grid)
+    spec, base = spec_and_base(options, known_grid(options.grid) or "")
     if options.show_settings:
         console.print(settings_table(base, spec.preset))
     else:  # benchmarks, labels and seeds are options
@@ -121,17 +117,20 @@ def _list(options: Options, console: Console) -> int:
     concurrency, gpus = resources.concurrency, resources.gpus
 
     from sweeps.plan.cells import make_plan
-    from sweeps.show.tables import print_plan, summary
+    from sweeps.show.tables import lacking_lines, print_plan, summary
 
     runs, data = store.runs(), present_data(options, request.base, read=False)
 
     def plan_of(name: str, grid: "Grid", configs: Sequence[Config]) -> "Plan":
-        retry, refresh = options.retry_failed, options.refresh
-        return make_plan(name, grid, configs, runs, retry, data=data, refresh=refresh)
+        retry, refresh, lacking = options.retry_failed, options.refresh, request.jobs[0].lacking
+        return make_plan(
+            name, grid, configs, runs, retry, data=data, refresh=refresh, lacking=lacking
+        )
 
     plans = [plan_of(job.name, job.grid, job.configs) for job in request.jobs]
     if options.grid in (None, ALL):
-        table = Table("grid", "about", "here", title="grids", title_justify="left", show_lines=True)
+        title = f"grids, preset {request.jobs[0].spec.preset}"
+        table = Table("grid", "about", "here", title=title, title_justify="left", show_lines=True)
         for plan in plans:
             about = escape(plan.grid.about)
             table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
@@ -139,12 +138,12 @@ def _list(options: Options, console: Console) -> int:
         whole = plan_of(ALL, plans[0].grid, request.configs)
         console.print(f"--grid {ALL}: {summary(whole, concurrency, gpus)}")
     else:
-        print_plan(console, plans[0], concurrency, gpus)
+        print_plan(console, plans[0], request.jobs[0].spec.preset, concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
     print_notes(console, request.notes)
-    left_out = [*request.left_out, *_storage_problems(store)]
-    print_left_out(console, left_out)
-    return WRONG if left_out else DONE
+    lines = [*request.left_out, *lacking_lines(plans), *_storage_problems(store)]
+    print_left_out(console, lines)
+    return WRONG if lines else DONE
 
 
 def _storage_problems(store: "Store") -> Iterable[str]:
@@ -171,7 +170,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     from sweeps.plan.cells import make_plan
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.address import where_to_look
-    from sweeps.show.tables import print_failures, print_results, summary
+    from sweeps.show.tables import lacking_lines, print_failures, print_results, summary
 
     def print_summary(plan: "Plan") -> None:
         name = f"{plan.grid_name}: " if len(request.jobs) > 1 else ""
@@ -182,7 +181,16 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     runs, data = store.runs(), present_data(options, request.base, read=True)
     retry, refresh = options.retry_failed, options.refresh
     plans = [
-        make_plan(job.name, job.grid, job.configs, runs, retry, data=data, refresh=refresh)
+        make_plan(
+            job.name,
+            job.grid,
+            job.configs,
+            runs,
+            retry,
+            data=data,
+            refresh=refresh,
+            lacking=job.lacking,
+        )
         for job in request.jobs
     ]
     for plan in plans:
@@ -200,9 +208,12 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     if result.failed:
         print_failures(console, result.failed, again)
     elif diverged:
-        text = f"{diverged} runs whose loss became infinite, or whose score is undefined, are tried again"
-        console.print(escape(f"{text} only by {again}"))
+        why = "an infinite loss, an undefined score, a mistake in a plugin"
+        console.print(
+            escape(f"{diverged} runs that failed for good ({why}) are tried again only by {again}")
+        )
     _say_what_runs_saw(console, options, result.plans.values(), data)
+    print_left_out(console, lacking_lines(result.plans.values()))
     if code == ELSEWHERE:
         console.print("other sweeps are at work on the rest; --wait stays until that is done")
     console.print(f"draw them: {DRAW}")
@@ -276,8 +287,11 @@ def _sweep_options(
 def _search(options: Options, console: Console, notify: Notify) -> int:
     spec, base = searched(options)
     problems = find_problems([base]) if data_are_here(options, base) else []
-    print_left_out(console, [problem.reason for problem in problems])
-    if problems and not options.list_only:
+    reasons = [problem.reason for problem in problems]
+    lacks = missing_here(options, [base]) if not problems else {}
+    reasons += left_out((f"the search of {base.data.benchmark}", each) for each in lacks.values())
+    print_left_out(console, reasons)
+    if reasons and not options.list_only:
         return WRONG
     store = open_store(options)
     resources = _resources(options, base, console)
@@ -303,7 +317,7 @@ def _search(options: Options, console: Console, notify: Notify) -> int:
         study = Study(base, options.objective, options.trials, store, create=not options.list_only)
     except KeyError as error:
         console.print(f"study {error.args[0]}: not begun, {options.trials} trials to run")
-        return WRONG if problems else DONE
+        return WRONG if reasons else DONE
     if not options.list_only:
         _say_bundled(console, base, [base])
         tidy(store, console)
@@ -323,7 +337,7 @@ def _search(options: Options, console: Console, notify: Notify) -> int:
         )
         return DONE if options.list_only else WRONG
     if options.list_only:
-        return WRONG if problems else DONE
+        return WRONG if reasons else DONE
 
     spec = replace(spec, study=study.name)
     chosen = _sweep_options(options, store, spec, data, notify)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semidavil.config import default_preset, preset
+from semidavil.config import ConfigError, default_preset, preset
 from semidavil.describe import read_yaml
-from semidavil.plugins import Source, installed, read
+from semidavil.plugins import Source, installed, provider, read
+from sweeps.plan.grid import require_known
+from sweeps.plan.grids import ALL, GRIDS, SEARCH
 
 if TYPE_CHECKING:
     from sweeps.request import Options
@@ -38,6 +40,31 @@ def grid_of(text: str) -> tuple[str, str]:
     if colon and (file.endswith(".py") or Path(file).is_dir()):
         return file, name
     return "", text
+
+
+def known_grid(text: str | None) -> str | None:
+    """The name of a grid as --grid has it, `attention` or `my.py:ladder`; None without one.
+
+    Raises:
+        ConfigError: there is no such grid.
+    """
+    if not text:
+        return None
+    file, name = grid_of(text)
+    if not file and (text.endswith(".py") or Path(text).is_dir()):
+        raise ConfigError(f"--grid {text}: name one of its grids, --grid {text}:NAME")
+    if file:
+        of_file = {each: None for each in GRIDS if _is_of(file, provider("GRIDS", each))}
+        if not of_file:
+            raise ConfigError(f"--grid {text}: {file} has no grids, GRIDS = {{'{name}': [...]}}")
+        require_known(name, of_file, f"grid of {file}")
+    else:
+        require_known(name, {**GRIDS, ALL: None, SEARCH: None}, "grid")
+    return name
+
+
+def _is_of(file: str, plugin: str | None) -> bool:
+    return plugin is not None and plugin.partition("@")[0] == Path(file).name
 
 
 def take_config(options: "Options") -> None:

@@ -1,7 +1,6 @@
 """What a command asks for: its options, and the cells that follow from them."""
 
 import argparse
-import difflib
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,10 @@ from semidavil.place import command, home
 from semidavil.plugins import provider
 from sweeps.plan.checks import Problem, find_problems, runnable
 from sweeps.plan.combine import Selection, union
+from sweeps.plan.grid import require_known
 from sweeps.plan.grids import ALL, GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.narrow import require_present, values_of, variations
+from sweeps.plan.needs import Lacking, lacking
 from sweeps.plan.spec import Job, Spec
 from sweeps.run.events import TRAIN
 from sweeps.run_options import without_option
@@ -62,13 +63,6 @@ def require_benchmark(name: str) -> None:
         require_known(name, BENCHMARKS, "benchmark")
 
 
-def require_known(name: str, table: Mapping[str, object], what: str) -> None:
-    if name not in table:
-        close = difflib.get_close_matches(name, table, n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
-        raise ConfigError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")
-
-
 @dataclass(frozen=True)
 class Request:
     """The grids of a command."""
@@ -102,6 +96,8 @@ def requested(options: Options) -> Request:
     if data_are_here(options, base):
         problems = find_problems(union(*(job.configs for job in jobs)))
     jobs = [replace(job, configs=runnable(job.configs, problems)) for job in jobs]
+    lacks = missing_here(options, union(*(job.configs for job in jobs)))
+    jobs = [replace(job, lacking=lacks) for job in jobs]
     notes = _notes(options, [job.spec for job in jobs], base)
     return Request(jobs, [*left_out, *map(str, problems)], base, notes)
 
@@ -139,6 +135,11 @@ def data_are_here(options: Options, base: Config) -> bool:
     """Whether this machine, and our own training, can say what is wrong with the data."""
     own = train_function() == TRAIN or base.data.toy or bool(base.runtime.data_root)
     return own and not options.address
+
+
+def missing_here(options: Options, configs: Sequence[Config]) -> Lacking:
+    """What runs need that is not here, where they run here and by our own training."""
+    return {} if options.address or train_function() != TRAIN else lacking(configs)
 
 
 def present_data(options: Options, base: Config, read: bool) -> "PresentData":
@@ -238,7 +239,9 @@ def searched(options: Options) -> tuple[Spec, Config]:
     changes: dict[str, object] = {}
     for path, values in chosen.items():
         if values and len(values) > 1:
-            raise ConfigError(f"a search has one value of {path}: give one, not {len(values)}")
+            raise ConfigError(
+                f"a search has one value of {path}: give {SHARED_AXES[path]} one, not {len(values)}"
+            )
         if values:
             changes[path] = values[0]
     if options.objective == "miou" and not base.runtime.eval_every:

@@ -4,7 +4,10 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sweeps.plan.grids import ALL
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")  # SLURM's days-hours:minutes:seconds
@@ -16,15 +19,28 @@ class Parser(argparse.ArgumentParser):
     By default, the parser of all commands refuses it, with the usage of none.
     """
 
+    def error(self, message: str) -> NoReturn:
+        # Without the usage, twenty lines in which nobody finds the reason.
+        self.exit(2, f"error: {message}\nall options: {self.prog} --help\n")
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             close = difflib.get_close_matches(
                 unknown[0].partition("=")[0], self._option_string_actions, n=1
             )
+            if not unknown[0].startswith("-") and "--grid" in self._option_string_actions:
+                close = [f"--grid {unknown[0]}"]
             hint = f": did you mean {close[0]}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Of a command with many options: two thirds of the lines are theirs."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=21)
 
 
 # fmt: off
@@ -33,16 +49,29 @@ def add_batch_options(run: argparse.ArgumentParser) -> None:
     add = run.add_argument_group("on a cluster with a queue, and from afar").add_argument
     add("--slurm", metavar="OPTIONS",
         help="submit this command to SLURM as an array of jobs that share the runs, with these options of "
-        'sbatch: "--partition=gpu --gpus=1 --time=4:00:00"; --array=1-N says how many [default: one for '
-        "each run, at most 8]. Each goes back into the queue when its time is over. With --list: print the "
-        "script, submit nothing")
+        'sbatch: "--partition=gpu --time=4:00:00"; with --list: print the script, submit nothing')
     add("--time-limit", metavar="TIME", type=seconds_of,
-        help="end in time with checkpoints, and exit with 4; in a job of SLURM, put it back into the queue: "
-        "3:50:00, 1-12:00:00, 45m, 8h")
+        help="end in time, with checkpoints: 45m, 8h, 3:50:00, 1-12:00:00")
     add("--notify", metavar="URL|COMMAND", default=os.environ.get("SEMIDAVIL_NOTIFY", ""),
-        help="gets JSON, or is run with $SEMIDAVIL_EVENT, $SEMIDAVIL_TEXT and more, when a run fails, "
-        "nothing goes on for long, and at the end [default: $SEMIDAVIL_NOTIFY]")
+        help="gets JSON, or is run with $SEMIDAVIL_TEXT and more, when a run fails or hangs, and at the end "
+        "[default: $SEMIDAVIL_NOTIFY]")
 # fmt: on
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Reads a whole number of `least` or more."""
+
+    def parse(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        return int(text)
+
+    return parse
+
+
+def some_grid(text: str) -> str | None:
+    """A grid's name; None for all of them."""
+    return None if text == ALL else text
 
 
 def seconds_of(text: str) -> float:

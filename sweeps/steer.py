@@ -145,11 +145,12 @@ def clean(options: Options, console: Console) -> int:
             gone = one.remove()
             done, failed = ("gone", failed) if gone else ("stays, it is in use now", failed + 1)
             freed += one.size if gone else 0
-        console.print(f"{size_text(one.size):>9}  {done}: {escape(f'{one.place} ({one.what})')}")
+        size = size_text(one.size) if one.size else ""
+        console.print(f"{size:>9}  {done}: {escape(f'{one.place} ({one.what})')}")
     if kept := [one for one in found if one not in meant]:
         console.print(
-            f"{size_text(sum(one.size for one in kept)):>9}  stays: {len(kept)} checkpoints of which this "
-            "tracking store knows no run; --unknown counts them in"
+            f"{size_text(sum(one.size for one in kept)):>9}  stays: {len(kept)} checkpoints of runs that "
+            "this MLflow does not know, and another one may; --unknown counts them in"
         )
     if options.delete:
         console.print(f"{size_text(freed)} freed")

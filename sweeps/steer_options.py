@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from sweeps.run_options import some_grid, whole
+
 DAYS = 30
 
 
@@ -11,7 +13,7 @@ DAYS = 30
 def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
     """Adds the parsers of the commands in `sweeps.steer` to those of `sweeps.cli`."""
     which = argparse.ArgumentParser(add_help=False, parents=[storage])
-    which.add_argument("--grid", metavar="NAME", help="of one grid only [default: all]")
+    which.add_argument("--grid", metavar="NAME", type=some_grid, help="of one grid only [default: all]")
 
     def add(name: str, about: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = commands.add_parser(
@@ -19,7 +21,7 @@ def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
             help=about.partition(". ")[0].rstrip("."))
         return parser
 
-    elsewhere = "From any machine that reaches the tracking store (MLFLOW_TRACKING_URI)."
+    elsewhere = "From any machine, with the sweep's MLFLOW_TRACKING_URI."
     add("stop", "Ends running sweeps in order: each run writes a checkpoint, and the same command goes on "
         f"from there. {elsewhere}", which)
     add("pause", "Pauses running sweeps: each run writes a checkpoint and makes room, and none begins "
@@ -33,18 +35,19 @@ def add_steering(commands: Any, storage: argparse.ArgumentParser) -> None:
     logs.add_argument("run", metavar="RUN", help=run)
     logs.add_argument("--follow", action="store_true", help="and what it goes on to print, to its end")
     clean = add("clean", "Says what nobody needs any more, and how large it is: checkpoints of runs that "
-        "have finished or were deleted in MLflow, old decoded images, leftovers of sweeps that were killed. "
-        "Removes it with --delete. Never touches what an unfinished run needs.", storage)
+        "have finished or were deleted in MLflow, models of deleted runs, old decoded images, leftovers of "
+        "sweeps that were killed. Removes it with --delete. Never touches what an unfinished run needs.",
+        storage)
     clean.add_argument("--delete", action="store_true", help="remove it [default: only say so]")
     clean.add_argument("--unknown", action="store_true",
-        help="also checkpoints of which this tracking store knows no run: another store may")
-    clean.add_argument("--days", metavar="N", type=int, default=DAYS,
+        help="also checkpoints of runs that this MLflow does not know: another one may")
+    clean.add_argument("--days", metavar="N", type=whole(0), default=DAYS,
         help=f"decoded images count as old when nobody has read them for so long [default: {DAYS}]")
     clean.add_argument("--cache", metavar="DIR", default="",
         help="where they are [default: data/ beside the code, as without --set runtime.cache_dir]")
     export = add("export", "Writes a table with a row for each run: ids, all settings, all results. "
         f"{elsewhere}", which)
-    export.add_argument("what", choices=["runs"])
+    export.add_argument("what", choices=["runs"], metavar="runs")
     form = export.add_mutually_exclusive_group(required=True)
     form.add_argument("--csv", metavar="FILE", nargs="?", const="-", help="[default: standard output]")
     form.add_argument("--json", metavar="FILE", nargs="?", const="-", dest="json_file",

@@ -20,6 +20,8 @@ FLOORS = (
         "semidavil.plugins",
         "semidavil.benchmarks",
         "semidavil.seeds",
+        "semidavil.bars",
+        "semidavil.run_ids",
         "semidavil.full_disk",
         "semidavil.machine",
         "semidavil.marks",

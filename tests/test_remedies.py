@@ -20,7 +20,6 @@ PACKAGES = ("semidavil", "sweeps", "analysis")
 # Options of other programs, which messages name as well.
 OTHERS = {
     "ray": {"--head"},
-    "git": {"--include-untracked"},
     "mlflow": {
         "--run-id",
         "--artifact-path",

@@ -43,6 +43,7 @@ FIGURES: dict[str, DrawFigure] = {
     "qualitative": qualitative.draw,
     "confusion": confusion.draw,
     "ranks": ranks.draw,
+    "profiles": ranks.profiles,
     "learning_curves": over_time.learning_curves,
     "pseudo_labels": over_time.pseudo_labels,
     "pseudo_label_classes": pseudo_label_classes.draw,

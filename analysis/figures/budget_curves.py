@@ -1,6 +1,7 @@
 """mIoU against the number of labelled target images: a line per variant, a panel per benchmark."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,8 +11,8 @@ from analysis import style
 from analysis.cells import Cells, over_budgets, seeds_of, select
 from analysis.comparisons import COMPARISONS, Comparison
 from analysis.drawn import Drawn
-from analysis.panels import legend, panels
-from analysis.paper import Published
+from analysis.panels import legend, panels, points, whiskers
+from analysis.paper import READ_OFF, Published
 from analysis.runs import Tracked
 from analysis.stats import paired, verdict
 from analysis.style import Look
@@ -19,6 +20,7 @@ from analysis.verdicts import verdicts
 
 APART = 3.0  # points between two variants' markers at one budget: error bars stay apart
 OVERALL = "all"  # the last place of the row of differences
+CELL = ["benchmark", "variant", "budget"]
 
 
 def draw(tracked: Tracked, name: str) -> Drawn:
@@ -33,10 +35,10 @@ def draw(tracked: Tracked, name: str) -> Drawn:
     comparison = COMPARISONS[name]
     chosen = select(tracked, comparison.grid, comparison.field)
     known = [p for p in comparison.published() if p.benchmark in chosen.benchmarks]
-    points = [p for p in known if p.kind != "bound"]
-    numbers = _numbers(chosen, comparison, known)
+    printed = [p for p in known if p.kind != "bound"]
+    numbers = _numbers(chosen, known)
     gaps = differences(chosen, comparison.reference)
-    heights = {"published": 1.0 * bool(points), "measured": 1.6, "gaps": 1.1 * bool(len(gaps))}
+    heights = {"published": 1.0 * bool(printed), "measured": 1.6, "gaps": 1.1 * bool(len(gaps))}
     shown = [row for row, height in heights.items() if height]
     tall = sum(heights.values())
     frame = panels(chosen.benchmarks, len(shown), 1.25 * tall, [heights[row] for row in shown])
@@ -45,34 +47,29 @@ def draw(tracked: Tracked, name: str) -> Drawn:
         rows = dict(zip(shown, axes, strict=True))
         here = numbers[(numbers["benchmark"] == benchmark) & numbers["mean"].notna()]
         budgets = [int(b) for b in sorted(here["budget"].unique())]
+        places = [*budgets, OVERALL] if len(gaps) else budgets
         _measured(rows["measured"], here, budgets, looks, comparison)
         heading = chosen.heading(benchmark)
-        if points:
-            some = [p for p in points if p.benchmark == benchmark]
+        if printed:
+            some = [p for p in printed if p.benchmark == benchmark]
             _published(rows["published"], some, budgets, looks)
             which = "published (paper, real images)" if some else "nothing published here"
             rows["published"].set_title(f"{style.benchmark_name(benchmark)}\n{which}", loc="left")
             heading = chosen.mark(benchmark) or "measured"
-        seeds = seeds_of([int(n) for n in here["n"]])
-        rows["measured"].set_title(f"{heading}, {seeds}", loc="left")
-        places = [*budgets, OVERALL] if len(gaps) else budgets
+        rows["measured"].set_title(f"{heading}, {seeds_of(here['n'])}", loc="left")
         if len(gaps):
             _gaps(rows["gaps"], gaps[gaps["benchmark"] == benchmark], places, looks)
         axes[-1].set_xticks(range(len(places)), [b if b == OVERALL else f"{b:,}" for b in places])
         axes[-1].set_xlabel("labelled target images (not to scale)")
-    for i, ax in enumerate(frame.first):
-        row = shown[i % len(shown)]
-        ax.set_ylabel(
-            f"minus\n{style.label(comparison.reference)}" if row == "gaps" else "mIoU (%)"
-        )
+    minus = f"minus\n{style.label(comparison.reference)}"
+    frame.name_rows([minus if row == "gaps" else "mIoU (%)" for row in shown])
     legend(frame.figure)
     told, tests = verdicts(chosen, without=comparison.unlabelled)
+    caption = _caption(comparison, bool(printed), bool(len(gaps)))
     return Drawn(
         figure=frame.figure,
         title=f"{comparison.title}: mIoU against label budget",
-        caption=" ".join(
-            [*told, *_caption(comparison, bool(points), bool(len(gaps))), chosen.note()]
-        ),
+        caption=" ".join([*told, *caption, chosen.note()]),
         alt=_alt(numbers, looks, told),
         numbers=_with_differences(numbers, gaps),
         run_ids=chosen.run_ids,
@@ -90,7 +87,10 @@ def _caption(comparison: Comparison, published: bool, gaps: bool) -> list[str]:
         "with one seed has no bar)."
     ]
     if published:
-        told.append("Hollow markers: published values, on an axis of their own.")
+        told.append(
+            "Hollow markers: published values, on an axis of their own; small ones are read off other "
+            "numbers of the paper."
+        )
     if gaps:
         told.append(
             f"Lowest row: difference to {style.label(comparison.reference)} on the same seeds with its 95% "
@@ -99,19 +99,15 @@ def _caption(comparison: Comparison, published: bool, gaps: bool) -> list[str]:
     return told
 
 
-def _numbers(chosen: Cells, comparison: Comparison, known: Sequence[Published]) -> pd.DataFrame:
-    parts = []
-    for benchmark in chosen.benchmarks:
-        part = over_budgets(chosen.of(benchmark))
-        part.insert(0, "benchmark", benchmark)
-        parts.append(part.assign(caveat=chosen.mark(benchmark)))
-    columns = ["benchmark", "variant", "budget", "published", "kind", "source"]
+def _numbers(chosen: Cells, known: Sequence[Published]) -> pd.DataFrame:
+    measured = [over_budgets(chosen.of(name)).assign(benchmark=name, caveat=chosen.mark(name))
+                for name in chosen.benchmarks]  # fmt: skip
     values = pd.DataFrame(
         [(p.benchmark, p.variant, p.budget, p.miou, p.kind, p.source) for p in known],
-        columns=columns,
+        columns=[*CELL, "published", "kind", "source"],
     )
-    table = pd.concat(parts).merge(values, how="outer", on=columns[:3])
-    return table.sort_values(columns[:3], ignore_index=True)
+    table = pd.concat(measured).merge(values, how="outer", on=CELL)
+    return table[[*CELL, *table.columns.drop(CELL)]].sort_values(CELL, ignore_index=True)
 
 
 def differences(chosen: Cells, reference: str) -> pd.DataFrame:
@@ -129,38 +125,39 @@ def differences(chosen: Cells, reference: str) -> pd.DataFrame:
             by = two.pivot(index=["budget", "seed"], columns="variant", values="miou").dropna()
             if {variant, reference} - set(by):
                 continue
-            tests = {b: paired(one[variant], one[reference]) for b, one in by.droplevel("budget").groupby(
-                by.index.get_level_values("budget"))}  # fmt: skip
-            whole = verdict(two)
-            if whole:
+            if whole := verdict(two):
                 sign = 1 if whole.leader == variant else -1
                 (test,) = whole.tests.values()
                 low, high = sorted((sign * test.low, sign * test.high))
-                rows.append(
-                    [benchmark, variant, OVERALL, sign * test.difference, low, high, test.p, test.n]
-                )
-            rows += [
-                [benchmark, variant, b, t.difference, t.low, t.high, t.p, t.n]
-                for b, t in tests.items()
-            ]
-    names = ["benchmark", "variant", "budget", "difference", "low", "high", "p", "n"]
-    found = pd.DataFrame(rows, columns=names)
+                gap = sign * test.difference
+                rows.append([benchmark, variant, OVERALL, gap, low, high, test.p, test.n])
+            for budget, one in by.groupby(level="budget"):
+                t = paired(*(one.droplevel("budget")[name] for name in (variant, reference)))
+                rows.append([benchmark, variant, budget, t.difference, t.low, t.high, t.p, t.n])
+    found = pd.DataFrame(rows, columns=[*CELL, "difference", "low", "high", "p", "n"])
     return found if (found["n"] > 1).any() else found.iloc[:0]
 
 
 def _with_differences(numbers: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """Differences beside the means; those over all budgets are rows without a budget."""
-    renamed = gaps.rename(
-        columns={"low": "difference_low", "high": "difference_high", "n": "pairs"}
-    )
-    renamed["budget"] = pd.to_numeric(renamed["budget"], errors="coerce")
-    return numbers.merge(renamed, how="outer", on=["benchmark", "variant", "budget"])
+    names = {"low": "difference_low", "high": "difference_high", "n": "pairs"}
+    budgets = pd.to_numeric(gaps["budget"], errors="coerce")
+    return numbers.merge(gaps.rename(columns=names).assign(budget=budgets), how="outer", on=CELL)
 
 
 def _apart(axes: Axes, place: int, count: int):  # type: ignore[no-untyped-def]
     """Moves a variant's markers by a few points, however many budgets there are."""
     shift = APART * (place - (count - 1) / 2) / 72
     return axes.transData + ScaledTranslation(shift, 0, axes.figure.dpi_scale_trans)
+
+
+def _fit(axes: Axes, low: pd.Series, high: pd.Series, places: int) -> None:
+    """Room for all bars: those that are moved apart are in no data limits, and none is cut by the frame."""
+    ends = pd.concat([low, high]).dropna()
+    if len(ends):
+        axes.update_datalim([(0, ends.min()), (places - 1, ends.max())])
+    axes.margins(0.08, 0.12)
+    axes.autoscale_view()
 
 
 def _measured(
@@ -172,22 +169,16 @@ def _measured(
 ) -> None:
     for i, (variant, look) in enumerate(looks.items()):
         curve = here[here["variant"] == variant].set_index("budget")
-        if curve.empty:
-            continue
-        if variant in comparison.unlabelled:
+        if len(curve) and variant in comparison.unlabelled:
             value = float(curve["mean"].iloc[0])
             axes.axhline(value, color=look.colour, linestyle=look.dash, label=look.label)
-            continue
-        curve = curve.reindex(list(budgets))  # a budget without a run breaks the line
-        axes.errorbar(
-            range(len(budgets)), curve["mean"], yerr=curve["std"] if (curve["n"] > 1).any() else None,
-            color=look.colour, marker=look.marker, linestyle=look.dash, label=look.label,
-            capsize=2, elinewidth=0.8, transform=_apart(axes, i, len(looks)),
-        )  # fmt: skip
-    bounds = pd.concat([here["mean"] - here["std"].fillna(0), here["mean"] + here["std"].fillna(0)])
-    axes.update_datalim([(0, bounds.min()), (len(budgets) - 1, bounds.max())])
-    axes.margins(0.08, 0.12)  # no marker is cut by the frame
-    axes.autoscale_view()
+        elif len(curve):
+            curve = curve.reindex(list(budgets))  # a budget without a run breaks the line
+            points(axes, range(len(budgets)), curve["mean"], look, linestyle=look.dash, label=look.label,
+                   yerr=curve["std"] if (curve["n"] > 1).any() else None,
+                   transform=_apart(axes, i, len(looks)))  # fmt: skip
+    spread = here["std"].fillna(0)
+    _fit(axes, here["mean"] - spread, here["mean"] + spread, len(budgets))
 
 
 def _gaps(axes: Axes, here: pd.DataFrame, places: Sequence[object], looks: dict[str, Look]) -> None:
@@ -195,51 +186,42 @@ def _gaps(axes: Axes, here: pd.DataFrame, places: Sequence[object], looks: dict[
     axes.axvline(len(places) - 1.5, color=style.GREY, linewidth=0.7, linestyle=":")
     for i, (variant, look) in enumerate(looks.items()):
         mine = here[here["variant"] == variant]
-        if mine.empty:
-            continue
-        spread = [
-            (mine["difference"] - mine["low"]).fillna(0),
-            (mine["high"] - mine["difference"]).fillna(0),
-        ]
-        axes.errorbar(
-            [places.index(b) for b in mine["budget"]], mine["difference"], yerr=spread, color=look.colour,
-            marker=look.marker, linestyle="none", capsize=2, elinewidth=0.8, markersize=4,
-            transform=_apart(axes, i, len(looks)),
-        )  # fmt: skip
-    ends = pd.concat([here["low"], here["high"], here["difference"]]).dropna()
-    if len(ends):
-        axes.update_datalim([(0, ends.min()), (len(places) - 1, ends.max())])
-    axes.margins(0.08, 0.12)
-    axes.autoscale_view()
+        if len(mine):
+            points(axes, [places.index(b) for b in mine["budget"]], mine["difference"], look, markersize=4,
+                   yerr=whiskers(mine["difference"], mine["low"], mine["high"]),
+                   transform=_apart(axes, i, len(looks)))  # fmt: skip
+    low, high = (here[end].fillna(here["difference"]) for end in ("low", "high"))
+    _fit(axes, low, high, len(places))
 
 
 def _published(
-    axes: Axes, points: Sequence[Published], budgets: Sequence[int], looks: dict[str, Look]
+    axes: Axes, printed: Sequence[Published], budgets: Sequence[int], looks: dict[str, Look]
 ) -> None:
     """At the budgets that were run, which share the x axis."""
-    if not points:
+    if not printed:
         axes.set_axis_off()
     for variant, look in looks.items():
-        mine = [p for p in points if p.variant == variant and p.budget in budgets]
+        mine = [p for p in printed if p.variant == variant and p.budget in budgets]
+        how: Any = {"color": look.colour, "marker": look.marker, "markerfacecolor": "white"}
+        places = [budgets.index(p.budget) for p in mine]
         axes.plot(
-            [budgets.index(p.budget) for p in mine], [p.miou for p in mine],
-            color=look.colour, marker=look.marker, linestyle=look.dash, linewidth=0.7,
-            markerfacecolor="white",
-        )  # fmt: skip
+            places, [p.miou for p in mine], linestyle=look.dash, linewidth=0.7, markersize=3, **how
+        )
+        for one in mine:
+            if one.kind not in READ_OFF:
+                axes.plot(budgets.index(one.budget), one.miou, **how)
     axes.margins(0.08, 0.12)
 
 
 def _alt(numbers: pd.DataFrame, looks: dict[str, Look], verdicts: Sequence[str]) -> str:
     told = []
-    measured = numbers[numbers["mean"].notna()]
-    for benchmark, here in measured.groupby("benchmark", sort=False):
-        largest = here[here["budget"] == here["budget"].max()].sort_values("mean", ascending=False)
-        order = ", ".join(
-            f"{looks[v].label} {m:.1f}"
-            for v, m in zip(largest["variant"], largest["mean"], strict=True)
+    for benchmark, here in numbers[numbers["mean"].notna()].groupby("benchmark", sort=False):
+        budget = here["budget"].max()
+        best = here[here["budget"] == budget].sort_values("mean", ascending=False)
+        order = (
+            f"{looks[v].label} {m:.1f}" for v, m in zip(best["variant"], best["mean"], strict=True)
         )
         told.append(
-            f"{style.benchmark_name(str(benchmark))}, at {int(largest['budget'].iloc[0])} labelled "
-            f"images: {order}"
+            f"{style.benchmark_name(str(benchmark))}, at {int(budget)} labelled images: {', '.join(order)}"
         )
     return f"Line chart of mIoU against label budget. {'. '.join(told)}. {' '.join(verdicts)}"

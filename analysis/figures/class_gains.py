@@ -9,14 +9,21 @@ from matplotlib.axes import Axes
 from analysis import style
 from analysis.cells import Cells, by_seed, seeds_of, select
 from analysis.drawn import Drawn
-from analysis.panels import legend, panels
-from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE
+from analysis.panels import legend, panels, points, whiskers
+from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE, CLASS_GAINS_WORDS
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, holm, paired, rank_correlation
+from analysis.style import Look
 from semidavil.benchmarks import BENCHMARKS
 
 PALE = "#9ec5e3"  # a difference that may be chance
 GRID, WANTED = "losses", 500  # label budget of the paper's figure
+ROWS = {
+    "share": "pixels (%)",
+    "published": "paper (%)",
+    "gain": "DyCE minus CE\n(points of IoU)",
+}
+PAPERS = Look("published (in words)", style.VERMILION, "D", "none")
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -35,13 +42,12 @@ def draw(tracked: Tracked) -> Drawn:
         budget = int(here["budget"].iloc[0])
         rho, p = rank_correlation(list(-part["share"]), list(part["gain"]))
         parts.append(part.assign(budget=budget, rho=rho, rho_p=p))
-        instead = "" if budget == WANTED else f" ({WANTED} is not run)"
         related = (
-            "" if np.isnan(rho) else f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})"
+            f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})" if rho == rho else ""
         )
-        seeds = seeds_of([int(n) for n in part["n"]])
         notes.append(
-            f"{style.benchmark_name(benchmark)}: {budget} labels{instead}, {seeds}{related}."
+            f"{style.benchmark_name(benchmark)}: {budget} labels"
+            f"{f' ({WANTED} is not run)' * (budget != WANTED)}, {seeds_of(part['n'])}{related}."
         )
     if not parts:
         raise AnalysisError(
@@ -51,17 +57,11 @@ def draw(tracked: Tracked) -> Drawn:
     numbers = pd.concat(parts, ignore_index=True)
     names = list(numbers["benchmark"].unique())
     is_known = bool(numbers["published_low"].notna().any())
-    rows = ["share", "published", "gain"] if is_known else ["share", "gain"]
+    rows = [row for row in ROWS if row != "published" or is_known]
     frame = panels(names, len(rows), 1.15 * len(rows) + 0.6, wide=True)
     for name, axes in frame:
         _panel(dict(zip(rows, axes, strict=True)), numbers[numbers["benchmark"] == name], chosen)
-    titles = {
-        "share": "pixels (%)",
-        "published": "paper (points)",
-        "gain": "DyCE minus CE\n(points of IoU)",
-    }
-    for i, ax in enumerate(frame.first):
-        ax.set_ylabel(titles[rows[i % len(rows)]])
+    frame.name_rows([ROWS[row] for row in rows])
     legend(frame.figure)
     used = chosen.runs[chosen.runs["benchmark"].isin(names)]
     return Drawn(
@@ -70,15 +70,8 @@ def draw(tracked: Tracked) -> Drawn:
         caption="Share of the validation pixels (log scale) and gain in class IoU of DyCE over CE on "
         "the same seeds, classes from frequent to rare. Bars: mean; whiskers: 95% t interval of the "
         f"paired difference, uncorrected; dark: paired t-test p < {ALPHA} after Holm's correction over the "
-        "benchmark's classes. "
-        + (
-            "The paper's gains, published in words, on an axis of their own (a line is a range). "
-            * is_known
-        )
-        + "p of rho: by permutation of the classes. "
-        + " ".join(notes)
-        + " "
-        + chosen.note(),
+        f"benchmark's classes. {f'{CLASS_GAINS_WORDS} ' * is_known}p of rho: by permutation of the classes. "
+        f"{' '.join(notes)} {chosen.note()}",
         alt="Two rows of bars per benchmark: pixel share by class, and DyCE's gain by class. "
         + " ".join(notes),
         numbers=numbers,
@@ -102,10 +95,12 @@ def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame 
             continue
         ours, theirs = (by_seed(runs[runs["loss"] == loss], metric) for loss in ("dyce", "ce"))
         test = paired(ours, theirs)
+        common = theirs[theirs.index.isin(ours.index)].mean()
         low, high = CLASS_GAINS.get(benchmark, {}).get(name, (np.nan, np.nan))
         rows.append(
             {"benchmark": benchmark, "class": name, "share": 100 * count / pixels.sum(),
              "gain": test.difference, "low": test.low, "high": test.high, "p": test.p, "n": test.n,
+             "gain_relative": 100 * test.difference / common if common > 0 else np.nan,
              "published_low": low, "published_high": high,
              "source": CLASS_GAINS_SOURCE if low == low else ""}
         )  # fmt: skip
@@ -113,7 +108,7 @@ def gains(tracked: Tracked, runs: pd.DataFrame, benchmark: str) -> pd.DataFrame 
     if table.empty or table["gain"].isna().all():
         return None
     table = table.dropna(subset=["gain"])
-    table["p_holm"] = holm([float(p) for p in table["p"]])
+    table["p_holm"] = holm(list(table["p"]))
     return table.sort_values("share", ascending=False, ignore_index=True)
 
 
@@ -121,11 +116,9 @@ def _panel(rows: dict[str, Axes], here: pd.DataFrame, chosen: Cells) -> None:
     places, below = np.arange(len(here)), rows["gain"]
     rows["share"].bar(places, here["share"], color=style.GREY, width=0.7)
     rows["share"].set_yscale("log")
-    seeds = seeds_of([int(n) for n in here["n"]])
     heading = chosen.heading(str(here["benchmark"].iloc[0]))
-    rows["share"].set_title(
-        f"{heading}, {int(here['budget'].iloc[0]):,} labels, {seeds}", loc="left"
-    )
+    budget = int(here["budget"].iloc[0])
+    rows["share"].set_title(f"{heading}, {budget:,} labels, {seeds_of(here['n'])}", loc="left")
     sure = here["p_holm"] < ALPHA
     for those, colour, text in (
         (sure, style.BLUE, f"measured, p < {ALPHA}"),
@@ -133,17 +126,16 @@ def _panel(rows: dict[str, Axes], here: pd.DataFrame, chosen: Cells) -> None:
     ):
         if those.any():
             below.bar(places[those], here["gain"][those], color=colour, width=0.7, label=text)
-    whiskers = np.abs(here[["low", "high"]].to_numpy().T - here["gain"].to_numpy())
+    ends = whiskers(here["gain"], here["low"], here["high"])
     below.errorbar(
-        places, here["gain"], yerr=whiskers, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
+        places, here["gain"], yerr=ends, fmt="none", ecolor="black", elinewidth=0.7, capsize=1.5
     )
     known = here["published_low"].notna()
     if "published" in rows and known.any():
-        middle = (here["published_low"] + here["published_high"]) / 2
-        rows["published"].errorbar(
-            places[known], middle[known], yerr=(here["published_high"] - middle)[known], fmt="D",
-            markerfacecolor="white", markersize=4, color=style.VERMILION, label="published (in words)",
-        )  # fmt: skip
+        low, high = here["published_low"][known], here["published_high"][known]
+        middle = (low + high) / 2
+        points(rows["published"], places[known], middle, PAPERS, yerr=whiskers(middle, low, high),
+               markerfacecolor="white", markersize=4, label=PAPERS.label)  # fmt: skip
         rows["published"].set_ylim(bottom=0)
     below.axhline(0, color="black", linewidth=0.7)
     below.set_xticks(places, here["class"], rotation=90)

@@ -7,11 +7,13 @@ import pandas as pd
 from analysis import style
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
+from analysis.panels import points, whiskers
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, factorial, over_seeds
 from sweeps.plan.grids import PARTS, RELEASED
 
 GRID, WANTED = "components", 100  # label budget
+DOT = style.Look("", style.BLUE, "o", "none")
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -40,50 +42,41 @@ def draw(tracked: Tracked) -> Drawn:
     top, bars = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[:, 1])
     matrix = figure.add_subplot(grid[1, 0], sharex=top)
     places = np.arange(len(table))
-    top.errorbar(
-        places, table["mean"], yerr=table["std"] if (table["n"] > 1).any() else None, fmt="o",
-        color=style.BLUE, capsize=2, elinewidth=0.8,
-    )  # fmt: skip
+    points(top, places, table["mean"], DOT, yerr=table["std"] if (table["n"] > 1).any() else None)
     if len(released):
-        top.axhline(
-            released["miou"].mean(), color=style.GREY, linestyle="--", label="released code"
-        )
+        mean = released["miou"].mean()
+        top.axhline(mean, color=style.GREY, linestyle="--", label="released code")
         top.legend(loc="lower right")
     top.set_ylabel("mIoU (%)")
     top.tick_params(labelbottom=False)
-    top.set_title(f"{chosen.heading(benchmark)}, {seeds_of(list(table['n']))}", loc="left")
+    top.set_title(f"{chosen.heading(benchmark)}, {seeds_of(table['n'])}", loc="left")
     for row, part in enumerate(parts):
-        on = table[part].to_numpy(bool)
-        matrix.plot(places, [row] * len(places), "o", color="#d9d9d9", markersize=6)
-        matrix.plot(places[on], [row] * int(on.sum()), "o", color=style.BLUE, markersize=6)
+        colours = np.where(table[part], style.BLUE, "#d9d9d9")
+        matrix.scatter(places, [row] * len(places), 36, colours, zorder=2)
     for place, chosen_parts in zip(places, table[parts].to_numpy(bool), strict=True):
         rows = np.flatnonzero(chosen_parts)
         if len(rows) > 1:
-            matrix.plot([place] * 2, [rows[0], rows[-1]], color=style.BLUE, linewidth=1.2)
+            matrix.plot([place] * 2, [rows[0], rows[-1]], color=style.BLUE, linewidth=1.2, zorder=3)
     matrix.set_yticks(range(len(parts)), parts)
     matrix.set_ylim(len(parts) - 0.5, -0.5)
     matrix.set_xticks([])
     matrix.grid(False)
     matrix.set_xlabel("combinations of parts, from the lowest to the highest mean")
     for row, effect in enumerate(effects.to_dict("records")):
-        spread = [[effect["difference"] - effect["low"]], [effect["high"] - effect["difference"]]]
-        bars.errorbar(
-            effect["difference"], row, xerr=spread, fmt="s", color=style.BLUE, capsize=2, elinewidth=0.8,
-            markersize=4, markerfacecolor=style.BLUE if effect["p_holm"] < ALPHA else "white",
-        )  # fmt: skip
+        ends = whiskers(effect["difference"], effect["low"], effect["high"])
+        points(bars, effect["difference"], row, DOT, xerr=ends, marker="s", markersize=4,
+               markerfacecolor=style.BLUE if effect["p_holm"] < ALPHA else "white")  # fmt: skip
     bars.set_yticks(range(len(effects)), list(effects["what"]) if len(effects) else [])
     bars.set_ylim(max(len(effects), 1) - 0.5, -0.5)
     bars.axvline(0, color="black", linewidth=0.7)
     bars.set_xlabel("effect (points)")
     bars.set_title("parts and pairs", loc="left")
-    told = ", ".join(
+    told = "; ".join(
         f"{e['what']} {e['difference']:+.1f} [{e['low']:.1f}, {e['high']:.1f}], p = {e['p_holm']:.3f}"
         for e in effects.to_dict("records")
     )
     told = told or "the runs cannot tell the parts apart yet"
-    others = f" Of {len(chosen.benchmarks)} benchmarks the first; the CSV has all." * (
-        len(tables) > 1
-    )
+    others = f" Of {len(tables)} benchmarks the first; the CSV has all." * (len(tables) > 1)
     return Drawn(
         figure=figure,
         title="What each part of SemiDAViL adds",
@@ -116,7 +109,7 @@ def _about(released: pd.DataFrame) -> str:
     spread = f" ± {scores['std']:.1f}" if scores["n"] > 1 else ""
     return (
         f"Dashed: what the released code would do if it ran, {scores['mean']:.1f}{spread} "
-        f"({seeds_of([int(scores['n'])])}), with all parts on: its text is one pooled sentence, which says "
+        f"({seeds_of([scores['n']])}), with all parts on: its text is one pooled sentence, which says "
         "nothing of places, its encoder is frozen, and it has no strong views. "
     )
 
@@ -129,8 +122,9 @@ def _numbers(
         named = effects.assign(what="effect of " + effects["what"])
         frames.append(named.rename(columns={"difference": "mean"}))
     if len(released):
-        alone = over_seeds(released, ["method"]).drop(columns="method")
-        frames.append(alone.assign(what="released code"))
+        frames.append(
+            over_seeds(released, ["method"]).drop(columns="method").assign(what="released code")
+        )
     return pd.concat(frames, ignore_index=True).assign(benchmark=benchmark)
 
 

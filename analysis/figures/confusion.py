@@ -6,7 +6,7 @@ import pandas as pd
 from analysis import style
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
-from analysis.panels import SMALL, panels
+from analysis.panels import heat_map, panels
 from analysis.runs import AnalysisError, Tracked
 
 GRID, WANTED, OURS = "methods", 100, "semidavil"
@@ -25,19 +25,15 @@ def draw(tracked: Tracked) -> Drawn:
     used: list[str] = []
     for benchmark in chosen.benchmarks:
         here = chosen.of(benchmark)
-        others = [
-            name for name in here["method"].unique() if name not in (OURS, *RIVALS, "source_only")
-        ]
-        for rival in (*RIVALS, *others):
-            seeds = set(here[here["method"] == OURS]["seed"]) & set(
-                here[here["method"] == rival]["seed"]
-            )
-            common = here[here["seed"].isin(seeds)]
-            two = [common[common["method"] == name] for name in (OURS, rival)]
-            ours, theirs = (shares(tracked, runs) for runs in two)
-            if ours is not None and theirs is not None and ours.shape == theirs.shape:
-                found[benchmark] = (rival, ours - theirs, len(seeds))
-                used += [run for runs in two for run in runs["run_id"]]
+        for rival in dict.fromkeys((*RIVALS, *here["method"].drop_duplicates())):
+            two = here[here["method"].isin((OURS, rival))]
+            common = two[two.groupby("seed")["method"].transform("nunique") == 2]
+            ours, theirs = (shares(tracked, common[common["method"] == m]) for m in (OURS, rival))
+            if rival in (OURS, "source_only") or ours is None or theirs is None:
+                continue
+            if ours.shape == theirs.shape:
+                found[benchmark] = (rival, ours - theirs, common["seed"].nunique())
+                used += list(common["run_id"])
                 break
     if not found:
         raise AnalysisError(f"no evaluations of {OURS} and another method on one benchmark")
@@ -52,10 +48,7 @@ def draw(tracked: Tracked) -> Drawn:
         if len(classes) != len(matrix):
             classes = [str(i) for i in range(len(matrix))]
         better = np.where(np.eye(len(matrix), dtype=bool), matrix, -matrix)
-        image = ax.imshow(better, cmap="PuOr", vmin=-limit, vmax=limit)
-        ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=SMALL)
-        ax.set_yticks(range(len(classes)), classes, fontsize=SMALL)
-        ax.grid(False)
+        image = heat_map(ax, better, classes, classes, cmap="PuOr", vmin=-limit, vmax=limit)
         ax.set_xlabel("predicted")
         ax.set_ylabel("truth")
         ax.set_title(
@@ -70,15 +63,8 @@ def draw(tracked: Tracked) -> Drawn:
             for i, truth in enumerate(classes)
             for j, predicted in enumerate(classes)
         ]  # fmt: skip
-    frame.figure.colorbar(
-        image,
-        ax=frame.figure.axes,
-        location="bottom",
-        shrink=0.6,
-        aspect=40,
-        extend="both",
-        label="better (purple) or worse, points",
-    )
+    frame.figure.colorbar(image, ax=frame.figure.axes, location="bottom", shrink=0.6, aspect=40,
+                          extend="both", label="better (purple) or worse, points")  # fmt: skip
     return Drawn(
         figure=frame.figure,
         title="Confusion of classes, difference of two methods",
@@ -99,11 +85,6 @@ def shares(tracked: Tracked, runs: pd.DataFrame) -> np.ndarray | None:
     counts = [one.confusion.astype(float) for one in found if one is not None]
     if not counts:
         return None
-    rows = [c.sum(1, keepdims=True) for c in counts]
-    each = [
-        100 * np.divide(c, r, out=np.full_like(c, np.nan), where=r > 0)
-        for c, r in zip(counts, rows, strict=True)
-    ]
-    known = ~np.isnan(each)
-    return np.divide(np.nansum(each, axis=0), known.sum(0), out=np.full_like(each[0], np.nan),
-                     where=known.any(0))  # fmt: skip
+    with np.errstate(invalid="ignore"):  # 0 / 0: a class that a run has not
+        each = np.ma.masked_invalid([100 * c / c.sum(1, keepdims=True) for c in counts])
+    return np.ma.filled(each.mean(axis=0), np.nan)

@@ -1,6 +1,6 @@
 """Accuracy against cost, with the Pareto front: the variants that no other one beats in both."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,9 +8,10 @@ from matplotlib.axes import Axes
 from analysis import style
 from analysis.cells import Cells, seeds_of, select
 from analysis.drawn import Drawn
-from analysis.panels import Frame, legend, panels
+from analysis.panels import Frame, legend, panels, points
 from analysis.runs import AnalysisError, Tracked
 from analysis.stats import over_seeds, pareto_front
+from analysis.style import Look
 
 GRID, WANTED = "methods", 100  # label budget
 COSTS = {"minutes": "training time (min)", "peak_memory_gib": "peak memory (GiB)"}
@@ -23,19 +24,12 @@ def draw(tracked: Tracked) -> Drawn:
         AnalysisError: no run has a cost.
     """
     chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
-    runs = chosen.runs.copy()
-    runs["minutes"] = runs["seconds"] / 60 if "seconds" in runs else float("nan")
-    runs["peak_memory_gib"] = runs["peak_memory_mb"] / 1024
+    runs = chosen.runs.reindex(columns=list(dict.fromkeys([*chosen.runs, "seconds"])))
+    runs = runs.assign(minutes=runs["seconds"] / 60, peak_memory_gib=runs["peak_memory_mb"] / 1024)
     frame, numbers = against_cost(chosen, runs, COSTS)
-    for (benchmark, cost), ax in places(frame):
-        table = numbers[(numbers["benchmark"] == benchmark) & (numbers["of"] == cost)]
-        for variant, look in style.looks(list(table["variant"].unique())).items():
-            for one in table[table["variant"] == variant].to_dict("records"):
-                ax.errorbar(
-                    one["cost"], one["mean"], xerr=one["cost_std"], yerr=one["std"],
-                    color=look.colour, marker=look.marker, label=look.label, elinewidth=0.7,
-                    linestyle="none", markerfacecolor=look.colour if one["compared"] else "white",
-                )  # fmt: skip
+    for ax, table in places(frame, numbers):
+        looks = style.looks(list(table["variant"].unique()))
+        draw_points(ax, table, [(look, table["variant"] == v) for v, look in looks.items()])
         ax.set_xlim(left=max(0.0, ax.get_xlim()[0]))
     legend(frame.figure)
     front = numbers[numbers["pareto"] & (numbers["of"] == numbers["of"].iloc[0])]
@@ -47,7 +41,7 @@ def draw(tracked: Tracked) -> Drawn:
         figure=frame.figure,
         title="Accuracy against cost",
         caption="mIoU against the cost of training, mean and standard deviation over "
-        f"{seeds_of(list(numbers['n']))}; grey: the Pareto front of the means. {devices(numbers)} "
+        f"{seeds_of(numbers['n'])}; grey: the Pareto front of the means. {devices(numbers)} "
         f"On the front by {COSTS[str(numbers['of'].iloc[0])]}: {told}. {chosen.note()}",
         alt=f"Scatter plot of mIoU against training cost. On the Pareto front: {told}.",
         numbers=numbers,
@@ -73,9 +67,9 @@ def against_cost(
     known = [cost for cost in costs if runs[cost].notna().any()]
     if not known:
         raise AnalysisError("no run has a training time, latency or number of parameters")
-    names = [f"{benchmark}/{cost}" for benchmark in chosen.benchmarks for cost in known]
-    frame, parts = panels(names, 1, 2.1, share=False), []
-    for (benchmark, cost), ax in places(frame):
+    pairs = [(benchmark, cost) for benchmark in chosen.benchmarks for cost in known]
+    frame, parts = panels([f"{b}/{cost}" for b, cost in pairs], 1, 2.1, share=False), []
+    for (benchmark, cost), (_, (ax,)) in zip(pairs, frame, strict=True):
         table = costs_of(runs[runs["benchmark"] == benchmark], cost)
         parts.append(table.assign(benchmark=benchmark, of=cost))
         front = table[table["pareto"]].sort_values("cost")
@@ -87,21 +81,28 @@ def against_cost(
     return frame, pd.concat(parts, ignore_index=True)
 
 
-def places(frame: Frame) -> list[tuple[tuple[str, str], Axes]]:
-    split = ((name.rpartition("/"), axes[0]) for name, axes in frame)
-    return [((benchmark, cost), ax) for (benchmark, _, cost), ax in split]
+def places(frame: Frame, numbers: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
+    """Each panel with its numbers."""
+    named = numbers["benchmark"] + "/" + numbers["of"]
+    return [(ax, numbers[named == name]) for name, (ax,) in frame]
+
+
+def draw_points(ax: Axes, table: pd.DataFrame, groups: Iterable[tuple[Look, pd.Series]]) -> None:
+    """Points of each look; what is not compared is hollow."""
+    for look, those in groups:
+        for compared, mine in table[those].groupby("compared"):
+            points(ax, mine["cost"], mine["mean"], look, xerr=mine["cost_std"], yerr=mine["std"], capsize=0,
+                   elinewidth=0.7, label=look.label,
+                   markerfacecolor=look.colour if compared else "white")  # fmt: skip
 
 
 def devices(numbers: pd.DataFrame) -> str:
     """On what the runs were made; what is not comparable is hollow, and in no front."""
     usual = ", ".join(dict.fromkeys(numbers["device"][numbers["compared"]]))
-    others = numbers[~numbers["compared"]]
+    others = numbers[~numbers["compared"]][["variant", "device"]].drop_duplicates()
     if others.empty:
         return f"All runs on: {usual}."
-    told = ", ".join(
-        f"{style.label(str(v))} on {d}"
-        for v, d in others[["variant", "device"]].drop_duplicates().values
-    )
+    told = ", ".join(f"{style.label(str(v))} on {d}" for v, d in others.values)
     return f"Compared on: {usual}. Hollow, and in no front: {told}."
 
 
@@ -113,10 +114,8 @@ def costs_of(runs: pd.DataFrame, cost: str) -> pd.DataFrame:
     known = runs[runs[cost].notna()].assign(device=runs["env/device"].replace("", "unknown device"))
     by = ["variant", "device"]
     table = over_seeds(known, by).drop(columns=["low", "high"])
-    spent = over_seeds(known, by, cost)
-    table["cost"], table["cost_std"] = spent["mean"], spent["std"]
+    table[["cost", "cost_std"]] = over_seeds(known, by, cost)[["mean", "std"]]
     table["compared"] = table["device"] == known["device"].mode().get(0, "")
-    table["pareto"] = False
     here = table[table["compared"]]
-    table.loc[table["compared"], "pareto"] = pareto_front(here["mean"], here["cost"])
-    return table
+    front = pareto_front(here["mean"], here["cost"])
+    return table.assign(pareto=front.reindex(table.index, fill_value=False))

@@ -9,7 +9,7 @@ import pandas as pd
 from analysis import style
 from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
-from analysis.panels import panels
+from analysis.panels import panels, points, whiskers
 from analysis.runs import Tracked
 from analysis.stats import bootstrap_images, holm, over_seeds, paired
 from analysis.verdicts import verdicts
@@ -39,70 +39,52 @@ def draw(
         AnalysisError: no run of the grid.
     """
     chosen = select(tracked, grid, field).at_one_budget(WANTED)
-    benchmarks = chosen.benchmarks
-    parts, baselines = [], dict[str, None]()
-    for benchmark in benchmarks:
-        runs = chosen.of(benchmark)
-        against = baseline(sorted(set(runs[field])))
-        baselines[style.label(against)] = None
-        part = _rows(tracked, runs, field, against)
-        part.insert(0, "benchmark", benchmark)
-        parts.append(part)
-    numbers = pd.concat(parts, ignore_index=True)
-    numbers = details(numbers, chosen.runs)
-    most = max(len(part) for part in parts)
-    names = [f"{name}/{what}" for name in benchmarks for what in ("score", "difference")]
-    frame = panels(names, 1, 0.6 + 0.19 * most, share=False)
-    axes = [own[0] for _, own in frame]
-    for i, (benchmark, part) in enumerate(zip(benchmarks, parts, strict=True)):
+    bases = {b: baseline(sorted(set(chosen.of(b)[field]))) for b in chosen.benchmarks}
+    parts = {b: _rows(tracked, chosen.of(b), field, base) for b, base in bases.items()}
+    numbers = pd.concat([part.assign(benchmark=b) for b, part in parts.items()], ignore_index=True)
+    numbers = details(numbers[["benchmark", *numbers.columns.drop("benchmark")]], chosen.runs)
+    names = [f"{name}/{what}" for name in parts for what in ("score", "difference")]
+    frame = panels(names, 1, 0.6 + 0.19 * max(map(len, parts.values())), share=False)
+    axes, orders = [own[0] for _, own in frame], []
+    for i, (benchmark, part) in enumerate(parts.items()):
         left, right = axes[2 * i], axes[2 * i + 1]
         here = chosen.of(benchmark)
         looks = style.looks(list(part["variant"]))
         for row, cell in enumerate(part.to_dict("records")):
-            look = looks[cell["variant"]]
+            look, gap = looks[cell["variant"]], cell["minus_baseline"]
             values = by_seed(here[here[field] == cell["variant"]])
             left.plot(values, [row] * len(values), "|", color=look.colour, alpha=0.6, markersize=8)
-            left.errorbar(
-                cell["mean"], row, xerr=cell["std"] if cell["n"] > 1 else None, color=look.colour,
-                marker=look.marker, capsize=2, elinewidth=0.8,
-            )  # fmt: skip
-            if np.isfinite(gap := cell["minus_baseline"]):
-                known = np.isfinite(cell["gap_low"])
-                spread = [[gap - cell["gap_low"]], [cell["gap_high"] - gap]] if known else None
-                right.errorbar(gap, row, xerr=spread, color=look.colour, marker=look.marker, capsize=2,
-                               elinewidth=0.8)  # fmt: skip
+            points(left, cell["mean"], row, look, xerr=cell["std"] if cell["n"] > 1 else None)
+            if np.isfinite(gap):
+                points(right, gap, row, look, xerr=whiskers(gap, cell["gap_low"], cell["gap_high"]))
         left.set_yticks(range(len(part)), [looks[v].label for v in part["variant"]])
         right.set_yticks(range(len(part)), [])
         for ax in (left, right):
             ax.set_ylim(len(part) - 0.5, -0.5)
         left.set_xlabel("mIoU (%)")
-        right.set_xlabel(f"minus {style.label(baseline(sorted(set(here[field]))))} (points)")
+        right.set_xlabel(f"minus {style.label(bases[benchmark])} (points)")
         right.axvline(0, color="black", linewidth=0.7)
         budgets = ", ".join(str(b) for b in sorted(set(here["budget"]) - {0}))
-        left.set_title(
-            f"{chosen.heading(benchmark)}\n{budgets} labels, {seeds_of(list(part['n']))}",
-            loc="left",
+        heading = f"{chosen.heading(benchmark)}\n{budgets} labels, {seeds_of(part['n'])}"
+        left.set_title(heading, loc="left")
+        order = (
+            f"{looks[v].label} {m:.1f}" for v, m in zip(part["variant"], part["mean"], strict=True)
         )
+        orders.append(f"{style.benchmark_name(benchmark)}: {'; '.join(order)}")
     verdict, tests = verdicts(
         replace(chosen, runs=chosen.runs.assign(budget=chosen.runs["budget"].max())),
         without=[v for v in chosen.runs["variant"].unique() if is_bound(v)],
     )
-    best = ", ".join(
-        f"{style.benchmark_name(b)}: "
-        + "; ".join(
-            f"{style.label(v)} {m:.1f}" for v, m in zip(p["variant"], p["mean"], strict=True)
-        )
-        for b, p in zip(benchmarks, parts, strict=True)
-    )
+    compared_to = " or ".join(dict.fromkeys(map(style.label, bases.values())))
     return Drawn(
         figure=frame.figure,
         title=title,
         caption=f"{' '.join([*verdict, title])}: mIoU per seed (ticks), mean and standard deviation (marker "
-        f"and bar); right: paired difference to {' or '.join(baselines)} with its 95% t interval, "
+        f"and bar); right: paired difference to {compared_to} with its 95% t interval, "
         "uncorrected; the CSV has p after Holm's correction over the panel and, where runs keep them, 95% "
         "bootstrap intervals over validation images given these networks. "
         f"{told(numbers, style.label)}{chosen.note()}",
-        alt=f"Dot plot of mIoU. {best}.",
+        alt=f"Dot plot of mIoU. {', '.join(orders)}.",
         numbers=numbers,
         run_ids=chosen.run_ids,
         grid=grid,
@@ -114,17 +96,16 @@ def draw(
 def _rows(tracked: Tracked, runs: pd.DataFrame, field: str, baseline: str) -> pd.DataFrame:
     table = over_seeds(runs, [field]).rename(columns={field: "variant"})
     table = table.sort_values("mean", ascending=False, ignore_index=True)
+    of = {v: runs[runs[field] == v] for v in table["variant"]}
     base = by_seed(runs[runs[field] == baseline])
     tests = [
-        paired(by_seed(runs[runs[field] == v]), base if v != baseline else base.iloc[:0])
-        for v in table["variant"]
+        paired(by_seed(one), base if v != baseline else base.iloc[:0]) for v, one in of.items()
     ]
     table["minus_baseline"] = [t.difference for t in tests]
     table["gap_low"], table["gap_high"] = [t.low for t in tests], [t.high for t in tests]
     table["p"] = [t.p for t in tests]
-    table["p_holm"] = holm([t.p for t in tests])
-    intervals = [_image_interval(tracked, runs[runs[field] == v]) for v in table["variant"]]
-    table["images_low"], table["images_high"] = [i[0] for i in intervals], [i[1] for i in intervals]
+    table["p_holm"] = holm(list(table["p"]))
+    table[["images_low", "images_high"]] = [_image_interval(tracked, one) for one in of.values()]
     return table
 
 

@@ -1,23 +1,23 @@
 """Accuracy against what an encoder costs, milliseconds for an image and parameters, with the Pareto front."""
 
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 
-from analysis import style
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
-from analysis.figures.cost import against_cost, devices, places
+from analysis.figures.cost import against_cost, devices, draw_points, places
 from analysis.panels import SMALL, legend
 from analysis.runs import Tracked
+from analysis.style import BLUE, GREY, Look
 from analysis.verdicts import verdicts
 from sweeps.plan.encoders import SETTINGS, encoder_name
 from sweeps.plan.grids import GRIDS
 
 GRID, WANTED = "encoders", 100  # label budget
 COSTS = {"latency_ms": "ms for one image", "millions": "million parameters"}
-FUSIONS = {"dlg": ("with DLG", style.BLUE, "o"), "none": ("without language", style.GREY, "X")}
+FUSIONS = {"dlg": Look("with DLG", BLUE, "o", ""), "none": Look("without language", GREY, "X", "")}
 
 
 def draw(tracked: Tracked) -> Drawn:
@@ -27,18 +27,19 @@ def draw(tracked: Tracked) -> Drawn:
         AnalysisError: no run of the grid, or none with a cost.
     """
     chosen = select(tracked, GRID, list(GRIDS[GRID].baseline)).at_one_budget(WANTED)
-    runs = chosen.runs.copy()
+    known = [*chosen.runs, "latency_ms", "parameters"]
+    runs = chosen.runs.reindex(columns=list(dict.fromkeys(known)))
     runs["encoder"] = [
         encoder_name(dict(zip(SETTINGS, map(str, row), strict=True)))
         for row in runs[list(SETTINGS)].values
     ]
     runs["variant"] = runs["encoder"] + "+" + runs["fusion"]
-    runs["latency_ms"] = runs["latency_ms"] if "latency_ms" in runs else float("nan")
-    runs["millions"] = runs["parameters"] / 1e6 if "parameters" in runs else float("nan")
+    runs["millions"] = runs["parameters"] / 1e6
     frame, numbers = against_cost(chosen, runs, COSTS)
     numbers[["encoder", "fusion"]] = numbers["variant"].str.rsplit("+", n=1, expand=True).values
-    for (benchmark, cost), ax in places(frame):
-        _panel(ax, numbers[(numbers["benchmark"] == benchmark) & (numbers["of"] == cost)])
+    for ax, table in places(frame, numbers):
+        draw_points(ax, table, [(look, table["fusion"] == f) for f, look in FUSIONS.items()])
+        _name_encoders(ax, table)
     legend(frame.figure)
     told = "; ".join(
         f"by {COSTS[str(cost)]}: {', '.join(dict.fromkeys(group['variant']))}"
@@ -49,7 +50,7 @@ def draw(tracked: Tracked) -> Drawn:
         figure=frame.figure,
         title="Encoders",
         caption=f"{' '.join(verdict)} mIoU of each encoder, with DLG and without language, against what it "
-        f"costs to run: mean and standard deviation over {seeds_of(list(numbers['n']))}, at the same steps, "
+        f"costs to run: mean and standard deviation over {seeds_of(numbers['n'])}, at the same steps, "
         "batches and crops; grey line: the Pareto front of the means. Parameters are those of the whole "
         f"network. {_starts(runs)} {devices(numbers)} On the front {told}. {chosen.note()}",
         alt=f"Scatter plots of mIoU against cost for {runs['encoder'].nunique()} encoders. On the Pareto "
@@ -62,21 +63,14 @@ def draw(tracked: Tracked) -> Drawn:
     )
 
 
-def _panel(ax: Any, table: pd.DataFrame) -> None:
-    for fusion, (label, colour, marker) in FUSIONS.items():
-        for compared, mine in table[table["fusion"] == fusion].groupby("compared"):
-            ax.errorbar(
-                mine["cost"], mine["mean"], xerr=mine["cost_std"], yerr=mine["std"], color=colour,
-                marker=marker, label=label, elinewidth=0.7, linestyle="none",
-                markerfacecolor=colour if compared else "white",
-            )  # fmt: skip
+def _name_encoders(ax: Axes, table: pd.DataFrame) -> None:
+    """Names beside the points with DLG, towards the middle, in turn above and below."""
     middle = (table["cost"].min() + table["cost"].max()) / 2
-    for number, (encoder, pair) in enumerate(
-        table.sort_values("cost").groupby("encoder", sort=False)
-    ):
+    by_cost = table.sort_values("cost").groupby("encoder", sort=False)
+    for number, (encoder, pair) in enumerate(by_cost):
         by_fusion = pair.drop_duplicates("fusion").set_index("fusion")
         named = by_fusion.loc["dlg" if "dlg" in by_fusion.index else by_fusion.index[0]]
-        left = named["cost"] > middle  # towards the middle, in turn above and below the point
+        left = named["cost"] > middle
         ax.annotate(
             str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, 4 if number % 2 else -9),
             textcoords="offset points", ha="right" if left else "left", fontsize=SMALL,
@@ -87,7 +81,6 @@ def _panel(ax: Any, table: pd.DataFrame) -> None:
 
 def _starts(runs: pd.DataFrame) -> str:
     """Which encoders start at random: what they score says nothing of pre-training."""
-    names = [name for name in dict.fromkeys(runs["encoder"]) if name.endswith("(random)")]
-    return (
-        f"Random: not pre-trained ({len(names)} of {runs['encoder'].nunique()})." if names else ""
-    )
+    names = [name for name in runs["encoder"].unique() if name.endswith("(random)")]
+    every = runs["encoder"].nunique()
+    return f"Random: not pre-trained ({len(names)} of {every})." if names else ""

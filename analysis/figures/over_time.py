@@ -57,10 +57,9 @@ def _draw(
     labelled = f"{' or '.join(str(n) for n in budgets)} labels; " if budgets else ""
     benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
     frame = panels(benchmarks, len(metrics), 0.7 + 1.3 * len(metrics))
-    present = list(dict.fromkeys(numbers["variant"]))
-    order = COMPARISONS["methods"].variants[::-1]
-    known = [name for name in order if name in present]
-    looks = style.looks(known + [name for name in present if name not in known])
+    present = list(numbers["variant"].unique())
+    known = [name for name in COMPARISONS["methods"].variants[::-1] if name in present]
+    looks = style.looks(list(dict.fromkeys(known + present)))
     for benchmark, axes in frame:
         mine = numbers[numbers["benchmark"] == benchmark]
         for metric, ax in zip(metrics, axes, strict=True):
@@ -70,16 +69,11 @@ def _draw(
                     continue
                 ax.plot(here["step"], here["mean"], color=look.colour, linestyle=look.dash,
                         marker=look.marker, markersize=3, label=look.label)  # fmt: skip
-                spread = here["std"].fillna(0)
-                ax.fill_between(
-                    here["step"], here["mean"] - spread, here["mean"] + spread, color=look.colour,
-                    alpha=0.15, linewidth=0,
-                )  # fmt: skip
-        seeds = seeds_of([int(n) for n in mine["n"]])
-        axes[0].set_title(f"{chosen.heading(benchmark)}, {seeds}", loc="left")
+                low, high = (here["mean"] + sign * here["std"].fillna(0) for sign in (-1, 1))
+                ax.fill_between(here["step"], low, high, color=look.colour, alpha=0.15, linewidth=0)
+        axes[0].set_title(f"{chosen.heading(benchmark)}, {seeds_of(mine['n'])}", loc="left")
         axes[-1].set_xlabel("training steps")
-    for i, ax in enumerate(frame.first):
-        ax.set_ylabel(list(metrics.values())[i % len(metrics)])
+    frame.name_rows(list(metrics.values()))
     legend(frame.figure)
     last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
     told = "; ".join(

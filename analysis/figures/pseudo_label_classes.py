@@ -6,7 +6,7 @@ import pandas as pd
 from analysis.cells import seeds_of
 from analysis.drawn import Drawn
 from analysis.figures.over_time import evaluated_on_the_way
-from analysis.panels import SMALL, panels
+from analysis.panels import SMALL, heat_map, panels
 from analysis.runs import Tracked
 
 OURS = "semidavil"
@@ -33,18 +33,18 @@ def draw(tracked: Tracked) -> Drawn:
         here = numbers[(numbers["benchmark"] == benchmark) & (numbers["what"] == what)]
         names = chosen.classes(benchmark)
         table = here.pivot_table(index="class", columns="step", values="mean").reindex(names)
-        image = ax.imshow(table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+        steps, named = (
+            [f"{step:,}" for step in table.columns],
+            names if what == "coverage" else [""] * len(names),
+        )
+        image = heat_map(ax, table, steps, named, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         if len(table.columns) <= MOST_NUMBERS:
             for (i, j), value in np.ndenumerate(table.to_numpy()):
                 if np.isfinite(value):
                     ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=SMALL,
                             color="black" if value > 60 else "white")  # fmt: skip
-        steps = [f"{step:,}" for step in table.columns]
-        ax.set_xticks(range(len(steps)), steps, rotation=90, fontsize=SMALL)
-        ax.set_yticks(range(len(names)), names if what == "coverage" else [], fontsize=SMALL)
-        ax.grid(False)
         ax.set_xlabel("training steps")
-        seeds = seeds_of([int(n) for n in here["n"]]) if len(here) else "no run"
+        seeds = seeds_of(here["n"]) if len(here) else "no run"
         ax.set_title(f"{chosen.heading(benchmark)}, {seeds}\n{METRICS[what]}", loc="left")
     frame.figure.colorbar(image, ax=frame.figure.axes, shrink=0.6, label="%")
     last = numbers[numbers["step"] == numbers.groupby("benchmark")["step"].transform("max")]

@@ -61,9 +61,8 @@ def draw(tracked: Tracked) -> Drawn:
         AnalysisError: no benchmark has predictions of SemiDAViL and another method.
     """
     chosen = select(tracked, GRID, "method").at_one_budget(WANTED)
-    known = [name for name in chosen.benchmarks if name in BENCHMARKS]
-    galleries = {name: read(tracked, chosen, name) for name in known}
-    found = {name: gallery for name, gallery in galleries.items() if gallery}
+    known = {b: read(tracked, chosen, b) for b in chosen.benchmarks if b in BENCHMARKS}
+    found = {name: gallery for name, gallery in known.items() if gallery}
     if not found:
         raise AnalysisError(f"no predictions of {OURS} and another method on one benchmark")
     tables = {name: scores(gallery, name) for name, gallery in found.items()}
@@ -76,7 +75,11 @@ def draw(tracked: Tracked) -> Drawn:
         _panel(panel, chosen.heading(name), gallery, picks[name], name)
         strongest = rival(tables[name])
         told.append(f"{style.benchmark_name(name)}: margin to {style.label(strongest)}")
-        rows += _numbers(gallery, tables[name], picks[name], name)
+        rows += [
+            {"benchmark": name, "image": gallery.names[pick.index], "reason": pick.reason, "method": method,
+             "miou_of_image": tables[name][method][pick.index], "run_id": gallery.run_ids[method]}
+            for pick in picks[name] for method in gallery.labels
+        ]  # fmt: skip
     return Drawn(
         figure=figure,
         title="Predictions of the methods",
@@ -101,17 +104,15 @@ def read(tracked: Tracked, chosen: Cells, benchmark: str) -> Gallery | None:
     """
     runs = _first_runs(chosen.of(benchmark))
     stored = {method: tracked.gallery(run_id) for method, run_id in runs.items()}
-    stored = {method: arrays for method, arrays in stored.items() if arrays}
-    if OURS not in stored or len(stored) == 1:
+    if not (ours := stored.get(OURS)):
         return None
-    ours = stored[OURS]
-    same = ours["names"].tolist()
-    stored = {m: arrays for m, arrays in stored.items() if arrays["names"].tolist() == same}
+    names = ours["names"].tolist()
+    stored = {m: a for m, a in stored.items() if a and a["names"].tolist() == names}
     if len(stored) == 1:
         return None
-    numbers = range(len(ours["names"]))
+    numbers = range(len(names))
     return Gallery(
-        names=ours["names"].tolist(),
+        names=names,
         captions=ours["captions"].tolist(),
         images=[np.asarray(Image.open(io.BytesIO(ours[f"image/{i}"].tobytes()))) for i in numbers],
         truth=[ours[f"truth/{i}"] for i in numbers],
@@ -156,11 +157,10 @@ def choose(gallery: Gallery, table: pd.DataFrame, benchmark: str) -> list[Choice
     """
     margin = (table[OURS] - table[rival(table)]).dropna().sort_values(kind="stable")
     order = [int(index) for index in margin.index[::-1]]
-    picked = [
-        Choice(order[0], "best margin"),
-        Choice(order[len(order) // 2], "median margin"),
-        Choice(order[-1], "worst margin"),
-    ]
+    places = {"best": 0, "median": len(order) // 2, "worst": -1}
+    picked: dict[int, str] = {}  # the first reason for an image counts
+    for which, place in places.items():
+        picked.setdefault(order[place], f"{which} margin")
     classes = BENCHMARKS[benchmark].classes
     counts = np.stack(
         [np.bincount(t.ravel(), minlength=256)[: len(classes)] for t in gallery.truth]
@@ -168,13 +168,10 @@ def choose(gallery: Gallery, table: pd.DataFrame, benchmark: str) -> list[Choice
     total = counts.sum(0)
     for rare in np.argsort(np.where(total > 0, total, np.iinfo(int).max)):
         index = int(counts[:, rare].argmax())
-        if total[rare] and index not in [pick.index for pick in picked]:
-            picked.append(Choice(index, f"rare: {classes[rare]}"))
+        if total[rare] and index not in picked:
+            picked[index] = f"rare: {classes[rare]}"
             break
-    unique: dict[int, Choice] = {}
-    for pick in picked:
-        unique.setdefault(pick.index, pick)
-    return list(unique.values())
+    return [Choice(index, reason) for index, reason in picked.items()]
 
 
 def _height(picks: list[Choice]) -> float:
@@ -196,9 +193,7 @@ def _panel(
     )  # fmt: skip
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, title in zip(
-        axes[0], ["Input", "Truth", *(style.label(m) for m in methods)], strict=True
-    ):
+    for ax, title in zip(axes[0], ["Input", "Truth", *map(style.label, methods)], strict=True):
         ax.set_title(title, fontsize=SMALL, pad=2)
     for row, pick in enumerate(picks):
         upper, lower = axes[2 * row], axes[2 * row + 1]
@@ -221,10 +216,7 @@ def _panel(
             errors = np.where(wrong[..., None], ERROR, dim).astype(np.uint8)
             lower[column].imshow(errors, aspect="auto", interpolation="nearest")
     panel.text(0.002, 1 - 0.04 / height, heading, fontsize=7, weight="bold", va="top")
-    patches = [
-        Patch(color=tuple((palette[i] / 255).tolist()), label=name)
-        for i, name in enumerate(classes)
-    ]
+    patches = [Patch(color=tuple(palette[i] / 255), label=name) for i, name in enumerate(classes)]
     panel.legend(
         handles=patches, loc="lower center", ncols=8, fontsize=SMALL, frameon=False,
         handlelength=1, handleheight=0.8, columnspacing=0.8, handletextpad=0.4, borderpad=0,
@@ -235,15 +227,3 @@ def _grey(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """An image of (H, W, 3) as pale grey, at the size of its labels."""
     small = Image.fromarray(image).convert("L").resize((shape[1], shape[0]))
     return (150 + 0.4 * np.asarray(small, dtype=float)).astype(np.uint8)
-
-
-def _numbers(
-    gallery: Gallery, table: pd.DataFrame, picks: list[Choice], benchmark: str
-) -> list[dict[str, object]]:
-    return [
-        {"benchmark": benchmark, "image": gallery.names[pick.index], "reason": pick.reason,
-         "method": method, "miou_of_image": table[method][pick.index],
-         "run_id": gallery.run_ids[method]}
-        for pick in picks
-        for method in gallery.labels
-    ]  # fmt: skip

@@ -1,39 +1,45 @@
-"""Average ranks of variants with their critical difference (Demsar, JMLR 2006)."""
+"""Variants over many conditions: average ranks with their critical difference, and performance profiles."""
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from analysis import style
-from analysis.cells import select
+from analysis.cells import seeds_of, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
-from analysis.panels import SMALL, panels
+from analysis.panels import SMALL, legend, panels
 from analysis.runs import AnalysisError, Tracked
-from analysis.stats import ALPHA, RANK_BLOCKS, RANK_VARIANTS, Ranks, ranks
+from analysis.stats import (
+    ALPHA,
+    CLAIM_SEEDS,
+    PROFILE_CONDITIONS,
+    RANK_BLOCKS,
+    RANK_VARIANTS,
+    Ranks,
+    complete_blocks,
+    profile,
+    ranks,
+)  # fmt: skip
 
 NAMES = ("attention", "losses", "methods")
+T = TypeVar("T")
 
 
 def draw(tracked: Tracked) -> Drawn:
-    """A panel for each comparison, its blocks the pairs of benchmark and seed, toy and real apart.
+    """Average ranks: a panel for each comparison, its blocks the pairs of benchmark and seed.
 
     Raises:
         AnalysisError: no comparison has enough variants and blocks.
     """
-    found: dict[str, Ranks] = {}
-    ids: set[str] = set()
-    for name in NAMES:
-        comparison = COMPARISONS[name]
-        try:
-            chosen = select(tracked, comparison.grid, comparison.field)
-        except AnalysisError:
-            continue
-        runs = chosen.runs[~chosen.runs["variant"].isin(comparison.unlabelled)]
-        for mark, here in runs.groupby(runs["benchmark"].map(chosen.mark)):
-            one = ranks(over_all_budgets(here))
-            if one.critical == one.critical:
-                found[f"{comparison.title}{f' ({mark})' if mark else ''}"] = one
-                ids |= set(here["run_id"])
+
+    def tested(blocks: pd.DataFrame) -> Ranks | None:
+        found = ranks(blocks.groupby(["benchmark", "seed"]).mean())
+        return None if found.critical != found.critical else found
+
+    found, run_ids = _of_comparisons(tracked, tested)
     if not found:
         raise AnalysisError(
             f"ranks are compared from {RANK_VARIANTS} variants and {RANK_BLOCKS} pairs of benchmark and "
@@ -63,19 +69,78 @@ def draw(tracked: Tracked) -> Drawn:
         f"A bar joins variants that Nemenyi's test does not tell apart (p ≥ {ALPHA}). {'; '.join(told)}.",
         alt=f"Average ranks of variants. {'; '.join(told)}.",
         numbers=pd.DataFrame(rows),
-        run_ids=tuple(sorted(ids)),
+        run_ids=run_ids,
         grid=NAMES[0],
     )
 
 
-def over_all_budgets(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per benchmark and seed, a column per variant: means over the budgets that all have."""
-    table = runs.pivot(
-        index=["benchmark", "seed", "budget"], columns="variant", values="miou"
-    ).dropna()
-    counts = table.groupby(["benchmark", "seed"]).size()
-    most = counts.groupby("benchmark").transform("max")
-    return table.groupby(["benchmark", "seed"]).mean()[counts == most]
+def profiles(tracked: Tracked) -> Drawn:
+    """Performance profiles: how often each variant is within so many points of the best.
+
+    Raises:
+        AnalysisError: no comparison has enough conditions and seeds.
+    """
+    found, run_ids = _of_comparisons(tracked, profile)
+    if not found:
+        raise AnalysisError(
+            f"profiles take {PROFILE_CONDITIONS} pairs of benchmark and label budget with {CLAIM_SEEDS} "
+            "seeds each that all variants have: give the sweep more --benchmark, --budgets or --seeds"
+        )
+    frame, told = panels(list(found), 1, 2.3, share=False), []
+    for title, (ax,) in frame:
+        table = found[title]
+        looks = style.looks(list(table["variant"].unique()))
+        for variant, look in looks.items():
+            here = table[table["variant"] == variant]
+            ax.step(here["points"], here["share"], where="post", color=look.colour, linestyle=look.dash,
+                    label=look.label)  # fmt: skip
+            ax.fill_between(here["points"], here["low"], here["high"], step="post", color=look.colour,
+                            alpha=0.15, linewidth=0)  # fmt: skip
+        conditions, seeds = table["conditions"].iloc[0], seeds_of(table["n"])
+        ax.set_title(f"{title}\n{conditions} conditions, {seeds}", loc="left")
+        ax.set_xlabel("points below the best")
+        ax.set_ylim(0, 102)
+        ax.set_xlim(0, table["points"].max())
+        first = table[table["points"] == 0].sort_values("share", ascending=False)
+        wins = (
+            f"{looks[v].label} {s:.0f}%"
+            for v, s in zip(first["variant"], first["share"], strict=True)
+        )
+        told.append(f"{title}: best in {', '.join(wins)} of {conditions} conditions")
+    frame.name_rows(["conditions and seeds (%)"])
+    legend(frame.figure)
+    return Drawn(
+        figure=frame.figure,
+        title="Performance profiles over benchmarks and label budgets",
+        caption="In how many of the conditions (pairs of benchmark and label budget) and seeds a variant is "
+        "within so many points of mIoU of the best one of the same condition and seed (Dolan and Moré, "
+        "2002): higher is better, and the left edge says how often it is the best. Benchmarks weigh alike. "
+        "Band: 95% stratified bootstrap, seeds drawn anew within each benchmark with all of their label "
+        f"budgets, which are nested. Of few seeds it is too narrow. {'; '.join(told)}.",
+        alt=f"Step curves of performance profiles. {'; '.join(told)}.",
+        numbers=pd.concat([t.assign(comparison=title) for title, t in found.items()], ignore_index=True),
+        run_ids=run_ids,
+        grid=NAMES[0],
+    )  # fmt: skip
+
+
+def _of_comparisons(
+    tracked: Tracked, ask: Callable[[pd.DataFrame], T | None]
+) -> tuple[dict[str, T], tuple[str, ...]]:
+    """What is found of the complete blocks of each comparison, toy and real apart; and the runs behind it."""
+    found: dict[str, T] = {}
+    ids: set[str] = set()
+    for comparison in (COMPARISONS[name] for name in NAMES):
+        try:
+            chosen = select(tracked, comparison.grid, comparison.field)
+        except AnalysisError:
+            continue
+        runs = chosen.runs[~chosen.runs["variant"].isin(comparison.unlabelled)]
+        for mark, here in runs.groupby(runs["benchmark"].map(chosen.mark)):
+            if (one := ask(complete_blocks(here))) is not None:
+                found[f"{comparison.title}{f' ({mark})' if mark else ''}"] = one
+                ids |= set(here["run_id"])
+    return found, tuple(sorted(ids))
 
 
 def _panel(ax: Axes, one: Ranks) -> None:
@@ -90,9 +155,7 @@ def _panel(ax: Axes, one: Ranks) -> None:
     for i, rank in enumerate(values):
         last = max(j for j, other in enumerate(values) if other - rank < one.critical)
         if last > i and last > reached:  # not within the bar before
-            ax.plot(
-                [rank, values[last]], [i - 0.35, i - 0.35], color=style.GREY, linewidth=3, alpha=0.6
-            )
+            ax.plot([rank, values[last]], [i - 0.35] * 2, color=style.GREY, linewidth=3, alpha=0.6)
             reached = last
     ax.set_ylim(len(values) - 0.4, -0.9)
     ax.set_yticks([])

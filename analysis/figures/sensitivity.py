@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import style
 from analysis.cells import by_seed, seeds_of, select
 from analysis.drawn import Drawn
-from analysis.panels import panels
+from analysis.panels import panels, points
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, holm, over_seeds, paired
 from semidavil.config import PRESETS, preset
@@ -40,20 +41,14 @@ def draw(tracked: Tracked) -> Drawn:
     numbers = pd.concat(found, ignore_index=True)
     if "setting" not in numbers:
         raise AnalysisError(f"no setting has two values yet; make them: {command(GRID)}")
-    found_in = {
-        (str(b), str(name))
-        for b, name in zip(numbers["benchmark"], numbers["setting"], strict=True)
-    }
-    shown = [(b, name) for b in chosen.benchmarks for name in SENSITIVITY if (b, name) in found_in]
+    shown = list(dict.fromkeys(zip(numbers["benchmark"], numbers["setting"], strict=True)))
     frame = panels([f"{b}/{s}" for b, s in shown], 1, 1.75, across=ACROSS, share=False, wide=True)
     for (benchmark, name), (_, (ax,)) in zip(shown, frame, strict=True):
         here = numbers[(numbers["benchmark"] == benchmark) & (numbers["setting"] == name)]
         here = here.reset_index(drop=True)
-        ax.errorbar(
-            range(len(here)), here["mean"], yerr=here["std"] if (here["n"] > 1).any() else None,
-            color=style.BLUE, marker="o", capsize=2, elinewidth=0.8,
-            linestyle="" if _is_text(name) else "-",  # nothing lies between two names
-        )  # fmt: skip
+        points(ax, range(len(here)), here["mean"], style.Look("", style.BLUE, "o", "-"),
+               yerr=here["std"] if (here["n"] > 1).any() else None,
+               linestyle="none" if _is_text(name) else "-")  # fmt: skip  # nothing between two names
         ring = here[here["default"]]
         ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
                 markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
@@ -61,16 +56,15 @@ def draw(tracked: Tracked) -> Drawn:
         ax.set_xticks(range(len(here)), values, rotation=30 if _is_text(name) else 0)
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
-    for ax in frame.first:
-        ax.set_ylabel("mIoU (%)")
+    frame.name_rows(["mIoU (%)"])
     for benchmark in chosen.benchmarks:  # one scale a benchmark: small effects look small
         own = [ax for (b, _), (_, (ax,)) in zip(shown, frame, strict=True) if b == benchmark]
         for ax in own[1:]:
             ax.sharey(own[0])
         if own:
             own[0].autoscale(axis="y")  # over all that share it
-            counts = [int(n) for n in numbers[numbers["benchmark"] == benchmark]["n"]]
-            own[0].set_title(f"{chosen.heading(benchmark)}, {seeds_of(counts)}", loc="left")
+            seeds = seeds_of(numbers[numbers["benchmark"] == benchmark]["n"])
+            own[0].set_title(f"{chosen.heading(benchmark)}, {seeds}", loc="left")
     told = _largest(numbers)
     return Drawn(
         figure=frame.figure,
@@ -87,8 +81,7 @@ def draw(tracked: Tracked) -> Drawn:
 
 def _largest(numbers: pd.DataFrame) -> str:
     """Which values differ from the preset's, by a test."""
-    adjusted = holm([float(p) for p in numbers["p"]])
-    sure = numbers[pd.Series(adjusted, index=numbers.index) < ALPHA]
+    sure = numbers[np.array(holm(list(numbers["p"]))) < ALPHA]
     told = ", ".join(
         f"{NAMES.get(r['setting'], r['setting'])} = {style.setting_text(r['value'])} "
         f"({r['minus_default']:+.1f})"

@@ -1,7 +1,9 @@
 """What several tables write into their cells, and what of it a reader has asked for."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from analysis.stats import ALPHA, MARK_SEEDS
 DASH = "\N{EN DASH}"  # nothing was measured
 RANK = "rank"  # the column that can be left out
 SIZES = ("M par.", "ms")  # columns: million parameters of the network, milliseconds for one image
+SIZES_WORDS = "M par.: million parameters of the network; ms: for one image."
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,26 @@ def short_caption(table: Table) -> str:
         told.append(f"{spread} over {usual} seed{'' if usual == 1 else 's'}{other}.")
     if any(entry.under for entry in table.entries):
         told.append("Below: published.")
+    if any("†" in entry.under for entry in table.entries):
+        told.append("†: read off other numbers.")
     if any(entry.mark for entry in table.entries):
         told.append(f"Bold: not shown to be below the best (paired t-tests, p < {ALPHA}, Holm).")
     elif 0 < usual < MARK_SEEDS:
         told.append(f"No marks below {MARK_SEEDS} seeds.")
     return " ".join(told)
+
+
+def measured(row: Mapping[Any, Any] | None, under: str = "", mark: bool = False) -> Entry:
+    """Mean, spread and seeds of `row` (`mean`, `std`, `n`), a dash where nothing was measured."""
+    if not row or not row["n"]:
+        return Entry(DASH, under=under)
+    return Entry(under=under, mark=mark, value=row["mean"], std=row["std"], n=int(row["n"]))
+
+
+def in_order(names: Iterable[Any], known: Iterable[str]) -> list[str]:
+    """Those that are there: ours in our order, then others."""
+    there, ours = set(map(str, names)), list(known)
+    return [n for n in ours if n in there] + sorted(there - set(ours))
 
 
 def sizes_of(runs: pd.DataFrame) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Methods at the label budgets of semi-supervised papers, apart from what these report."""
 
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -12,7 +11,7 @@ from analysis.drawn import Block, Entry, Table
 from analysis.paper import ELSEWHERE, ELSEWHERE_SOURCE
 from analysis.recipes import recipe_sentence
 from analysis.runs import AnalysisError, Tracked, command
-from analysis.tables.entries import DASH
+from analysis.tables.entries import measured
 from semidavil.benchmarks import BENCHMARKS
 
 GRID, BENCHMARK = "methods", "cityscapes-cityscapes"
@@ -35,16 +34,20 @@ def make(tracked: Tracked) -> Table:
             f"{command(GRID)} --benchmark {BENCHMARK} --budgets {budgets}"
         )
     here = replace(chosen, runs=runs)
-    measured = over_budgets(runs).set_index(["variant", "budget"])
+    encoder = str(runs["model.encoder"].iloc[0] or runs["model.vlm"].iloc[0])
+    numbers = over_budgets(runs).assign(encoder=encoder)
+    cells = numbers.set_index(["variant", "budget"]).to_dict("index")
+    rows = [
+        (style.label(v), (Entry(encoder), *(measured(cells.get((v, b))) for b in BUDGETS)))
+        for v in COMPARISONS[GRID].present(runs)
+    ]
+    others = [(o.name, (Entry(o.encoder), *(Entry(f"{x:.1f}") for x in o.miou))) for o in ELSEWHERE]
     columns = ("encoder", *(f"{budget:,}" for budget in BUDGETS))
-    numbers = measured.reset_index().assign(
-        encoder=str(runs["model.encoder"].iloc[0] or runs["model.vlm"].iloc[0])
-    )
-    variants = COMPARISONS[GRID].present(runs)
-    blocks = (
-        Block(f"{here.heading(BENCHMARK)}, measured", columns, _measured(numbers, variants)),
-        Block("Published elsewhere, real images", columns, _elsewhere()),
-    )
+    elsewhere = [
+        {"variant": one.name, "budget": budget, "encoder": one.encoder, "elsewhere": value,
+         "source": ELSEWHERE_SOURCE}
+        for one in ELSEWHERE for budget, value in zip(BUDGETS, one.miou, strict=True)
+    ]  # fmt: skip
     return Table(
         name="ssl",
         title="Semi-supervised learning on Cityscapes",
@@ -56,41 +59,11 @@ def make(tracked: Tracked) -> Table:
         "images of their own. The two are not compared: no difference is taken, and nothing is ranked. "
         f"{recipe_sentence(runs)} {here.note()}",
         stub="Method",
-        blocks=blocks,
-        numbers=pd.concat([numbers, pd.DataFrame(_elsewhere_numbers())], ignore_index=True),
+        blocks=(
+            Block(f"{here.heading(BENCHMARK)}, measured", columns, tuple(rows)),
+            Block("Published elsewhere, real images", columns, tuple(others)),
+        ),
+        numbers=pd.concat([numbers, pd.DataFrame(elsewhere)], ignore_index=True),
         run_ids=here.run_ids,
         grid=GRID,
     )
-
-
-def _measured(
-    numbers: pd.DataFrame, variants: list[str]
-) -> tuple[tuple[str, tuple[Entry, ...]], ...]:
-    rows = []
-    for variant in variants:
-        mine = numbers[numbers["variant"] == variant].set_index("budget")
-        entries = [Entry(str(mine["encoder"].iloc[0]))]
-        for budget in BUDGETS:
-            if budget in mine.index:
-                mean, std, n = (mine[name][budget] for name in ("mean", "std", "n"))
-                entries.append(Entry(value=mean, std=std, n=int(n)))
-            else:
-                entries.append(Entry(DASH))
-        rows.append((style.label(variant), tuple(entries)))
-    return tuple(rows)
-
-
-def _elsewhere() -> tuple[tuple[str, tuple[Entry, ...]], ...]:
-    return tuple(
-        (one.name, (Entry(one.encoder), *(Entry(f"{value:.1f}") for value in one.miou)))
-        for one in ELSEWHERE
-    )
-
-
-def _elsewhere_numbers() -> list[dict[str, Any]]:
-    return [
-        {"variant": one.name, "budget": budget, "encoder": one.encoder, "elsewhere": value,
-         "source": ELSEWHERE_SOURCE}
-        for one in ELSEWHERE
-        for budget, value in zip(BUDGETS, one.miou, strict=True)
-    ]  # fmt: skip

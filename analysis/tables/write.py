@@ -10,7 +10,7 @@ _LATEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "→": r"$\rightarrow$", "\N{EN DASH}": "--",
     "\N{EM DASH}": "---", "<": r"$<$", ">": r"$>$", "≥": r"$\geq$", "≤": r"$\leq$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$", "†": r"$^\dagger$",
     "\N{MINUS SIGN}": "$-$", "²": r"$^2$", "·": r"$\cdot$", "…": r"\dots{}", "“": "``", "”": "''",
     "\N{LEFT SINGLE QUOTATION MARK}": "`", "\N{RIGHT SINGLE QUOTATION MARK}": "'", "\u00a0": "~",
     "λ": r"$\lambda$", "ω": r"$\omega$", "τ": r"$\tau$", "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}",
@@ -99,8 +99,7 @@ def latex(table: Table, how: Shown | None = None) -> str:
 
 def _column(table: Table, place: int, decimals: int) -> str:
     """Numbers stand on their decimal point, with room for the longest spread; texts in the middle."""
-    entries = [row[place] for b in table.blocks for _, row in b.rows if place < len(row)]
-    numbers = [entry for entry in entries if entry.n]
+    numbers = [entry for block in table.blocks for entry in block.column(place) if entry.n]
     if not numbers:
         return "c"
     whole = max(len(entry.text.partition(".")[0]) for entry in numbers)

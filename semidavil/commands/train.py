@@ -50,7 +50,8 @@ def train_command(
         bool, typer.Option(help="Prints the run's settings as YAML, and stops.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Checkpoint and results. [default: checkpoints/<key>]")
+        Path | None,
+        typer.Option(help="Checkpoint and results. [default: a folder in checkpoints/]"),
     ] = None,
 ) -> None:
     """Trains one run and prints its scores; the same command goes on where it was stopped."""

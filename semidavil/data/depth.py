@@ -52,28 +52,35 @@ def disparity_source(
     """
     kind, _, argument = name.partition(":")
     if kind == "disparity" and not argument:
-        described = any(sample.disparity for sample in samples)
-        if dataset not in WITH_DISPARITY and not described:
-            raise DataError(
-                f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
-                "transformers"
-            )
-        for sample in samples:
-            if described and not sample.disparity:
-                raise DataError(
-                    f"{dataset}: {sample.image} is no picture that `images` of its description fits, so that "
-                    "nothing says where its disparity is: move it, or set data.depth=hf:NAME"
-                )
-            if not disparity_path(sample).is_file():
-                raise DataError(
-                    f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "
-                    "missing: unpack Cityscapes' disparity package beside leftImg8bit, or set "
-                    "data.depth=hf:NAME with a depth estimator of transformers"
-                )
+        if wrong := missing_disparities(dataset, samples):
+            raise DataError(wrong)
         return read_disparity
     if kind == "hf" and argument:
         return _Estimated(argument, samples, cache_dir / "depth", progress)
     raise DataError(f"unknown data.depth {name!r}: choose disparity, or hf:NAME")
+
+
+def missing_disparities(dataset: str, samples: Sequence[Sample]) -> str:
+    """Which of a data set's own disparities is missing, and what to do; empty if all are there."""
+    described = any(sample.disparity for sample in samples)
+    if dataset not in WITH_DISPARITY and not described:
+        return (
+            f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
+            "transformers"
+        )
+    for sample in samples:
+        if described and not sample.disparity:
+            return (
+                f"{dataset}: {sample.image} is no picture that `images` of its description fits, so that "
+                "nothing says where its disparity is: move it, or set data.depth=hf:NAME"
+            )
+        if not disparity_path(sample).is_file():
+            return (
+                f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "
+                "missing: unpack Cityscapes' disparity package beside leftImg8bit, or set "
+                "data.depth=hf:NAME with a depth estimator of transformers"
+            )
+    return ""
 
 
 def disparity_path(sample: Sample) -> Path:

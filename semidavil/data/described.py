@@ -106,11 +106,15 @@ class DescribedReader(Reader):
             raise DataError(
                 f"{self.title}: no image of {split} in {self.root}: {self.about.images} fits no file there"
             )
-        disparities: Mapping[str, str] = {}
-        if self.about.disparity:
-            folder = self._pattern("disparity", split).folder
-            disparities = self._beside("disparity", split, images, set(self._files(folder)))
-        return self._named(split, images, labels, disparities)
+        return self._named(split, images, labels, self._disparities_of(split, images))
+
+    def _disparities_of(self, split: str, images: Mapping[str, Found]) -> Mapping[str, str]:
+        """The disparity of each image that has one: who needs them says what is missing."""
+        if not self.about.disparity:
+            return {}
+        folder = self._pattern("disparity", split).folder
+        files = self._files(folder) if (self.root / folder).is_dir() else []
+        return self._beside("disparity", split, images, files)
 
     def _labels_of(self, split: str, images: Mapping[str, Found]) -> dict[str, str]:
         """The label of each image that has one."""
@@ -173,12 +177,8 @@ class DescribedReader(Reader):
     def _unlabelled(self) -> list[Sample]:
         paths = self._pictures_without_label()
         train = self.images_of("train")
-        disparities: Mapping[str, str] = {}
-        if self.about.disparity:
-            folder = self._pattern("disparity", "train").folder
-            disparities = self._beside("disparity", "train", train, set(self._files(folder)))
         images = {path: train.get(path, Found(path, {}, ())) for path in paths}
-        return self._named("train", images, {}, disparities, start=0)
+        return self._named("train", images, {}, self._disparities_of("train", train), start=0)
 
     def _named(
         self,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
+from semidavil.bars import transient_bars
 
 
 class DataError(ValueError):
@@ -35,7 +35,7 @@ def hash_files(paths: Sequence[Path], memo: Path, *, progress: bool = False) -> 
     """
     keys, known = _keys(paths), dict(_known(memo))
     missing = [path for path, key in keys.items() if key not in known]
-    with Progress(disable=not progress or not missing, transient=True) as bar:
+    with transient_bars(progress and bool(missing)) as bar:
         task = bar.add_task("reading files", total=len(missing))
         for start in range(0, len(missing), 512):
             batch = missing[start : start + 512]

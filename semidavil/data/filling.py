@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config
 from semidavil.data.arrays import PACKED, RAW, Arrays, packed
@@ -190,7 +190,7 @@ class Filling:
             if not (part.form and todo):
                 continue
             with (
-                Progress(disable=not self.progress, transient=True) as bar,
+                transient_bars(self.progress) as bar,
                 ThreadPoolExecutor(available_cpus()) as pool,
             ):
                 task = bar.add_task(f"decoding {dataset}", total=len(todo))

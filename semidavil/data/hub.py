@@ -1,7 +1,6 @@
 """Models of Hugging Face, by name: in a folder, in the hub's cache, or downloaded."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from semidavil.data.files import DataError
@@ -32,10 +31,8 @@ def find_model(name: str, what: str, setting: str) -> Path:
         raise DataError(f"{folder} holds no model: config.json and weights are missing there")
     if not name or name.count("/") > 1 or folder.is_absolute():
         raise DataError(f"{what} names neither a folder nor a model of the hub")
-    with suppress(DataError):  # not in the cache
-        folder = local_model(name)
-        if is_complete(folder):
-            return folder
+    if is_here(name):
+        return local_model(name)
     try:
         unwanted = ["*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*"]
         return Path(snapshot_download(name, ignore_patterns=unwanted, etag_timeout=5))
@@ -47,6 +44,51 @@ def find_model(name: str, what: str, setting: str) -> Path:
             f"{what} is not here and cannot be downloaded ({reason}). On a machine with network access: "
             f"`hf download {name} --local-dir DIR`; copy DIR here and pass --set {setting}"
         ) from error
+
+
+def is_here(name: str) -> bool:
+    """Whether a model of transformers is here whole."""
+    try:
+        return is_complete(local_model(name))
+    except DataError:  # not in the cache
+        return False
+
+
+def cached_file(repository: str, names: Sequence[str]) -> Path | None:
+    """The first of the files `names` of a repository that the hub's cache has."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repository, name) for name in names)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def why_not_downloaded(repository: str) -> str:
+    """Why a model that is not here cannot be downloaded, as far as the hub says at once; empty if it can.
+
+    The hub is asked with a short wait, and once in vain: it is as far away for the next model.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    if _unreachable:
+        return _unreachable[0]
+    try:
+        if HfApi().model_info(repository, timeout=3).gated:
+            HfApi().auth_check(repository)
+    except GatedRepoError:
+        return f"accept its terms at https://huggingface.co/{repository}, then `hf auth login`"
+    except RepositoryNotFoundError:
+        return "the hub has no such model, or does not show it: `hf auth login`"
+    except Exception as error:  # of the network, by whatever library it goes
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        _unreachable.append(f"the hub does not answer: {reason}")
+        return _unreachable[0]
+    return ""
+
+
+_unreachable: list[str] = []  # why the hub did not answer this process
 
 
 def local_model(name: str) -> Path:

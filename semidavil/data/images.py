@@ -128,12 +128,8 @@ def _orientation(data: bytes) -> int:
     try:
         with Image.open(BytesIO(data)) as image:
             found = image.getexif().get(ORIENTATION, 1)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ):  # OpenCV reads kinds of pictures that Pillow does not
-        return 1
+    except (OSError, SyntaxError, ValueError):
+        return 1  # OpenCV reads kinds of pictures that Pillow does not
     return found if found in range(1, 9) else 1
 
 

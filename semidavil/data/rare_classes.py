@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.decoded import Images, Memory, open_images
@@ -123,7 +123,7 @@ def class_pixels_of_images(
 
     counts = np.zeros((len(samples), classes), np.int64)
     with (
-        Progress(disable=not progress, transient=True) as bar,
+        transient_bars(progress) as bar,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
         task = bar.add_task(f"counting classes of {images.reader.name}", total=len(samples))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
 from semidavil.data.files import DataError, state_of
 from semidavil.data.readers import Reader, Sample, UnknownValues
@@ -164,7 +164,7 @@ def _scan(
     found = Scan(count=len(samples))
     cv2.setNumThreads(1)  # there are as many images at a time
     with (
-        Progress(disable=not progress, transient=True) as bar,
+        transient_bars(progress) as bar,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
         task = bar.add_task(f"checking {reader.name} {split}", total=len(samples))

@@ -39,6 +39,7 @@ from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
 from semidavil.names import WEIGHTS
 from semidavil.plugins import PLUGINS, missing
+from semidavil.run_ids import is_named
 
 
 class PredictorError(ValueError):
@@ -61,7 +62,7 @@ class Seen:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights of a finished run: a file, a folder that holds them, or the first digits of its id in
+    """The weights of a finished run: a file, a folder that holds them, or the first letters of its id in
     `mlruns/`.
 
     Raises:
@@ -79,7 +80,8 @@ def find_weights(source: str | Path) -> Path:
                 f"{path} holds the weights of {len(found)} runs: name one of them, as {found[0].parent}"
             )
         raise PredictorError(f"there is no {WEIGHTS} in {path}: has the run finished?")
-    kept = sorted(Path("mlruns").glob(f"*/{source}*/artifacts/{WEIGHTS}"))
+    of_runs = Path("mlruns").glob(f"*/*/artifacts/{WEIGHTS}")
+    kept = sorted(path for path in of_runs if is_named(path.parents[1].name, str(source)))
     if len(kept) > 1:
         ids = ", ".join(path.parents[1].name for path in kept[:3])
         raise PredictorError(f"{len(kept)} runs begin with {source}: write more of its id ({ids})")

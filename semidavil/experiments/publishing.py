@@ -187,10 +187,10 @@ def _paragraphs(
         "```\npython -m semidavil predict THIS_FOLDER pictures/ --out seen\n"
         "python -m semidavil export THIS_FOLDER --to onnx\n```\n\n"
         "or, in Python,\n\n```python\nfrom pathlib import Path\n\n"
-        "from semidavil.data.images import read_rgb\n"
+        "from semidavil.data.images import read_upright\n"
         "from semidavil.experiments.predictor import Predictor\n\n"
         f'predictor = Predictor.load(Path("{WEIGHTS}"), "auto")\n'
-        'seen = predictor(read_rgb(Path("street.jpg")))\nseen.labels, seen.confidence\n```'
+        'seen = predictor(read_upright(Path("street.jpg")))\nseen.labels, seen.confidence\n```'
     )
     yield from _language(config, missing)
     yield "## Data"

@@ -15,6 +15,8 @@ from typing import Any
 import open_clip
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
+from semidavil.data.hub import cached_file
+
 OPENAI_MEAN, OPENAI_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 TOY_FOLDER = Path(__file__).parents[1] / "toy" / "clip"
 CONFIG_FILE = "open_clip_config.json"  # the name that open_clip gives it on the hub and on disk
@@ -206,12 +208,10 @@ def fetch(repository: str, names: Sequence[str], what: str, line: str, settings:
     Raises:
         VLMError: it is not here and cannot be downloaded.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, hf_hub_download
 
-    for name in names:
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
+    if cached := cached_file(repository, names):
+        return cached
     try:
         # Asking once what there is fails at once without network; a download would try for long.
         files = {

@@ -20,8 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from rich.progress import Progress
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import CITYSCAPES_19, LABEL_IDS, PALETTE
 from semidavil.machine import available_cpus
 from semidavil.toy.scenes import Scene, render_scene
@@ -73,7 +73,7 @@ def ensure_toy_data(
     folder.mkdir(parents=True, exist_ok=True)
     items = [item for name in wanted for item in _items(name, counts)]
     missing = [item for item in items if not all(path.exists() for path in _files(folder, item))]
-    with Progress(disable=not progress, transient=True) as bar:
+    with transient_bars(progress) as bar:
         task = bar.add_task(f"generating {' and '.join(wanted)} (toy)", total=len(items))
         bar.advance(task, len(items) - len(missing))
         for done in _write_in_parallel(folder, missing, size):

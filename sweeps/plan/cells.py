@@ -9,11 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
 from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grid import Grid
+from sweeps.plan.needs import Lack, Lacking
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun
@@ -27,9 +29,10 @@ class State(StrEnum):
     INTERRUPTED = "interrupted"
     BEGUN_ON_OTHER = "begun on other data"
     FAILED = "failed"
-    # Its loss became infinite, or its score is undefined, and would be so again.
+    # Its loss became infinite, its score is undefined, or a plugin is wrong, and would be so again.
     DIVERGED = "failed for good"
     ELSEWHERE = "running elsewhere"
+    LACKING = "cannot run here"  # for want of a model, say; see `needs`
 
 
 ON_OTHER = (State.DONE_ON_OTHER, State.BEGUN_ON_OTHER)  # run only if that is asked for
@@ -46,6 +49,7 @@ class Cell:
     estimate: float  # seconds of a whole run, judged by others; NaN if none is alike
     changed: tuple[str, ...] = ()  # the parts of the data that are not as its run saw them
     replaced: tuple[str, ...] = ()  # ids of runs that a new one takes the place of
+    lacks: tuple[Lack, ...] = ()  # what it would need to run
 
     @property
     def left(self) -> float:
@@ -76,7 +80,16 @@ class Plan:
     @property
     def waiting(self) -> list[Cell]:
         """The cells that a sweep would run now."""
-        states = {State.TODO, State.INTERRUPTED, State.FAILED}
+        return [cell for cell in self._to_run if not cell.lacks]
+
+    @property
+    def left_out(self) -> list[Cell]:
+        """The cells that a sweep would run if what they need were here."""
+        return [cell for cell in self._to_run if cell.lacks]
+
+    @property
+    def _to_run(self) -> list[Cell]:
+        states = {State.TODO, State.INTERRUPTED, State.FAILED, State.LACKING}
         if self.retry_diverged:
             states.add(State.DIVERGED)
         if self.refresh:
@@ -121,11 +134,15 @@ def make_plan(
     pace: Pace | None = None,
     data: PresentData = NOT_COMPARED,
     refresh: bool = False,
+    lacking: Lacking = MappingProxyType({}),
 ) -> Plan:
     """Matches Configs with tracked runs, oldest first, by key, whichever grid has made them.
 
     Cells are timed by `pace`, or else by the runs of this machine's sweeps. What runs saw is compared with
     `data`.
+
+    Args:
+        lacking: what Configs need that is not here.
     """
     runs = list(runs)
     pace = pace or Pace(runs)
@@ -133,7 +150,11 @@ def make_plan(
     for config in configs:
         cell = Cell(config, grid.name(config), State.TODO, None, math.nan)
         cell = with_runs(cell, by_key[config.key()], now, data)
-        cells.append(replace(cell, estimate=pace.seconds(kind_of(config.to_params()))))
+        lacks = lacking.get(config.key(), ())
+        if lacks and cell.state in (State.TODO, State.INTERRUPTED, State.FAILED):
+            cell = replace(cell, state=State.LACKING)
+        estimate = pace.seconds(kind_of(config.to_params()))
+        cells.append(replace(cell, estimate=estimate, lacks=lacks))
     return Plan(grid_name, grid, cells, retry_diverged, refresh)
 
 

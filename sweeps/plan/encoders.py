@@ -26,6 +26,23 @@ VLMS = (
 VISION_ONLY = (
     "vit_base_patch14_reg4_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_224", "convnext_base",
 )  # fmt: skip
+# Where the hub has them, by name and tag: planning looks whether they are here, and loads neither library.
+REPOSITORIES = {
+    ("ViT-B-16", "openai"): "timm/vit_base_patch16_clip_224.openai",
+    ("ViT-B-16-quickgelu", "metaclip_fullcc"): "timm/vit_base_patch16_clip_224.metaclip_2pt5b",
+    ("ViT-B-16-quickgelu", "dfn2b"): "apple/DFN2B-CLIP-ViT-B-16",
+    ("EVA02-B-16", "merged2b_s8b_b131k"): "timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k",
+    ("ViT-B-16-SigLIP2", "webli"): "timm/ViT-B-16-SigLIP2",
+    ("PE-Core-B-16", "meta"): "timm/PE-Core-B-16",
+    ("MobileCLIP2-S0", "dfndr2b"): "timm/MobileCLIP2-S0-OpenCLIP",
+    ("MobileCLIP2-B", "dfndr2b"): "timm/MobileCLIP2-B-OpenCLIP",
+    ("timm:vit_base_patch14_reg4_dinov2", "default"): "timm/vit_base_patch14_reg4_dinov2.lvd142m",
+    ("timm:vit_base_patch16_dinov3", "default"): "timm/vit_base_patch16_dinov3.lvd1689m",
+    ("timm:vit_base_patch16_224", "default"): "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
+    ("timm:convnext_base", "default"): "timm/convnext_base.fb_in22k_ft_in1k",
+}
+VLM_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # either will do
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 # Beside the bundled CLIP: towers of its size that start at random, on which two cores are no bottleneck.
 SMALL = ("test_vit", "test_resnet")
 

@@ -1,5 +1,6 @@
 """What a grid is: which Configs answer a question, and what its variants are called."""
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -61,8 +62,8 @@ class Grid:
         cells = union(self.build(base, which))
         if not cells:
             raise ConfigError(
-                f"no run of this grid is left on {', '.join(chosen)} with budgets "
-                f"{' '.join(map(str, budgets))}: give other --budgets"
+                f"this grid has no run on {', '.join(chosen)} with {' or '.join(map(str, budgets))} labelled "
+                "images: give other --budgets"
             )
         return cells
 
@@ -108,3 +109,11 @@ def _namer(
         return max(whole, key=lambda name: sum(whole[name][axis] == params[axis] for axis in axes))
 
     return name_of
+
+
+def require_known(name: str, table: Mapping[str, object], what: str) -> None:
+    """Raises ConfigError, with the names that are meant or all, for one that is not in the table."""
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=2, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise ConfigError(f"unknown {what} {name!r}{hint} There are: {', '.join(table)}")

@@ -7,13 +7,14 @@ Spec.from_json(spec.to_json()) == spec
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from semidavil.config import Config, ConfigError, parse_settings, preset
 from sweeps.plan.combine import Selection, union
 from sweeps.plan.grid import Grid
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.narrow import narrowed, variations
+from sweeps.plan.needs import Lacking
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class Job:
 
     spec: Spec
     grid: Grid  # with its baseline
-    configs: list[Config]  # the cells to run: without those that cannot run here
+    configs: list[Config]  # the cells to run: without those whose data are wrong
+    lacking: Lacking = field(default_factory=dict)  # what some of them need that is not here
 
     @property
     def name(self) -> str:

@@ -301,7 +301,7 @@ class Driver:
     def _note_undelivered(self, task: Task, delivered: bool) -> None:
         if not delivered:
             self.outcome.undelivered.append(task)
-            what = f"the store does not have all of it; it waits in {task.workspace}"
+            what = f"MLflow does not have all of its results yet; they wait in {task.workspace}"
             self.progress.say(task.name, what)
 
     def _on_failed(self, task: Task, cell: Cell, failed: Failed) -> None:
@@ -315,7 +315,7 @@ class Driver:
             self.retried[cell.name] += 1
             self._try_again(cell, failed.reason)
         else:
-            self._give_up(cell, failed.reason, task.run_id, failed.failure is Failure.DIVERGED)
+            self._give_up(cell, failed.reason, task.run_id, failed.failure.is_final)
 
     def _on_other_data(self, task: Task, cell: Cell, reason: str) -> None:
         """Its checkpoint is of no use; planning could not know where it cannot see the data."""

@@ -47,10 +47,16 @@ class Failure(StrEnum):
 
     # The loss is not finite, or the score is undefined: it would be so again, in any sweep.
     DIVERGED = "diverged"
+    MISTAKE = "mistake"  # the code of a plugin is wrong, and would fail in the same way
     INPUT = "input"  # a file is missing or broken: no use before somebody has mended it
     OTHER_DATA = "other data"  # its checkpoint was trained on other data than are here now
     MEMORY = "memory"  # too little of it beside the others
     OTHER = "other"
+
+    @property
+    def is_final(self) -> bool:
+        """It is tried again only if somebody asks for it."""
+        return self in (Failure.DIVERGED, Failure.MISTAKE)
 
 
 @dataclass(frozen=True)

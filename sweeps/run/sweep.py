@@ -18,11 +18,12 @@ from sweeps.run.cluster import Common, require_common, run_on_cluster
 from sweeps.run.context import Outcome, SweepContext, SweepOptions
 from sweeps.run.driver import CLOSING_SECONDS, Driver
 from sweeps.run.engine import run_tasks, started_ray
+from sweeps.run.failures import is_input_error
 from sweeps.run.listening import Listening
 from sweeps.run.preparation import Preparation, preparation_of, preparations
 from sweeps.run.resources import Resources
 from sweeps.run.source import CellSource, QueueSource
-from sweeps.run.worker import is_input_error, load_training
+from sweeps.run.worker import load_training
 from sweeps.show.overview import Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.stopping import AskedToStop, Stopped
@@ -231,6 +232,7 @@ class Sweep:
             each.retry_diverged,
             data=each.data,
             refresh=each.refresh,
+            lacking=job.lacking,
         )
 
     def _close_own(self, runs: list[TrackedRun]) -> list[TrackedRun]:
@@ -239,7 +241,7 @@ class Sweep:
         left = [run for run in runs if run.is_open and mine <= run.tags.items()]
         for run in left:
             with self._left_out_if_refused():
-                self.store.close(run.run_id, "KILLED", "its claim did not come through", run.epoch)
+                self.store.close(run.run_id, "KILLED", "it had not begun yet", run.epoch)
         return self.store.runs() if left else runs
 
     @contextmanager

@@ -24,6 +24,7 @@ from sweeps.keep.storage import workspace as open_workspace
 from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
 from sweeps.run import events
 from sweeps.run.events import Done, Event, Failed, Failure, Halted, Progress, Taken, Task
+from sweeps.run.failures import failure_of
 from sweeps.run.train_log import train_log
 from sweeps.track.credentials import redact
 from sweeps.track.outbox import Ending, LeaseLost, Outbox
@@ -33,9 +34,6 @@ from sweeps.track.store import Store
 from sweeps.track.system_metrics import SystemMetrics
 
 TELL_SECONDS = 1.0  # between two reports of progress without a score, of which each costs some 8 ms
-INPUT_ERRORS = (
-    "DataError", "VLMError", "CaptionError", "ConfigError", "DeviceError", "DiskFull", "PluginError",
-)  # fmt: skip
 
 Tell = Callable[[Event], bool]  # to the sweep; returns whether the training is to stop here
 
@@ -73,6 +71,7 @@ class _Attempt:
         self.halting = False
         self.data = ""
         self.next_tell = 0.0
+        self.plugins = [Source(name, files) for name, files in task.plugins.items()]
         self.system = SystemMetrics() if task.gpus > 0 else None
 
     def run(self) -> Event:
@@ -92,7 +91,7 @@ class _Attempt:
             try:
                 if unfetched is not None:
                     raise unfetched
-                with use(*(Source(name, files) for name, files in task.plugins.items())):
+                with use(*self.plugins):
                     return self._train(Config.from_params(task.params))
             except (LeaseLost, RunGone) as taken:
                 return self._leave(taken)
@@ -205,11 +204,14 @@ class _Attempt:
     def _fail(self, error: Exception) -> Failed | Taken:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         place = f"{place_of(error)}: " if place_of(error) else ""
-        reason, failure = redact(f"{place}{type(error).__name__}: {error}"), failure_of(error)
+        failure = failure_of(error, self.plugins)
+        remedy = "; once it is mended, the same command trains it anew" * (
+            failure is Failure.MISTAKE
+        )
+        reason = redact(f"{place}{type(error).__name__}: {error}{remedy}")
         self.log(f"failed: {reason}")
-        may_help = failure is not Failure.DIVERGED
         try:
-            delivered = self.outbox.fail(reason, may_help, [self.folder / LOG])
+            delivered = self.outbox.fail(reason, not failure.is_final, [self.folder / LOG])
         except (LeaseLost, RunGone) as taken:
             return self._leave(taken)
         except (TrackingError, OSError) as unreadable:  # the ending in the folder
@@ -258,23 +260,6 @@ def collect_artifacts(target: Path, config: Config, result: Any, folder: Path) -
         plugin.write(target / PLUGINS)
     for path in (*result.artifacts.values(), folder / LOG):
         shutil.copyfile(path, target / Path(path).name)
-
-
-def is_input_error(error: Exception) -> bool:
-    """Whether an error of `prepare` is of the input, such as a missing data set, and not of the code."""
-    return type(error).__name__ in INPUT_ERRORS or isinstance(error, FileNotFoundError)
-
-
-def failure_of(error: Exception) -> Failure:
-    """Judged by the error's name, so that no training code is imported."""
-    name = type(error).__name__
-    if name in ("NonFiniteLossError", "UndefinedScoreError"):
-        return Failure.DIVERGED
-    if name == "OtherDataError":
-        return Failure.OTHER_DATA
-    if name in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error).lower():
-        return Failure.MEMORY
-    return Failure.INPUT if name in INPUT_ERRORS else Failure.OTHER
 
 
 def _line(step: int, total: int, metrics: Mapping[str, float]) -> str:

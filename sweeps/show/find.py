@@ -2,23 +2,24 @@
 
 from collections.abc import Iterable
 
+from semidavil.run_ids import is_named
 from sweeps.track.credentials import redact
 from sweeps.track.retry import TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
-ID_LETTERS = 6  # of a run's id that say enough
 
-
-def find_run(store: Store, text: str, grid: str | None = None) -> TrackedRun:
-    """The last run of the cell with this name, or whose run's id begins so.
+def find_run(
+    store: Store, text: str, grid: str | None = None, finished: bool = False
+) -> TrackedRun:
+    """The last run of the cell with this name, or whose run's id begins so; or its `finished` one.
 
     Raises TrackingError if there is none, or if it is not clear which one is meant.
     """
     named = [
         run
         for run in store.runs()
-        if (run.name == text or (len(text) >= ID_LETTERS and run.run_id.startswith(text)))
+        if (run.name == text or is_named(run.run_id, text))
         and grid in (None, run.made_by, *run.tags.get("grids", "").split())
     ]
     if not named:
@@ -31,6 +32,12 @@ def find_run(store: Store, text: str, grid: str | None = None) -> TrackedRun:
         raise TrackingError(
             f"{text!r} may be any of these: name one by the first letters of its id\n{_table(named)}"
         )
+    if finished:
+        if not (ended := [run for run in named if run.status == "FINISHED"]):
+            raise TrackingError(
+                f"run {named[-1].run_id} is {named[-1].status}: it has no final numbers"
+            )
+        named = ended
     return max(named, key=lambda run: (run.epoch, run.started))
 
 

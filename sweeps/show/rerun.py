@@ -11,17 +11,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
+from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
 from semidavil.place import command
 from semidavil.plugins import PLUGINS, missing
 from sweeps.run.worker import load_training
-from sweeps.track.credentials import redact
-from sweeps.track.provenance import code_tags, device_name
+from sweeps.show.find import find_run
+from sweeps.track.provenance import CODE, code_tags, device_name
 from sweeps.track.retry import TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # points of the score; on the machine of the run there is no d
 
 def rerun(
     store: Store,
-    run_id: str,
+    named: str,
     changes: Mapping[str, str],
     root: Path | None,
     console: Console,
@@ -40,14 +40,14 @@ def rerun(
     """Prints recorded and new numbers; returns whether the score is the same.
 
     Args:
-        run_id: of a finished run, or its first letters.
+        named: a finished run's name, its id, or the first letters of it.
         changes: settings of `runtime`, such as where data are on this machine.
         root: the checkout, whose code runs.
         train: the training function as `module:function`.
 
     Raises TrackingError if there is no such run, it has not finished, or its Config means something else now.
     """
-    run = find(store, run_id)
+    run = find_run(store, named, finished=True)
     require_plugins(run)
     # The run's own device need not exist on this machine.
     config = Config.from_params(run.params).replace({"runtime.device": "auto", **changes})
@@ -61,9 +61,10 @@ def rerun(
     for text in environment_differences(run, now):
         console.print(f"[yellow]not as then:[/] {escape(text)}")
     if command := code_command(run, now):
-        console.print(f"the code of the run: {escape(command)}")
+        console.print(f"the code of the run: {escape(command)}", soft_wrap=True)
+        console.print("  (back again: git checkout -, and git stash pop if something was stashed)")
     module.prepare(config)
-    with Progress(console=console, transient=True) as bars, tempfile.TemporaryDirectory() as folder:
+    with transient_bars(console=console) as bars, tempfile.TemporaryDirectory() as folder:
         bar = bars.add_task(escape(run.name), total=config.training.steps)
         result = train_function(
             config,
@@ -88,18 +89,6 @@ def require_plugins(run: TrackedRun) -> None:
         )
 
 
-def find(store: Store, run_id: str) -> TrackedRun:
-    """The finished run whose id begins so."""
-    found = [run for run in store.runs() if run.run_id.startswith(run_id)]
-    if len(found) != 1:
-        which = "several runs" if found else "no run"
-        place = redact(store.uri)
-        raise TrackingError(f"{which} in {place} with an id that begins with {run_id!r}")
-    if found[0].status != "FINISHED":
-        raise TrackingError(f"run {found[0].run_id} is {found[0].status}: it has no final numbers")
-    return found[0]
-
-
 def environment_differences(run: TrackedRun, now: Mapping[str, str]) -> list[str]:
     """`version.torch 2.13 -> 2.14` for each tag of code and packages that is not as it was."""
     return [
@@ -117,7 +106,8 @@ def code_command(run: TrackedRun, now: Mapping[str, str]) -> str:
     changes = run.tags.get("changes", before)
     if commit == "unknown" or (commit, changes) == (now["commit"], now["changes"]):
         return ""
-    command = f"git stash --include-untracked && git checkout {commit}"
+    # New files elsewhere are the user's: pictures, plugins.
+    command = f"git add {' '.join(CODE)} && git stash && git checkout {commit}"
     if changes == "none":
         return command
     if changes == "unknown":

@@ -14,8 +14,6 @@ from typing import NoReturn
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from semidavil.benchmarks import BENCHMARKS
@@ -26,7 +24,7 @@ from semidavil.plugins import missing
 from sweeps.keep.storage import StorageError
 from sweeps.plan.cells import ON_OTHER, Cell, State, make_plan, runs_by_key, state_of
 from sweeps.plan.data import NOT_COMPARED, PresentData
-from sweeps.plan.grids import SEARCH
+from sweeps.plan.grids import GRIDS, SEARCH
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Spec
 from sweeps.show.tables import duration, mark_of
@@ -45,6 +43,7 @@ COLUMNS = {
     "waiting": [State.TODO, State.INTERRUPTED],
     "other data": list(ON_OTHER),
 }
+STATE_COLOURS = {"running": "cyan", "finished": "green", "failed": "red"}  # others are yellow
 UNFINISHED = COLUMNS["running"] + COLUMNS["waiting"]
 DELIVERY_SECONDS = 60.0  # that a worker may take to deliver a run that has just ended
 
@@ -181,7 +180,7 @@ class Look:
 
 
 def _as_json(one: Status) -> dict[str, object]:
-    counts = {name: sum(one.counts[state] for state in states) for name, states in COLUMNS.items()}
+    counts = {name: _count(one, name) for name in COLUMNS}
     running = [
         {
             **_run_as_json(run),
@@ -223,10 +222,7 @@ def look(store: Store, grid: str | None = None) -> Look:
             # Two sweeps may create one at the same moment; the older one stays.
             overviews.setdefault((run.tags["overview"], run.tags["settings"]), run)
     if not overviews:
-        raise TrackingError(
-            f"no sweep of {grid or 'any grid'} in {redact(store.uri)}: start one with "
-            f"{command('run')} --grid {grid or 'attention'}"
-        )
+        raise TrackingError(_why_none(store, grid))
     now, runs, found, notes = time.time(), store.runs(), [], dict[str, None]()
     for overview in overviews.values():
         data = PresentData.of_overview(overview)
@@ -234,6 +230,16 @@ def look(store: Store, grid: str | None = None) -> Look:
         notes |= data.unknown
     told = [f"what runs saw was not compared with the data: {note}" for note in notes]
     return Look(found, [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
+
+
+def _why_none(store: Store, grid: str | None) -> str:
+    """Why there is no sweep to show, and what to do."""
+    there = sorted({run.tags["overview"] for run in store.overviews()})
+    text = f"no sweep of {grid or 'any grid'} in {redact(store.uri)}"
+    text += f", only of {', '.join(there)}" if there else ""
+    if grid is None or grid in GRIDS or grid == SEARCH:
+        return f"{text}: start one with {command('run')} --grid {grid or 'attention'}"
+    return text if there else f"{text}. All grids: {command('run')} --list"
 
 
 def _undelivered(store: Store, now: float) -> str:
@@ -252,55 +258,47 @@ def _undelivered(store: Store, now: float) -> str:
 
 
 def render(found: Sequence[Status], now: float, note: str = "") -> RenderableType:
-    """Tables of the sweeps and of the running cells, and a note below."""
-    # Rare columns only where they say something: all fit into 80 characters.
-    columns = {
-        name: states
+    """A few lines for each sweep, which fit narrow terminals however many settings it has; and a note."""
+    # A rare column only where it says something.
+    columns = [
+        name
         for name, states in COLUMNS.items()
         if name != "other data" or any(one.counts[state] for one in found for state in states)
-    }
-    table = Table()
-    for name in ("grid", "settings"):
-        table.add_column(name, overflow="fold")  # a name cut short is of no use
-    for name in ("state", *columns, "left"):
-        table.add_column(name, no_wrap=True)
-    best: list[str] = []
+    ]
+    parts: list[RenderableType] = []
+    shown: set[str] = set()  # ids of running runs: one that several grids share runs once
     for one in found:
-        counts = [str(sum(one.counts[state] for state in states)) for states in columns.values()]
-        left = duration(one.seconds_left) if one.state == "running" else ""
-        table.add_row(*map(escape, (one.grid, one.settings, one.state, *counts, left)))
-        best += [
-            f"{one.grid}: {run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}"
-            for benchmark, run in one.best.items()
-        ]
-    parts: list[RenderableType] = [table]
-    if best:
-        parts.append(Text("best so far\n  " + "\n  ".join(best)))
-    # A cell that several grids share runs once.
-    running = {run.run_id: (one.grid, run) for one in found for run in one.running}
-    if running:
-        cells = Table()
-        cells.add_column("running", overflow="fold")
-        for name in ("steps", "last seen", "where"):
-            cells.add_column(name)
-        for grid, run in running.values():
-            cells.add_row(
-                escape(f"{grid}: {run.name}"),
-                f"{run.progress.step}/{run.params.get('training.steps', '?')}",
-                f"{duration(max(0.0, now - run.last_seen))} ago",
-                escape(run.tags.get("host", "?")),
+        parts.append(Text(f"{one.grid}, {one.settings}", "bold", overflow="fold"))
+        counts = [f"{_count(one, name):>4} {name}" for name in columns]
+        left = f"  {duration(one.seconds_left)} left" if one.state == "running" else ""
+        colour = STATE_COLOURS.get(one.state, "yellow")
+        parts.append(Text.assemble("  ", (f"{one.state:<9}", colour), " ".join(counts), left))
+        for benchmark, run in one.best.items():
+            parts.append(
+                Text(f"  best      {run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}")
             )
-        parts.append(cells)
-    for one in found:
+        for run in one.running:
+            if run.run_id not in shown:
+                parts.append(Text(f"  at work   {_at_work(run, now)}"))
+        shown |= {run.run_id for run in one.running}
         if one.needs:
-            text = f"{one.grid}, {one.settings}: counted by its runs alone, since {one.needs}"
-            parts.append(Text(text, "yellow"))
+            parts.append(Text(f"  counted by its runs alone, since {one.needs}", "yellow"))
         if one.changed:
-            text = f"{one.grid}, {one.settings}: not the same data as runs saw: {', '.join(one.changed)}"
+            text = f"  not the same data as runs saw: {', '.join(one.changed)}"
             parts.append(Text(f"{text}; the sweep trains these again with --refresh", "yellow"))
     if note:
         parts.append(Text(note, "yellow"))
     return Group(*parts)
+
+
+def _count(one: Status, name: str) -> int:
+    return sum(one.counts[state] for state in COLUMNS[name])
+
+
+def _at_work(run: TrackedRun, now: float) -> str:
+    steps = f"{run.progress.step}/{run.params.get('training.steps', '?')} steps"
+    seen = duration(max(0.0, now - run.last_seen))
+    return f"{run.name}  {steps}, seen {seen} ago on {run.tags.get('host', '?')}"
 
 
 def watch(console: Console, show: Callable[[], RenderableType], seconds: float) -> NoReturn:

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
-from semidavil.marks import mark
+from semidavil.marks import TOY, mark
 from sweeps.plan.cells import Cell, FailedCell, Plan, State
+from sweeps.plan.needs import left_out
 
 COLOURS = {
     State.DONE: "green",
@@ -25,6 +26,7 @@ COLOURS = {
     State.FAILED: "red",
     State.DIVERGED: "red",
     State.ELSEWHERE: "cyan",
+    State.LACKING: "red",
 }
 
 
@@ -37,12 +39,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0) -> None:
+def print_plan(
+    console: Console, plan: Plan, preset: str, concurrency: int, gpus: float = 0.0
+) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
-    marks = dict.fromkeys(
-        f", {mark_of(cell.config)}" for cell in plan.cells if mark_of(cell.config)
+    marks = {mark_of(cell.config) for cell in plan.cells} - {
+        "",
+        TOY,
+    }  # which its presets are called
+    title = ", ".join(
+        [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs", *marks]
     )
-    title = f"grid {plan.grid_name}, {len(plan.cells)} runs{''.join(marks)}"
+    if not plan.cells:
+        console.print(f"{title}: {summary(plan, concurrency, gpus)}")
+        return
     table = Table(title=title, title_justify="left")
     for column in ("run", "differs by", "state"):
         table.add_column(column, overflow="fold")
@@ -60,6 +70,8 @@ def print_plan(console: Console, plan: Plan, concurrency: int, gpus: float = 0.0
 
 def _detail(plan: Plan, cell: Cell) -> str:
     run = cell.run
+    if cell.state is State.LACKING:
+        return f"without {', '.join(lack.what for lack in cell.lacks)}"
     if run is None:
         return ""
     if cell.state in (State.DONE, State.DONE_ON_OTHER):
@@ -106,6 +118,13 @@ def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) ->
         text = f"about {duration(seconds)}"
         text += f" and {gpu_seconds / 3600:.3g} GPU-hours" if gpu_seconds else ""
     return f"{text}, {concurrency} at a time"
+
+
+def lacking_lines(plans: Iterable[Plan]) -> list[str]:
+    """Which runs are left out for want of what is not here, and what to do."""
+    # A cell that several grids share counts once.
+    cells = {cell.config.key(): (cell.name, cell.lacks) for plan in plans for cell in plan.left_out}
+    return left_out(cells.values())
 
 
 def mark_of(config: Config) -> str:

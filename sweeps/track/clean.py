@@ -1,4 +1,4 @@
-"""What nobody needs any more: checkpoints, decoded images, leftovers of sweeps that were killed.
+"""What nobody needs any more: checkpoints, models of deleted runs, decoded images, what killed sweeps left.
 
 What an unfinished run needs is never among it: a run that was stopped, has failed or is running keeps its
 checkpoint, and one that has ended keeps its results until the tracking store has them.
@@ -8,11 +8,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sweeps.track.lease import is_held
+from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
 
@@ -33,12 +35,12 @@ class Leftover:
 
 def leftovers(store: Store, cache: Path, days: float) -> list[Leftover]:
     """All that may go now; decoded images of `cache` count when nobody has read them for so many days."""
-    return [*_checkpoints(store), *_decoded(cache, days), *_scratch()]
+    runs = store.runs(deleted=True)
+    return [*_checkpoints(store, runs), *_models(store, runs), *_decoded(cache, days), *_scratch()]
 
 
-def _checkpoints(store: Store) -> Iterator[Leftover]:
-    runs, keys = store.runs(deleted=True), store.storage.keys()
-    for key in sorted(keys):
+def _checkpoints(store: Store, runs: Sequence[TrackedRun]) -> Iterator[Leftover]:
+    for key in sorted(store.storage.keys()):
         mine = [run for run in runs if run.key == key]
         if (why := why_unneeded(mine, time.time())) is None:
             continue
@@ -48,7 +50,7 @@ def _checkpoints(store: Store) -> Iterator[Leftover]:
             last = workspace.last_run()
             known = bool(mine) and (not last or last in {run.run_id for run in mine})
             if mine and not known:
-                why = "of a run that this tracking store does not know; another one may"
+                why = "of a run that this MLflow does not know; another one may"
             name = f" of {mine[-1].name}" if mine else ""
             size = size_of(workspace.folder)
             remove = partial(_forget, store, key)
@@ -61,13 +63,34 @@ def _forget(store: Store, key: str) -> bool:
     return why_unneeded(mine, time.time()) is not None and store.storage.remove(key)
 
 
+def _models(store: Store, runs: Sequence[TrackedRun]) -> Iterator[Leftover]:
+    """Models of MLflow whose run somebody has deleted there, and with it the weights that they name."""
+    here = {run.run_id for run in runs if not run.deleted}
+    names = {run.run_id: run.name for run in runs}
+    for model in store.models():
+        if model.source_run_id not in here:
+            name = names.get(model.source_run_id, "a run that is gone")
+            what = f"model of {name} in MLflow: its run was deleted"
+            remove = partial(_delete_model, store, model.model_id)
+            yield Leftover(what, f"models:/{model.model_id}", 0, remove)
+
+
+def _delete_model(store: Store, model_id: str) -> bool:
+    try:
+        with suppress(RunGone):  # another process was faster
+            store.delete_model(model_id)
+    except StoreRefused:
+        return False
+    return True
+
+
 def why_unneeded(runs: Sequence[TrackedRun], now: float) -> str | None:
     """Why nobody needs the checkpoint of a cell with these runs, deleted ones too; None: it is needed."""
     here = [run for run in runs if not run.deleted]
     if any(is_held(run, now) for run in here):
         return None
     if not runs:
-        return "this tracking store knows no run of it; another one may"
+        return "this MLflow does not know its run; another one may"
     if not here:
         return "its run was deleted in MLflow"
     if any(run.status == "FINISHED" for run in here):

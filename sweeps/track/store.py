@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import LoggedModel, Metric, Param, RunTag, ViewType
 
 from semidavil.config import Config
 from sweeps.keep.storage import Storage, open_storage
@@ -312,8 +312,31 @@ class Store:
         return True
 
     def delete(self, run_id: str) -> None:
-        """Marks a run as deleted, as MLflow's page does: it can be restored."""
+        """Marks a run as deleted, as MLflow's page does: it can be restored, unlike its models."""
+        with suppress(RunGone, StoreRefused):  # another process is at it; MLflow 2 has no models
+            run = self.call(lambda client: client.get_run(run_id))
+            for model in self._models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+                self.delete_model(model.model_id)
         self.call(lambda client: client.delete_run(run_id))
+
+    def delete_model(self, model_id: str) -> None:
+        """Marks it as deleted; the weights that it names stay with their run."""
+        self.call(lambda client: client.delete_logged_model(model_id))
+
+    def models(self) -> list[LoggedModel]:
+        """Those of this harness's runs, deleted runs among them; none of a server of MLflow 2."""
+        if self.is_new() or not (names := self._experiments()):
+            return []
+        with suppress(StoreRefused):
+            found = self._models(list(names))
+            return [model for model in found if f"{PREFIX}key" in model.tags]
+        return []
+
+    def _models(self, experiments: list[str], which: str | None = None) -> list[LoggedModel]:
+        pages = self._pages(
+            lambda client, token: client.search_logged_models(experiments, which, page_token=token)
+        )
+        return list(pages)
 
     def keep_alive(self, run_ids: Iterable[str]) -> None:
         """A sign of life for runs that have nothing to log for long: evaluating, or not yet placed."""

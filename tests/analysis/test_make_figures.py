@@ -27,7 +27,7 @@ def test_the_command_writes_the_same_bytes_twice(attention: Tracked, tmp_path: P
     for folder in ("a", "b"):
         done = run("--tracking-uri", attention.uri, "--out", str(tmp_path / folder))
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "not run yet: 20 cells" in done.stdout
+        assert "not run yet: 20 runs" in done.stdout
         assert "baselines is left out" in done.stdout
     files = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     names = sorted(str(p.relative_to(tmp_path / "a")) for p in files)

@@ -11,12 +11,14 @@ from analysis.stats import (
     best_sets,
     bootstrap_images,
     class_iou,
+    complete_blocks,
     effect_size,
     factorial,
     holm,
     interquartile_mean,
     over_seeds,
     paired,
+    profile,
     rank_correlation,
     ranks,
     verdict,
@@ -201,6 +203,36 @@ def test_ranks_and_their_critical_difference() -> None:
     few = ranks(pd.DataFrame({"a": [3.0, 2.0, 9.0], "b": [1.0, 2.0, np.nan]}))
     assert (few.mean.tolist(), few.blocks) == ([1.25, 1.75], 2)
     assert np.isnan(few.critical)
+
+
+def test_profiles_weigh_benchmarks_alike_and_draw_whole_seeds() -> None:
+    """`a` leads by 2 on four budgets of one benchmark, `b` by 1 on two of another, with every seed."""
+    rows = [
+        {"benchmark": name, "seed": seed, "budget": budget, "variant": variant,
+         "miou": 10.0 * seed + (lead if variant == better else 0.0)}
+        for name, better, lead, budgets in (("x", "a", 2.0, (0, 1, 2, 3)), ("y", "b", 1.0, (0, 1)))
+        for seed in range(3) for budget in budgets for variant in ("a", "b")
+    ]  # fmt: skip
+    runs = pd.DataFrame(rows)
+    table = profile(complete_blocks(runs))
+    assert table is not None
+    assert table["conditions"].unique() == [6]
+    ends = {v: (one["share"].iloc[0], one["share"].iloc[-1]) for v, one in table.groupby("variant")}
+    assert ends == {"a": (50.0, 100.0), "b": (50.0, 100.0)}
+    a = table[table["variant"] == "a"]
+    assert (a["share"][a["points"] < 0.99] == 50).all()
+    assert (a["share"][a["points"] > 1.01] == 100).all()
+    assert (table["high"] == table["low"]).all()  # seeds agree: none of them changes it
+    turned = (runs["benchmark"] == "x") & (runs["seed"] == 0) & (runs["variant"] == "a")
+    runs.loc[turned, "miou"] -= 4
+    first = profile(complete_blocks(runs)).groupby("variant").first()  # type: ignore[union-attr]
+    assert first.loc["a", "share"] == pytest.approx(100 * (2 / 3 + 0) / 2)
+    assert first.loc["a", "low"] == pytest.approx(0)  # seed 0 three times has a chance of 1 in 27
+    assert first.loc["a", "high"] == pytest.approx(50)
+    few = runs[(runs["seed"] > 0) | (runs["benchmark"] == "x")]
+    assert profile(complete_blocks(few)) is None  # two seeds on y
+    begun = runs[(runs["seed"] > 0) | (runs["budget"] == 0)]
+    assert set(complete_blocks(begun).index.get_level_values("seed")) == {1, 2}
 
 
 def test_effects_and_interactions_of_parts() -> None:

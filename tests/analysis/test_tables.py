@@ -32,7 +32,7 @@ TABLE = Table(
     about="What it is.",
     caption=STRANGE,
     stub="Xœ",
-    blocks=(Block(STRANGE, ("0", "1,000", "rank (of 6)", "ms"), (("A_b|", ROW), (STRANGE, ROW))),),
+    blocks=(Block(STRANGE, ("0", "1,000", "rank (n=6)", "ms"), (("A_b|", ROW), (STRANGE, ROW))),),
     numbers=pd.DataFrame(),
     run_ids=(),
     grid="g",
@@ -56,7 +56,7 @@ def test_options_leave_out_published_values_and_ranks() -> None:
     assert "Below" not in short_caption(shown(TABLE, Shown(published=False)))
     whole = latex(TABLE)
     assert r"\quad published & {\textit{$\geq$ 2.0}} &  &  & {\textit{70.1}} \\" in whole
-    assert "rank (of 6)" in whole
+    assert "rank (n=6)" in whole
 
 
 def test_latex_has_ascii_alone_and_each_number_on_its_point() -> None:
@@ -90,7 +90,7 @@ def test_no_text_of_a_picture_stands_on_another() -> None:
     """A row of bold cells had no gap, and a long name ran under the numbers."""
     wide = Entry(under="≥ 72.6", mark=True, value=50.23, std=10.31, n=8)
     rows = tuple((f"A variant with a long name, number {i}", (wide,) * 8) for i in range(3))
-    columns = (*(f"{b:,}" for b in (0, 100, 200, 500, 1000, 2975)), "rank (of 48)", "M par.")
+    columns = (*(f"{b:,}" for b in (0, 100, 200, 500, 1000, 2975)), "rank (n=48)", "M par.")
     table = replace(TABLE, blocks=(Block("GTA5 → Cityscapes", columns, rows),))
     with paper_style():
         figure = picture(shown(table, Shown()))

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from offline_hub import OfflineHub
+from open_clip.pretrained import get_pretrained_cfg as open_clip_cfg
 from safetensors.torch import save_file
 from slow_cases import also_slow
 
@@ -19,6 +20,7 @@ from semidavil.language.positions import Positions
 from semidavil.models.image_encoder import load_encoder
 from semidavil.models.vlm import VLMError, load_vlm
 from semidavil.train import Report, train
+from sweeps.plan.encoders import REPOSITORIES, VISION_ONLY, VLMS
 
 
 @pytest.fixture
@@ -218,3 +220,15 @@ def test_a_finished_run_predicts_without_the_weights_that_it_began_with(
     mean = predictor.network.vision.mean.flatten()
     torch.testing.assert_close(mean, torch.tensor([0.4, 0.5, 0.6]))  # of the weights that are gone
     assert np.array_equal(predictor(image).confidence, before.confidence)
+
+
+def test_the_repositories_are_those_of_the_libraries() -> None:
+    for name, tag in VLMS:
+        assert open_clip_cfg(name, tag)["hf_hub"] == f"{REPOSITORIES[name, tag]}/"
+    for name in VISION_ONLY:
+        default = timm.models.get_pretrained_cfg(name)
+        assert (
+            timm.models.get_pretrained_cfg(f"{name}.{default.tag}").hf_hub_id
+            == REPOSITORIES[f"timm:{name}", "default"]
+        )
+    assert len(REPOSITORIES) == len(VLMS) + len(VISION_ONLY)

@@ -192,6 +192,20 @@ def test_an_error_in_a_plugin_is_placed(file: Path) -> None:
     assert plugins.place_of(ValueError()) == ""
 
 
+def test_a_call_that_a_plugin_does_not_take_is_placed_at_its_class(file: Path) -> None:
+    """No frame of the traceback is the plugin's: what called its forward is torch."""
+    file.write_text(
+        "from torch import nn\n\n\nclass Mine(nn.Module):\n"
+        "    def __init__(self, towers, dim):\n        super().__init__()\n\n"
+        "    def forward(self, vision):\n        return vision\n\n\nFUSIONS = {'mine': Mine}"
+    )
+    table = plugins.Table("FUSIONS", {})
+    with use(read(file)), pytest.raises(TypeError) as caught:
+        table["mine"](None, 8)(1, 2)
+    plugins._tables.remove(table)
+    assert plugins.place_of(caught.value) == "my.py, line 4"
+
+
 def test_installed_packages_bring_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = tmp_path / "ours-1.0.dist-info"
     about.mkdir()

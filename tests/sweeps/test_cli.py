@@ -17,6 +17,7 @@ from tracked_runs import ANOTHER_MACHINE, finished, tracked
 from semidavil.config import Config, preset
 from sweeps import request, start
 from sweeps.cli import main, parser
+from sweeps.commands import COMMANDS
 from sweeps.plan.cells import FailedCell, make_plan
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Job
@@ -52,6 +53,10 @@ def new_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--grid", "atention"], "did you mean attention"),
         (["--grid", "attention", "--benchmark", "gta5-citiscapes"], "did you mean gta5-cityscapes"),
         (["--grid", "attention", "--preset", "huge"], "toy"),
+        (["--grid", "attention", "--set", "training.lr=fast"], "expected a value like 0.006"),
+        (["--grid", "search", "--budgets", "0", "100"], "give --budgets one, not 2"),
+        (["--settings", "--grid", "atention"], "did you mean attention"),
+        (["--grid", "mine.py"], "--grid mine.py:NAME"),
         (["--grid", "attention", "--set", "training.rl=1"], "training.lr"),
         (["--grid", "attention", "--set", "seed=3"], "--seeds"),
         (["--grid", "attention", "--set", "model.fusion=none"], "there are dlg, vlga"),
@@ -281,7 +286,7 @@ class ForeignError(Exception):
     ("error", "message", "has_file"),
     [
         (StoreAway("the store does not answer"), "the store does not answer", False),
-        (PermissionError(13, "Permission denied", "/x"), "Permission denied: '/x'", False),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied", False),
         (ForeignError("out of luck at http://me:secret@host\nmore"), "ForeignError: out of", True),
         (RuntimeError(""), "RuntimeError", True),
     ],
@@ -439,5 +444,30 @@ def test_an_unknown_option_names_the_one_that_was_meant(capsys: pytest.CaptureFi
         parser().parse_args(["run", "--grid", "attention", "--bugdets", "100"])
     told = capsys.readouterr().err
     assert left.value.code == 2
-    assert "python sweeps/run.py: error" in told
     assert "did you mean --budgets?" in told
+    assert "all options: python sweeps/run.py --help" in told
+    assert len(told.splitlines()) == 2, "nobody finds the reason below a long usage"
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_a_terminal_and_has_no_words_of_this_code(
+    command: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parser().parse_args([command, "--help"] if command else ["--help"])
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 80
+    assert len(told.splitlines()) <= 105
+    assert not re.findall(r"(?i)\b(?:cells?|leases?|outbox|claims?|wish(?:es)?|store)\b", told)
+
+
+@pytest.mark.slow
+def test_output_that_nobody_reads_any_more_ends_a_command_quietly() -> None:
+    """`python sweeps/run.py --settings | head -1`."""
+    process = started(str(RUN), "--settings")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=600) == 128 + signal.SIGPIPE

@@ -19,6 +19,7 @@ from slow_cases import also_slow
 
 from semidavil.config import Config, preset
 from semidavil.names import WEIGHTS
+from sweeps.track.clean import leftovers
 from sweeps.track.datasets import datasets_of
 from sweeps.track.deliver import deliver_all
 from sweeps.track.outbox import Outbox
@@ -107,6 +108,39 @@ def test_a_server_that_knows_no_models_costs_a_run_nothing_else(
     assert finish(outbox)
     assert store.run(outbox.run_id).status == "FINISHED"
     assert "has no model" in caplog.text
+
+
+def test_a_deleted_run_takes_its_model_with_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, other = ended(store), ended(store, config=CONFIG.replace({"seed": 1}))
+    assert finish(outbox)
+    assert finish(other)
+    store.delete(outbox.run_id)
+    assert found(store, outbox.run_id)[1] == []
+    assert len(found(store, other.run_id)[1]) == 1
+    unknown = raising(lambda: MlflowException("404: /api/2.0/mlflow/logged-models"))
+    with monkeypatch.context() as old:
+        old.setattr(store.client, "search_logged_models", unknown)
+        assert store.models() == []
+        store.delete(other.run_id)
+    assert {run.run_id: run.deleted for run in store.runs(deleted=True)} == {
+        outbox.run_id: True, other.run_id: True
+    }  # fmt: skip
+
+
+def test_the_model_of_a_run_that_somebody_has_deleted_is_cleaned_away(
+    store: Store, tmp_path: Path
+) -> None:
+    outbox, other = ended(store), ended(store, config=CONFIG.replace({"seed": 1}))
+    assert finish(outbox)
+    assert finish(other)
+    store.client.delete_run(outbox.run_id)
+    (orphan,) = [one for one in leftovers(store, tmp_path, 30) if one.place.startswith("models:/")]
+    assert "its run was deleted" in orphan.what
+    assert orphan.remove()
+    assert (found(store, outbox.run_id)[1], len(found(store, other.run_id)[1])) == ([], 1)
+    assert orphan.remove(), "another process may have been faster"
 
 
 def test_a_failed_run_has_data_sets_and_no_model(store: Store) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from test_progress import KIND, PARAMS, progress, shown
 
+from semidavil.config import ConfigError
 from sweeps import batch
 from sweeps.batch import notifying
 from sweeps.request import Options
@@ -193,12 +194,13 @@ def test_where_there_is_no_terminal_a_line_now_and_then_says_what_goes_on(
         (None, "finished", 0),
         (AskedToStop("ada@host"), "stopped", 4),
         (KeyboardInterrupt(), "stopped", 130),
-        (ValueError("a fault"), "finished", 1),
+        (ValueError("a fault"), "failed", 1),
+        (ConfigError("unknown preset"), None, 2),  # whoever has typed it sees why
     ],
 )
 def test_the_end_of_a_sweep_is_told_with_its_exit_code(
     error: BaseException | None,
-    event: str,
+    event: str | None,
     code: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -221,4 +223,4 @@ def test_the_end_of_a_sweep_is_told_with_its_exit_code(
         if error:
             raise error
         ended(0)
-    assert told == [(event, code)]
+    assert told == ([(event, code)] if event else [])

@@ -87,6 +87,18 @@ def test_a_wrong_grid_of_a_plugin_is_refused(
     assert told in capsys.readouterr().err
 
 
+def test_an_unknown_grid_of_a_plugin_is_refused_with_the_names_of_its_own(
+    file: Path, place: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--grid", f"{file}:lader"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean ladder?" in told
+    assert "attention" not in told
+    file.write_text("LOSSES = {}\nFUSIONS = {'mine': lambda towers, dim: None}")
+    assert main(["run", "--grid", f"{file}:ladder"]) == 2
+    assert "has no grids" in capsys.readouterr().err
+
+
 def test_cells_that_use_none_of_a_plugin_stay_done(
     file: Path, place: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,10 +221,14 @@ def test_the_command_that_is_told_brings_back_the_code_of_a_run(
     store.log(run_id, tags={"commit": commit, "changes": file})
     run = store.run(run_id)
 
+    for package in ("semidavil", "analysis"):
+        (checkout / package).mkdir()
+        (checkout / package / "__init__.py").touch()
     git(checkout, "add", ".")
     git(checkout, "commit", "--quiet", "--message", "later")
     (checkout / "sweeps" / "kept.py").write_text("later still\n")
     (checkout / "sweeps" / "another.py").write_text("new\n")
+    (checkout / "street.png").write_text("a user's own\n")
     command = code_command(run, {"commit": "another", "changes": "none"})
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     (tmp_path / "a place").mkdir()
@@ -234,4 +238,5 @@ def test_the_command_that_is_told_brings_back_the_code_of_a_run(
         "TMPDIR": str(tmp_path / "a place"),
     }
     subprocess.run(["bash", "-c", command], cwd=checkout, env=environment, check=True)
+    (checkout / "street.png").unlink()  # which the command leaves where it is
     assert state(checkout) == changed

@@ -46,9 +46,14 @@ def test_a_run_of_a_gpu_is_made_again_on_what_this_machine_has(
     store: Store, trained: list[Config]
 ) -> None:
     run_id = finish(store, ON_GPU, 34.25)
+    unfinished = store.create_run(
+        store.experiment_id("attention"), "cell 34.25", ON_GPU, {"key": ON_GPU.key()}
+    )
+    store.end(unfinished, "KILLED")
+    assert again(store, "cell 34.25")[0], "an attempt that came later is not meant"
     assert again(store, run_id[:10])[0]
     assert again(store, run_id, **{"runtime.device": "cpu"})[0]
-    assert [config.runtime.device for config in trained] == ["auto", "cpu"]
+    assert [config.runtime.device for config in trained] == ["auto", "auto", "cpu"]
     assert {config.key() for config in trained} == {ON_GPU.key()}
 
 

@@ -122,9 +122,8 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     Console(width=200).print(render(both, NOW))
     shown = capsys.readouterr().out
     assert "gta5-cityscapes/dlg/[0]/s0 mIoU 30.00" in shown
-    assert "toy training.steps=20 " in shown
-    assert "80/160" in shown
-    assert "10 s ago" in shown
+    assert "attention, toy training.steps=20\n" in shown
+    assert "80/160 steps, seen 10 s ago" in shown
 
 
 # The command

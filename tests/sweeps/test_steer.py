@@ -235,7 +235,7 @@ def test_cleaning_leaves_all_that_an_unfinished_run_needs(
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "3.5 kB in all; nothing was removed" in shown
-    assert "1 checkpoints of which this tracking store knows no run" in shown
+    assert "1 checkpoints of runs that this MLflow does not know" in shown
     assert all(folder.exists() for folder in (*folders, unknown, old, new))
 
     assert main([*command, "--delete"]) == 0

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from servers import raising
 from slow_cases import also_slow
 
 from semidavil.config import Config
+from sweeps.plan.needs import Lack
 from sweeps.plan.spec import Job, Selection, Spec
 from sweeps.run import listening
 from sweeps.run import sweep as module
@@ -113,6 +115,19 @@ def test_what_cannot_be_prepared_costs_its_own_cells(
     assert len(play.trained) == 3
     assert [one.reason for one in result.failed] == ["no images in /data"]
     assert "left out: no images in /data" in text_of(sweep)
+
+
+def test_what_cannot_run_here_is_left_out_and_the_others_run(
+    store: Store, job: Job, play: Play
+) -> None:
+    absent = job.configs[1].key()
+    lacks = {absent: (Lack("the captioner x", "HF_HUB_OFFLINE is set", "x"),)}
+    result = sweep_of(store).run_jobs([replace(job, lacking=lacks)])
+    assert len(play.trained) == 3
+    assert result.failed == []
+    assert [cell.config.key() for cell in result.plans["attention"].left_out] == [absent]
+    assert sweep_of(store).run_jobs([job]).plans["attention"].left_out == []  # once it is here
+    assert len(play.trained) == 4
 
 
 def test_a_sweep_is_stopped_while_it_prepares_its_data(

@@ -74,7 +74,7 @@ def make_a_run_again(sweeps: Sweeps) -> None:
 
     code, output = sweeps.run("--rerun", "no-such-run")
     assert code == 1
-    assert "no run in" in output
+    assert "is called 'no-such-run'" in output
     code, output = sweeps.run("--rerun", run.run_id, "--set", "training.lr=1")
     assert code == 2
     assert "only runtime.*" in output
@@ -124,7 +124,7 @@ def test_cells_that_have_all_diverged_are_tried_again_only_when_asked(sweeps: Sw
         sweeps.store.end(run_id, "FAILED")
     code, output = sweeps.run(*arguments)
     assert code == 1, output
-    assert f"or whose score is undefined, are tried again only by {again}" in output
+    assert f"a mistake in a plugin) are tried again only by {again}" in output
     assert sweeps.trainings() == []
 
 
@@ -181,6 +181,23 @@ def test_whatever_stops_a_sweep_leaves_checkpoints_and_the_next_goes_on(sweeps: 
     assert code == 0, output
     assert "left open" in output
     assert_undisturbed(sweeps.store, 12)
+
+
+def test_a_sweep_whose_time_is_over_ends_itself_and_goes_on_with_the_same_numbers(
+    sweeps: Sweeps,
+) -> None:
+    """Two runs of 20 s at a time do not end before it is; how far they come is the machine's affair."""
+    code, output = sweeps.run(*FOUR, "--time-limit", "8s", step_seconds=2.0)
+    assert code == 4, output
+    assert "stopped by its time limit" in output
+    assert f"python sweeps/run.py {shlex.join(FOUR)} --time-limit 8s" in output
+    assert sweeps.states()["RUNNING"] == sweeps.states()["FINISHED"] == 0
+
+    code, output = sweeps.run(*FOUR)
+    assert code == 0, output
+    assert_undisturbed(sweeps.store, 4)
+    taken = Counter(tuple(e.split()[:3]) for e in sweeps.events() if e.startswith("step-"))
+    assert set(taken.values()) == {1}, "a step was trained twice"
 
 
 def test_a_run_that_is_deleted_in_mlflows_page_costs_its_cell_and_no_other(sweeps: Sweeps) -> None:
