@@ -354,7 +354,7 @@ def test_images_and_volumes_do_not_mix(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["uamt", "urpc"])
 def test_a_run_learns_and_resumes_exactly(method: str, root: Path, tmp_path: Path) -> None:
-    changes = {"training__method": method, "training__steps": 12, "runtime__checkpoint_every": 4}
+    changes = {"training__method": method, "training__steps": 8, "runtime__checkpoint_every": 4}
     config = config_of(root, **changes)
     losses: list[float] = []
     whole = train(
