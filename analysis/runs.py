@@ -21,6 +21,7 @@ from semidavil.place import command as sweep_command
 from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.once import CLAIMS
 from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -208,7 +209,7 @@ def load_runs(
     known = {*names.values(), *(grid for row in rows.values() for grid in row["grids"])}
     unknown = sorted(set(experiments) - known)
     if unknown:
-        choices = ", ".join(sorted(known - {"Default"}))
+        choices = ", ".join(sorted(known - {"Default", CLAIMS}))
         raise AnalysisError(f"there is no experiment {unknown[0]!r}: choose from {choices}")
     wanted = [r for r in rows.values() if not experiments or set(r["grids"]) & set(experiments)]
     wanted.sort(key=lambda row: -(row["ended"] or 0))

@@ -14,7 +14,6 @@ import argparse
 import io
 import math
 import os
-import signal
 import sys
 import tempfile
 import textwrap
@@ -44,7 +43,7 @@ from sweeps.run_options import (
     whole,
 )
 from sweeps.steer_options import add_steering
-from sweeps.stopping import AskedToStop, Stopped, exit_code
+from sweeps.stopping import WRONG, AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
 
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
@@ -193,9 +192,9 @@ def main(arguments: Sequence[str]) -> int:
             code = _run(parser().parse_args(arguments, options), console)
             sys.stdout.flush()
             return code
-    except BrokenPipeError:  # as of `| head`: nobody reads what is written
+    except BrokenPipeError:  # as of `| head`: nobody reads what is written; rich exits so, too
         _write_no_more()
-        return 128 + signal.SIGPIPE
+        return WRONG
     except (Exception, KeyboardInterrupt) as error:
         if stop := _stop_behind(error):
             return _say_stopped(stop, options, console)
