@@ -4,6 +4,8 @@ BIN := .venv/bin
 # As many processes as tests/conftest.py says, four at most: many tests start several of their own. The files of
 # which most is slow come first, and a file's tests share what is slow to make.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+# Where it is set, every process of the tests compiles the package and the tests anew: seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo test check lint docs clean
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from quick_stores import make_stores_quick
 from small_disk import SmallDisk
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
@@ -94,6 +95,8 @@ def made_once(
 
 @pytest.fixture(scope="session")
 def empty_store(made_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    make_stores_quick()
+
     def make(folder: Path) -> None:
         from sweeps.track.store import Store
 

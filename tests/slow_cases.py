@@ -6,5 +6,8 @@ import pytest
 
 
 def also_slow(*values: Any) -> list[Any]:
-    """Values of `pytest.mark.parametrize` that ask the same of other places as those that are quick."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    """Values of `pytest.mark.parametrize` that ask the same of other places as those that are quick;
+    tuples where it has several names.
+    """
+    cases = (value if isinstance(value, tuple) else (value,) for value in values)
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]

@@ -1,25 +1,15 @@
 """Tracking stores with made-up runs."""
 
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 from made_up_runs import CELLS, Writer, settings, write_everything
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from quick_stores import make_stores_quick
 
 from analysis.runs import Tracked, load_runs
-
-
-@event.listens_for(Engine, "connect")
-def _no_waiting_for_the_disk(connection: Any, _: object) -> None:
-    """Stores of made-up runs need not survive a power cut."""
-    if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous = OFF")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +28,7 @@ def _figures_are_let_go() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a store with runs of every grid."""
+    make_stores_quick()
     return write_everything(tmp_path_factory.mktemp("store"))
 
 

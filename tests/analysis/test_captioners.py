@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from made_up_runs import Writer, settings
+from slow_cases import also_slow
 
 from analysis import style
 from analysis.captioners import baseline_captions, captioners_sentence
@@ -19,12 +20,6 @@ POSITIONS = "positions (CLIP zero-shot with class names)"
     ("changes", "sentence"),
     [
         ([{}], "Captions: BLIP-2 (Salesforce/blip2-opt-2.7b)."),
-        ([{"model__captions": "positions"}], f"Captions: {POSITIONS}."),
-        (
-            [{"model__captions": "positions", "model__caption_region": "window"}],
-            f"Captions: {POSITIONS}, of crop-sized windows.",
-        ),
-        ([{"model__captions": "shuffled:none"}], "Captions: of another image, by none."),
         (
             [{}, {"model__captions": "oracle"}],
             "Captions: BLIP-2 (Salesforce/blip2-opt-2.7b); oracle (from the labels: a bound).",
@@ -33,8 +28,16 @@ POSITIONS = "positions (CLIP zero-shot with class names)"
             [{"model__captions": n} for n in ("none", "oracle", "positions")],
             "Captions: by variant.",
         ),
-        ([{"model__fusion": "none"}], ""),
-        ([{"training__method": "semivl", "model__captions": "class_names"}], ""),
+        *also_slow(
+            ([{"model__captions": "positions"}], f"Captions: {POSITIONS}."),
+            (
+                [{"model__captions": "positions", "model__caption_region": "window"}],
+                f"Captions: {POSITIONS}, of crop-sized windows.",
+            ),
+            ([{"model__captions": "shuffled:none"}], "Captions: of another image, by none."),
+            ([{"model__fusion": "none"}], ""),
+            ([{"training__method": "semivl", "model__captions": "class_names"}], ""),
+        ),
     ],
 )
 def test_one_sentence_names_the_captioner(

@@ -115,6 +115,11 @@ def test_the_numbers_drawn(attention: Tracked) -> None:
     assert table.loc[("dlg", 100), "published"] == 71.1
     assert table.loc[("wpct", 100), "n"] == 1
     assert table.loc[("wpct", 2975), "kind"] == "bound"
+    assert table.loc[("dlg", 0), "kind"] == "exact"
+    sizes = {
+        line.get_ydata()[0]: line.get_markersize() for line in published.lines if line.get_label()
+    }
+    assert sizes[67.7] > sizes[65.1]  # stated, and read off a difference
     assert "vlga, cross_attention at 0, 100" in drawn.missing
     assert "\n" not in drawn.missing
 
@@ -306,6 +311,26 @@ def test_ranks_are_compared_over_benchmarks_and_seeds_and_not_over_nested_budget
         FIGURES["ranks"](load_runs(store.uri))
 
 
+def test_profiles_are_drawn_where_there_are_conditions_enough(
+    store: Writer, tracked: Tracked
+) -> None:
+    drawn = FIGURES["profiles"](tracked)
+    (ax,) = drawn.figure.axes  # losses and methods have four and two conditions
+    assert ax.get_title(loc="left").startswith("Attention mechanisms (toy)\n8 conditions, 3 seeds")
+    numbers = drawn.numbers.set_index("variant")
+    assert len(ax.lines) == numbers.index.nunique() == 4
+    lines = {line.get_label(): line for line in ax.lines}
+    assert numbers.loc["dlg", "share"].tolist() == list(lines["DLG (SemiDAViL)"].get_ydata())
+    assert (numbers["low"] <= numbers["share"]).all()
+    assert (numbers["share"] <= numbers["high"]).all()
+    first = numbers[numbers["points"] == 0]["share"]
+    assert first.sum() == pytest.approx(100)  # no ties: one is best under each condition and seed
+    assert f"{first['dlg']:.0f}%" in drawn.alt
+    store.run("attention", settings("gta5-cityscapes", 100, 0), {"miou": 30.0})
+    with pytest.raises(AnalysisError, match="more --benchmark, --budgets or --seeds"):
+        FIGURES["profiles"](load_runs(store.uri))
+
+
 def test_pareto_front() -> None:
     runs = pd.DataFrame(
         {
@@ -343,10 +368,21 @@ def test_encoders_stand_by_what_they_cost(tracked: Tracked) -> None:
 def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracked: Tracked) -> None:
     drawn = FIGURES["synapse"](tracked)
     numbers = drawn.numbers
-    dice, _, voxels = drawn.figure.axes
-    assert [axes.get_ylabel().split("(")[1] for axes in drawn.figure.axes] == [
-        "points)", "mm)", "voxels)",
+    published, ce, dice, _, voxels = drawn.figure.axes
+    assert [axes.get_ylabel().rpartition("(")[2] for axes in drawn.figure.axes] == [
+        "%)", "%)", "points)", "mm)", "voxels)",
     ]  # fmt: skip
+    # The paper's Figure 2 in words, over the Dice that others publish on these scans.
+    places = {
+        text.get_position()[0]: text.get_text() for text in published.texts if text.get_text()
+    }
+    assert places == {3: "> 50%", 4: "> 50%", 5: "small", 6: "small", 11: "> 50%", 12: "> 50%"}
+    uamt, urpc = published.containers
+    assert [round(bar.get_height(), 1) for bar in uamt][:3] == [48.2, 31.7, 22.2]
+    assert {bar.get_facecolor() for bar in [*uamt, *urpc]} == {(1, 1, 1, 1)}  # hollow
+    assert [bar.get_height() for bar in ce.containers[0]] == pytest.approx(
+        list(numbers[numbers["method"] == "uamt"]["dice_ce"])
+    )
     assert len(dice.texts) == 2 * 13
     assert re.fullmatch(r"[+-]\d+%", dice.texts[0].get_text())
     assert [label.get_text() for label in voxels.get_xticklabels()][:4] == ["Sp", "RK", "LK", "Ga"]

@@ -34,6 +34,7 @@ def test_figures_are_exactly_as_wide_as_a_column_or_a_page(
     assert below.get_window_extent().y1 <= lowest + 1
 
 
+@pytest.mark.slow
 def test_seven_benchmarks_do_not_run_into_one_another(store: Writer) -> None:
     for (benchmark, known), fusion in itertools.product(BENCHMARKS.items(), ("dlg", "vlga")):
         if known.kind == "images":

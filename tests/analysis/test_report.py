@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from made_up_runs import Writer, evaluation_of, iou_metrics, settings
+from slow_cases import also_slow
 
 from analysis import make_figures
 from analysis.figures import FIGURES
@@ -50,17 +51,19 @@ def track(store: Writer, configs: list, grid: str, miou: float = 30.0, name: str
 @pytest.mark.parametrize(
     ("grid", "changes", "budgets", "seeds"),
     [
-        ("attention", {}, (0, 100), (0, 2)),
         (
             "attention",
             {"training.steps": "40", "data.crop": "32x48", "runtime.eval_every": "20"},
             (),
             (1,),
         ),
-        ("methods", {"training.lr": "3e-4"}, (), (0,)),
-        ("baselines", {}, (), (0,)),
         ("loss_controls", {}, (200,), (0,)),
-        ("encoders", {}, (), (3,)),
+        *also_slow(
+            ("attention", {}, (0, 100), (0, 2)),
+            ("methods", {"training.lr": "3e-4"}, (), (0,)),
+            ("baselines", {}, (), (0,)),
+            ("encoders", {}, (), (3,)),
+        ),
     ],
 )
 def test_the_command_plans_the_very_runs_that_it_is_shown_beside(
@@ -90,9 +93,12 @@ def test_two_presets_take_two_commands(store: Writer) -> None:
     } or "toy-long" in second
 
 
-@pytest.fixture
-def made(store: Writer, tmp_path: Path) -> tuple[Tracked, Path]:
+@pytest.fixture(scope="module")
+def made(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tracked, Path]:
     """Attentions with a clear leader, a run that diverged, and one that is running."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copyfile(empty_store, folder / empty_store.name)
+    store = Writer(folder)
     for fusion, lead in (("dlg", 2.0), ("vlga", 0.0)):
         for seed in range(3):
             cell = settings("gta5-cityscapes", 100, seed, model__fusion=fusion)
@@ -102,8 +108,8 @@ def made(store: Writer, tmp_path: Path) -> tuple[Tracked, Path]:
     store.run("attention", lost, {}, status="FAILED", tags={"semidavil.retry": "false"})
     store.run("attention", settings("gta5-cityscapes", 500, 0), {}, status="RUNNING")
     tracked = load_runs(store.uri)
-    make_all(tracked, (), tmp_path / "out", ("png",))
-    return tracked, tmp_path / "out"
+    make_all(tracked, (), folder / "out", ("png",))
+    return tracked, folder / "out"
 
 
 def test_the_report_begins_with_what_the_runs_show(made: tuple[Tracked, Path]) -> None:

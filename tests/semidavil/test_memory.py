@@ -8,8 +8,8 @@ from pathlib import Path
 import many_runs
 import pytest
 
-RUNS, SETTLED = 12, 3  # from the third run on, nothing new is imported or cached
-MARGIN_MB = 40.0  # seen: less than 1, and 300 without `bound_memory` and `trim_memory`
+RUNS, SETTLED = 8, 3  # from the third run on, nothing new is imported or cached
+MARGIN_MB = 40.0  # seen: less than 1, and 170 without `bound_memory` and `trim_memory`
 
 
 @pytest.mark.slow

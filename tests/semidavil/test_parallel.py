@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -24,6 +25,20 @@ from semidavil.train import NonFiniteLossError, Report, Result, train
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 2e-6, 1e-4
 ROOT = Path(__file__).parents[2]
 PAIR = {"runtime.world_size": 2}
+
+
+@pytest.fixture
+def prepared() -> ForkServerContext:
+    """Starts forks of a process that has imported all: importing costs more than a few steps."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["semidavil.train"])
+    return context
+
+
+@pytest.fixture
+def prepared_launch(prepared: ForkServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the processes of a run."""
+    monkeypatch.setattr("semidavil.launch.multiprocessing", Mock(get_context=lambda _: prepared))
 
 
 @pytest.fixture
@@ -52,11 +67,12 @@ def assert_same(ours: tuple[Result, list[Report]], theirs: tuple[Result, list[Re
 
 
 @pytest.mark.slow
-def test_a_shared_step_has_the_losses_and_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+def test_a_shared_step_has_the_losses_and_the_gradient_of_the_whole_batch(
+    tmp_path: Path, prepared: ForkServerContext
+) -> None:
     alone = gradients()
-    context = multiprocessing.get_context("spawn")
     pair = [
-        context.Process(
+        prepared.Process(
             target=as_one_of_two, args=(rank, str(tmp_path / "meeting"), str(tmp_path / str(rank)))
         )
         for rank in (0, 1)
@@ -76,6 +92,7 @@ def test_a_shared_step_has_the_losses_and_the_gradient_of_the_whole_batch(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prepared_launch")
 @pytest.mark.parametrize(("method", "loss"), [("semidavil", "dyce"), ("supervised", "focal")])
 def test_two_processes_end_as_one_does(
     config: Config, tmp_path: Path, method: str, loss: str
@@ -89,6 +106,7 @@ def test_two_processes_end_as_one_does(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prepared_launch")
 def test_a_run_goes_on_with_another_number_of_processes(config: Config, tmp_path: Path) -> None:
     assert config.replace(PAIR).key() == config.key()
     one, reports = collect(config, tmp_path / "one")
@@ -135,6 +153,7 @@ def test_torchrun_trains_the_same_run(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("prepared_launch")
 def test_what_happens_in_a_process_reaches_the_caller(config: Config, tmp_path: Path) -> None:
     pair = config.replace(PAIR)
     diverging = pair.replace({"training.lr": 1e25, "training.grad_clip": 0})

@@ -10,6 +10,7 @@ import torch
 from captioning import captions_of
 from huggingface_hub.errors import GatedRepoError
 from png_files import write_images
+from slow_cases import also_slow
 from small_captioners import git, save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -135,8 +136,10 @@ def save_git(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "save"),
     [
-        ("blip", save_blip), ("hf", save_blip), ("blip2", save_blip2), ("hf", save_blip2),
-        ("hf", save_git), ("hf", save_vit_gpt2),
+        ("blip", save_blip), ("hf", save_git),
+        *also_slow(
+            ("hf", save_blip), ("blip2", save_blip2), ("hf", save_blip2), ("hf", save_vit_gpt2)
+        ),
     ],
 )  # fmt: skip
 def test_captioning_models_in_their_real_format(

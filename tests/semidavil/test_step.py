@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_cases import also_slow
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -23,6 +24,9 @@ from semidavil.step import Divergence, NonFiniteLossError
 from semidavil.train import open_experiment
 
 CPU = torch.device("cpu")
+# Of which steps are counted in each of the ways that there are; two have the step of `supervised`.
+QUICK = ("semidavil", "unimatch", "urpc")
+OTHERS = [n for n in METHODS if n not in (*QUICK, "source_only", "target_only")]
 
 
 def test_only_the_first_step_that_is_not_finite_is_kept() -> None:
@@ -183,7 +187,7 @@ class Operations(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("source_only", "target_only")])
+@pytest.mark.parametrize("name", [*QUICK, *also_slow(*OTHERS)])
 def test_a_steps_flops_are_those_of_its_forward_and_backward_passes(
     name: str, tiny_toy: dict[str, str], tiny_abdomens: Path
 ) -> None:

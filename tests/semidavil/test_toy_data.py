@@ -11,7 +11,7 @@ from PIL import Image
 
 from semidavil.benchmarks import BENCHMARKS, CITYSCAPES_19
 from semidavil.data.readers import READERS
-from semidavil.toy.scenes import render_scene
+from semidavil.toy.scenes import Scene, render_scene
 from semidavil.toy.styles import LOOKS
 from semidavil.toy.write import COUNTS, ensure_toy_data
 
@@ -96,16 +96,17 @@ def test_processes_write_what_one_would(tmp_path: Path) -> None:
     assert not list(many.rglob("*.tmp"))
 
 
+def rendered(look: str, count: int) -> list[Scene]:
+    return [render_scene(np.random.default_rng([9, i]), look) for i in range(count)]
+
+
 @pytest.fixture(scope="module")
-def worlds() -> dict[str, list]:
-    return {
-        look: [render_scene(np.random.default_rng([9, i]), look) for i in range(120)]
-        for look in LOOKS
-    }
+def worlds() -> dict[str, list[Scene]]:
+    return {look: rendered(look, 120) for look in LOOKS}
 
 
 @pytest.mark.slow
-def test_all_classes_occur_with_a_long_tail(worlds: dict[str, list]) -> None:
+def test_all_classes_occur_with_a_long_tail(worlds: dict[str, list[Scene]]) -> None:
     lookup = BENCHMARKS["gta5-cityscapes"].lookup("gta5")
     for look, scenes in worlds.items():
         pixels = np.zeros(256)
@@ -119,7 +120,8 @@ def test_all_classes_occur_with_a_long_tail(worlds: dict[str, list]) -> None:
         assert (shares < 0.01).sum() >= 7, look
 
 
-def test_looks_differ_in_colour_and_noise(worlds: dict[str, list]) -> None:
+@pytest.mark.slow
+def test_looks_differ_in_colour_and_noise(worlds: dict[str, list[Scene]]) -> None:
     road = 7
     means, noise = {}, {}
     for look, scenes in worlds.items():
@@ -132,8 +134,8 @@ def test_looks_differ_in_colour_and_noise(worlds: dict[str, list]) -> None:
     assert noise["camera"] > 1.2 * max(noise["gta5"], noise["synthia"])
 
 
-def test_nearer_things_have_larger_disparity_and_the_sky_none(worlds: dict[str, list]) -> None:
-    for scene in worlds["camera"][:40]:
+def test_nearer_things_have_larger_disparity_and_the_sky_none() -> None:
+    for scene in rendered("camera", 40):
         assert (scene.disparity[scene.label == 23] == 0).all()
         road = scene.label == 7
         rows = [scene.disparity[row][road[row]].mean() for row in (40, 48, 56) if road[row].any()]

@@ -22,7 +22,7 @@ from semidavil.methods.semidavil import SemiDAViL
 from semidavil.models.segmenter import Segmenter
 from semidavil.models.vlm import load_vlm
 from semidavil.step import schedule
-from semidavil.train import NonFiniteLossError, Report, train
+from semidavil.train import NonFiniteLossError, Report, Result, train
 
 SHORT = {
     "data.budget": 4,
@@ -34,7 +34,7 @@ SHORT = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(tiny_toy: dict[str, str]) -> Config:
     return preset("toy", {**SHORT, **tiny_toy})
 
@@ -61,6 +61,12 @@ def collect(
         return train(config, report, folder), reports
     except stop:
         return None, reports
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Config) -> tuple[Result, list[Report]]:
+    """What `config` comes to where nothing happens."""
+    return collect(config)
 
 
 def losses(reports: list[Report]) -> list[float]:
@@ -112,9 +118,8 @@ def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: P
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(
-    config: Config, small_disk: SmallDisk
+    config: Config, small_disk: SmallDisk, undisturbed: tuple[Result, list[Report]]
 ) -> None:
-    undisturbed, _ = collect(config)
     folder = small_disk.folder / "run"
 
     def fill_after_the_first_checkpoint(one: Report) -> None:
@@ -127,11 +132,13 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(
     assert {path.name for path in folder.iterdir()} == {CHECKPOINT}
     result, reports = collect(config, folder)
     assert reports[0].step == 2  # the steps since then are repeated
-    assert result.metrics == undisturbed.metrics
+    assert result.metrics == undisturbed[0].metrics
 
 
-def test_one_seed_fixes_a_run_whatever_ran_before(config: Config) -> None:
-    first, reports = collect(config)
+def test_one_seed_fixes_a_run_whatever_ran_before(
+    config: Config, undisturbed: tuple[Result, list[Report]]
+) -> None:
+    first, reports = undisturbed
     torch.manual_seed(99)
     np.random.seed(99)
     torch.set_num_threads(2)
@@ -160,9 +167,11 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_never_stopped(
 
 
 @pytest.mark.slow
-def test_processes_that_load_batches_change_nothing(config: Config, tmp_path: Path) -> None:
+def test_processes_that_load_batches_change_nothing(
+    config: Config, tmp_path: Path, undisturbed: tuple[Result, list[Report]]
+) -> None:
     """Also where a run is stopped and goes on, and evaluates in between, with two of them."""
-    expected, _ = collect(config)
+    expected, _ = undisturbed
     config = config.replace({"runtime.num_workers": 2})
     collect(config, tmp_path, stop_at=3)
     found, reports = collect(config, tmp_path)
@@ -324,9 +333,9 @@ def test_a_foreign_checkpoint_is_refused(config: Config, tmp_path: Path) -> None
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    config: Config, tmp_path: Path
+    config: Config, tmp_path: Path, undisturbed: tuple[Result, list[Report]]
 ) -> None:
-    whole, reports = collect(config)
+    whole, reports = undisturbed
     collect(config, tmp_path, stop_at=5)
     (tmp_path / CHECKPOINT).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"last\.pt is damaged .* goes on after step 2"):

@@ -11,6 +11,7 @@ from monai.losses import DiceLoss
 from monai.metrics import compute_average_surface_distance
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
+from slow_cases import also_slow
 from stopped_run import train_until
 from torch import Tensor, nn
 from volume_config import CLASSES, config_of
@@ -296,7 +297,7 @@ def test_dropout_is_where_the_methods_own_networks_have_it(
     torch.testing.assert_close(pyramid[:, 0], expected)
 
 
-@pytest.mark.parametrize("kind", [UAMT, URPC])
+@pytest.mark.parametrize("kind", [UAMT, *also_slow(URPC)])
 def test_dropout_depends_on_seed_and_step_alone(kind: type[UAMT | URPC]) -> None:
     config = Config().replace({"data.benchmark": "synapse", "data.budget": 4, "loss.name": "ce",
                                "training.method": kind.__name__.lower()})  # fmt: skip
@@ -353,7 +354,7 @@ def test_images_and_volumes_do_not_mix(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["uamt", "urpc"])
 def test_a_run_learns_and_resumes_exactly(method: str, root: Path, tmp_path: Path) -> None:
-    changes = {"training__method": method, "training__steps": 12, "runtime__checkpoint_every": 4}
+    changes = {"training__method": method, "training__steps": 8, "runtime__checkpoint_every": 4}
     config = config_of(root, **changes)
     losses: list[float] = []
     whole = train(

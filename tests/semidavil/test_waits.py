@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow_cases import also_slow
 from torch import Tensor
 from volume_config import config_of
 from waits import no_waits
@@ -91,10 +92,12 @@ STREET = [name for name, method in METHODS.items() if method.kind == "images"]
     "changes",
     [
         *({"training.method": name} for name in STREET),
-        *({"loss.name": name} for name in LOSSES),
-        *({"model.fusion": name} for name in FUSIONS),
-        {"training.consistency_scale": "matched", "training.consistency_over": "confident"},
-        {"training.supervised": "joint", "training.consistency_weight": 0.0},
+        *also_slow(
+            *({"loss.name": name} for name in LOSSES),  # also quick in test_losses.py
+            *({"model.fusion": name} for name in FUSIONS),
+            {"training.consistency_scale": "matched", "training.consistency_over": "confident"},
+            {"training.supervised": "joint", "training.consistency_weight": 0.0},
+        ),
     ],
     ids=lambda changes: " ".join(changes.values()) if len(changes) == 1 else " ".join(changes),
 )

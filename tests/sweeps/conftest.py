@@ -1,4 +1,5 @@
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,13 @@ if TYPE_CHECKING:  # MLflow and the like, which few tests wait for in vain
 def _own_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of runs that are kept in a bucket: not beside the user's."""
     monkeypatch.setenv("SEMIDAVIL_COPIES", str(tmp_path / "copies"))
+
+
+@pytest.fixture(autouse=True)
+def _studies_end() -> Iterator[None]:
+    yield
+    if "studies" in sys.modules:
+        sys.modules["studies"].forget_studies()
 
 
 @pytest.fixture

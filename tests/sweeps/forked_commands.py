@@ -115,7 +115,7 @@ class Source:
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair()
         self._nurseries = TemporaryDirectory(prefix="nurseries-")
-        paths = [str(ROOT), str(Path(__file__).parent)]
+        paths = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).parent)]
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno()), self._nurseries.name],
             env=os.environ
@@ -185,6 +185,7 @@ def main(connection: socket.socket, nurseries: Path) -> None:
 
 def _import_all() -> None:
     import ray.actor
+    from quick_stores import make_stores_quick
 
     # Ray seeds its generator of ids when it is used first. Were that here, forks would have the same ids.
     ids = ray.actor.ActorClassID
@@ -192,6 +193,7 @@ def _import_all() -> None:
     for name in IMPORTS:
         import_module(name)
     ray.actor.ActorClassID = ids
+    make_stores_quick()
 
 
 def _reap_wardens() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from slow_cases import also_slow
 from tracked_runs import ANOTHER_MACHINE, finished, tracked
 
 from semidavil.config import Config, preset
@@ -370,10 +371,12 @@ runpy.run_path(script, run_name="__main__")
 @pytest.mark.parametrize(
     ("script", "number", "module"),
     [
-        ("run", signal.SIGINT, "argparse"),
         ("run", signal.SIGTERM, "semidavil.config"),
-        ("status", signal.SIGINT, "semidavil.config"),
-        ("deliver", signal.SIGHUP, "semidavil.config"),
+        *also_slow(
+            ("run", signal.SIGINT, "argparse"),
+            ("status", signal.SIGINT, "semidavil.config"),
+            ("deliver", signal.SIGHUP, "semidavil.config"),
+        ),
     ],
 )
 def test_a_stop_while_modules_are_imported_is_a_word_and_no_traceback(
@@ -389,6 +392,7 @@ def test_a_stop_while_modules_are_imported_is_a_word_and_no_traceback(
     assert "Traceback" not in output + errors
 
 
+@pytest.mark.slow
 def test_the_code_beside_the_script_runs_whichever_is_installed(tmp_path: Path) -> None:
     for package in ("sweeps", "semidavil"):
         (tmp_path / package).mkdir()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from servers import away, raising
+from slow_cases import also_slow
 
 from semidavil.config import preset
 from sweeps.plan.cells import Cell, State
@@ -145,13 +146,15 @@ def failing(failure: Failure) -> Failed:
     ("event", "attempts", "heard"),
     [
         (failing(Failure.OTHER), [False, False], "failed"),
-        (failing(Failure.INPUT), [False], "failed"),
         (failing(Failure.DIVERGED), [False], "diverged"),
         (failing(Failure.MEMORY), [False, True, True], "failed"),
-        (Lost("killed", out_of_memory=True), [False] + [True] * DEATHS, "failed"),
-        (Lost("killed", out_of_memory=False), [False, False, True], "failed"),
+        *also_slow(
+            (failing(Failure.INPUT), [False], "failed"),
+            (Lost("killed", out_of_memory=True), [False] + [True] * DEATHS, "failed"),
+            (Lost("killed", out_of_memory=False), [False, False, True], "failed"),
+        ),
     ],
-    ids=["other", "input", "diverged", "memory", "killed for memory", "killed"],
+    ids=["other", "diverged", "memory", "input", "killed for memory", "killed"],
 )
 def test_what_fails_is_tried_again_where_that_may_help_and_alone_where_memory_was_short(
     event: Failed | Lost, attempts: list[bool], heard: str, sweep: Sweep, store: Store

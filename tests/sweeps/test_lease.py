@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from servers import away, raising
+from slow_cases import also_slow
 
 from semidavil.config import preset
 from sweeps.track import lease, provenance
@@ -84,7 +85,7 @@ class Died(BaseException):
 
 
 @pytest.mark.parametrize("continued", [False, True])
-@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("calls", [2, 5, *also_slow(0, 1, 3, 4, 6, 7)])
 def test_a_claim_that_is_killed_after_any_call_leaves_one_run_a_cell(
     calls: int, continued: bool, store: Store, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +154,7 @@ def test_of_many_claims_at_once_one_holds(continued: bool, store: Store) -> None
     assert len(store.client.search_runs([experiment.experiment_id])) == 1
 
 
-@pytest.mark.parametrize("name", ["log_param", "create_run", "log_batch", "update_run"])
+@pytest.mark.parametrize("name", ["log_param", "create_run", *also_slow("log_batch", "update_run")])
 @pytest.mark.parametrize("heard", [False, True], ids=["question lost", "answer lost"])
 def test_a_claim_that_the_store_cut_short_is_made_again(
     heard: bool, name: str, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from servers import away, raising
+from slow_cases import also_slow
 
 from semidavil.config import Config, preset
 from semidavil.names import WEIGHTS
@@ -72,8 +73,8 @@ def test_a_finished_run_is_a_model_that_holds_no_second_copy_of_its_weights(stor
 @pytest.mark.parametrize(
     "call",
     [
-        "log_inputs", "create_logged_model", "log_model_artifacts", "log_outputs",
-        "finalize_logged_model", "set_terminated",
+        "create_logged_model", "set_terminated",
+        *also_slow("log_inputs", "log_model_artifacts", "log_outputs", "finalize_logged_model"),
     ],
 )  # fmt: skip
 def test_a_store_that_goes_away_in_between_gets_one_model_later(

@@ -13,6 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from servers import away, raising
+from slow_cases import also_slow
 
 from semidavil.config import preset
 from semidavil.full_disk import DiskFull
@@ -387,8 +388,8 @@ def test_what_is_trained_to_its_end_is_kept_unless_the_other_sweep_is_at_it(
     assert store.run(lease.run_id).status == "FINISHED"
 
 
-@pytest.mark.parametrize("ends", ["FINISHED", "FAILED"])
-@pytest.mark.parametrize("other", ["RUNNING", "FINISHED", "KILLED"])
+@pytest.mark.parametrize("ends", ["FINISHED", *also_slow("FAILED")])
+@pytest.mark.parametrize("other", ["RUNNING", "KILLED", *also_slow("FINISHED")])
 def test_an_ending_that_was_kept_does_not_undo_what_another_sweep_has_done(
     ends: str, other: str, store: Store, lease: Claimed, outage: Outage
 ) -> None:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from fake_training import STEPS
+from slow_cases import also_slow
 from studies import BASE, age_heartbeats, ask, die, finish_next, open_study, states
 from sweep_process import Sweeps
 from test_driver import Sweep as DrivenSweep
@@ -144,7 +145,9 @@ def test_a_store_that_is_away_loses_no_trial(
     assert states(source.study) == ["running"]
 
 
-@pytest.mark.parametrize("becomes", ["FINISHED", "FAILED", "deleted", "KILLED", "RUNNING"])
+@pytest.mark.parametrize(
+    "becomes", ["FINISHED", "KILLED", *also_slow("FAILED", "deleted", "RUNNING")]
+)
 def test_a_trial_that_another_sweep_trains_takes_what_becomes_of_it(
     source: StudySource, store: Store, becomes: str
 ) -> None:

@@ -4,6 +4,7 @@ from collections import deque
 from pathlib import Path
 
 import pytest
+from sweep_process import forked_workers
 
 from semidavil.config import ConfigError, preset
 from semidavil.train import prepare, train
@@ -42,7 +43,7 @@ class Quiet:
 
 @pytest.mark.slow
 def test_a_trial_of_two_processes_ends_as_a_run_of_one(
-    store: Store, few_images: Path, tmp_path: Path
+    store: Store, few_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {
         "data.toy": False,
@@ -64,7 +65,8 @@ def test_a_trial_of_two_processes_ends_as_a_run_of_one(
     where = store.storage.of(pair.key())
     listener = Quiet(Task("cell", pair.to_params(), run_id, 1, store.uri, where))
     resources = Resources(concurrency=1, cpus=2, gpus=0)
-    with started_ray(resources, TRAIN):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # see `sweep_process`
+    with forked_workers(tmp_path, monkeypatch), started_ray(resources, TRAIN):
         run_tasks(listener, resources)
 
     assert isinstance(listener.end, Done), listener.end

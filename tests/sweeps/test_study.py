@@ -108,7 +108,7 @@ def test_a_trial_whose_process_died_while_asking_is_completed(store: Store, fini
 def test_a_living_search_beats_for_its_trials(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.run.study.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("sweeps.run.study.HEARTBEAT_SECONDS", 0.2)
     study, other = open_study(store), open_study(store)
     ask(study)
     age_heartbeats(study)
@@ -117,7 +117,7 @@ def test_a_living_search_beats_for_its_trials(
         old = "SELECT 1 FROM trial_heartbeats WHERE heartbeat < datetime('now', '-1 minute')"
         while database.execute(old).fetchone():
             assert time.monotonic() < deadline, "nobody beats"
-            time.sleep(0.05)
+            time.sleep(0.1)
     assert ask(other).number == 1
     study._closed.set()  # the machine is suspended
     age_heartbeats(study)

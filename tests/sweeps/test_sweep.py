@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from servers import raising
+from slow_cases import also_slow
 
 from semidavil.config import Config
 from sweeps.plan.needs import Lack
@@ -182,8 +183,17 @@ def test_a_run_that_this_process_has_left_open_is_closed_and_its_cell_run(
     assert len(play.trained) == 4
 
 
-@pytest.mark.parametrize("error", [RunGone("deleted"), StoreRefused("forbidden")])
-@pytest.mark.parametrize("call", ["add_to", "update_overview"])
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("add_to", RunGone("deleted")),
+        *also_slow(
+            ("add_to", StoreRefused("forbidden")),
+            ("update_overview", RunGone("deleted")),
+            ("update_overview", StoreRefused("forbidden")),
+        ),
+    ],
+)
 def test_bookkeeping_that_fails_costs_no_cell(
     call: str, error: Exception, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
