@@ -31,6 +31,7 @@ KEY = ["benchmark", "budget", "variant", "seed"]
 SHARED = ("data.benchmark", "data.budget", "seed")
 # Of settings that differ, the first to be named; `MOST` are.
 TELLING, MOST = ("data.toy", "model.vlm", "training.steps"), 3
+MOST_NAMED = 4  # variants that a sentence names; of more it says the number
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Cells:
     @property
     def benchmarks(self) -> list[str]:
         """In the order in which the harness lists them."""
-        present = set(self.runs["benchmark"])
-        return [name for name in BENCHMARKS if name in present] + sorted(present - set(BENCHMARKS))
+        return in_order(self.runs["benchmark"], BENCHMARKS)
 
     def of(self, benchmark: str) -> pd.DataFrame:
         return self.runs[self.runs["benchmark"] == benchmark]
@@ -100,13 +100,12 @@ class Cells:
 
     def without_result(self, variant: str = "") -> str:
         """`2 diverged, 1 running`; of one variant, or by variant: `VLGA: 2 diverged`."""
-        if variant:
-            here = self.unfinished[self.unfinished["variant"] == variant]
-            return ", ".join(
-                f"{n} {why}" for why, n in here["why"].value_counts().sort_index().items()
-            )
-        there = dict.fromkeys(self.unfinished["variant"])
-        return "; ".join(f"{style.label(v)}: {self.without_result(v)}" for v in there)
+        here = self.unfinished
+        there = list(here["variant"].unique())
+        if not variant and len(there) <= MOST_NAMED:
+            return "; ".join(f"{style.label(v)}: {self.without_result(v)}" for v in there)
+        counts = (here[here["variant"] == variant] if variant else here)["why"].value_counts()
+        return ", ".join(f"{n} {why}" for why, n in counts.sort_index().items())
 
     def note(self) -> str:
         """What every caption says of where its runs come from."""
@@ -152,10 +151,12 @@ def select(
         left_out[f"without a defined {metric}"] = undefined
     newest = scored["version"].max()
     for version, runs in scored[scored["version"] < newest].groupby("version"):
-        left_out[f"of results version {_version(int(str(version)))}"] = len(runs)
+        left_out[f"of results version {version or 'unknown'}"] = len(
+            runs
+        )  # 0: of runs that say none
     runs = scored[scored["version"] == newest]
 
-    varied = {*SHARED, *GRIDS[grid].baseline}
+    varied = {*SHARED, *varied_by(grid, runs)}
     fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
     kept = []
     for _, here in runs.groupby("benchmark"):
@@ -174,6 +175,22 @@ def select(
     return Cells(chosen, dict(left_out), open_.assign(variant=_joined(open_, names)))
 
 
+def varied_by(grid: str, runs: pd.DataFrame) -> set[str]:
+    """The settings that a grid varies on purpose.
+
+    Of a user's own grid, whose file is not read, those which differ between its variants and within none.
+    """
+    if grid in GRIDS:
+        return set(GRIDS[grid].baseline)
+    within = runs.groupby("named")
+    return {
+        setting
+        for setting in default_settings()
+        if runs[setting].nunique(dropna=False) > 1
+        and within[setting].nunique(dropna=False).max() == 1
+    }
+
+
 def _joined(runs: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     joined = runs[names[0]].astype(str)
     for name in names[1:]:
@@ -188,9 +205,8 @@ def _of_newest_plugins(runs: pd.DataFrame, left_out: Counter[str]) -> pd.DataFra
     wanted = last.loc[list(zip(runs["benchmark"], runs["variant"], strict=True))].to_numpy()
     old = runs["plugins"] != wanted
     for plugins in runs.loc[old, "plugins"]:
-        left_out[
-            f"of another version of a plugin ({', '.join(json.loads(plugins)) or 'none'})"
-        ] += 1
+        names = ", ".join(json.loads(plugins)) or "none"
+        left_out[f"of another version of a plugin ({names})"] += 1
     return runs[~old].reset_index(drop=True)
 
 
@@ -237,11 +253,9 @@ def _require_unique(runs: pd.DataFrame) -> None:
     benchmark, budget, variant, seed = (twice.iloc[0][name] for name in KEY)
     same = (twice[KEY] == twice.iloc[0][KEY]).all(axis=1)
     first, second = twice[same].iloc[0], twice[same].iloc[1]
-    names = [name for name in default_settings() if _is_other(first[name], second[name])]
-    how = "; ".join(
-        f"{name} is {style.setting_text(first[name])} and {style.setting_text(second[name])}"
-        for name in names
-    )
+    text = style.setting_text
+    how = "; ".join(f"{name} is {text(first[name])} and {text(second[name])}"
+                    for name in default_settings() if _is_other(first[name], second[name]))  # fmt: skip
     raise AnalysisError(
         f"{benchmark}, {variant}, {budget} labels, seed {seed} has several runs, such as {first['run_id']} "
         f"and {second['run_id']} ({how or 'no setting differs'}): delete in MLflow those that are not meant"
@@ -260,11 +274,6 @@ def _one_budget(runs: pd.DataFrame, wanted: int | None) -> pd.DataFrame:
     return runs[without | (runs["budget"] == budget)]
 
 
-def _version(version: int) -> str:
-    """0 stands for runs that say none."""
-    return str(version) if version else "unknown"
-
-
 def _version_note(runs: pd.DataFrame) -> list[str]:
     version = int(runs["version"].iloc[0])
     if version in (0, RESULTS_VERSION):
@@ -275,14 +284,10 @@ def _version_note(runs: pd.DataFrame) -> list[str]:
 def _provenance(runs: pd.DataFrame) -> list[str]:
     """Which variants were made by other code, on another device or from other data than the rest."""
     told = []
-    code = runs["env/commit"].str[:8] + runs["env/changes"].map(
-        lambda changes: f" with {changes}" if changes.startswith("code/") else ""
-    )
-    for what, values in (
-        ("code", code),
-        ("device", runs["env/device"]),
-        ("preset", runs["env/preset"]),
-    ):
+    changed = runs["env/changes"].map(lambda c: f" with {c}" if c.startswith("code/") else "")
+    made_by = {"code": runs["env/commit"].str[:8] + changed, "device": runs["env/device"],
+               "preset": runs["env/preset"]}  # fmt: skip
+    for what, values in made_by.items():
         if found := _odd_ones(runs["variant"], values):
             told.append(f"Not all runs are by the same {what}: {found}.")
     for _, here in runs.groupby("benchmark"):
@@ -306,7 +311,11 @@ def _odd_ones(variants: pd.Series, values: pd.Series) -> str:
     for variant, of_variant in values.groupby(variants):
         found = tuple(sorted(str(value) or "unknown" for value in of_variant.unique()))
         by_values.setdefault(found, []).append(style.label(str(variant)))
-    return "; ".join(f"{', '.join(names)}: {' and '.join(v)}" for v, names in by_values.items())
+    named = {
+        v: ", ".join(n) if len(n) <= MOST_NAMED else f"{len(n)} variants"
+        for v, n in by_values.items()
+    }
+    return "; ".join(f"{names}: {' and '.join(values)}" for values, names in named.items())
 
 
 def over_budgets(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
@@ -323,6 +332,12 @@ def by_seed(runs: pd.DataFrame, metric: str = "miou") -> pd.Series:
     if not runs["seed"].is_unique:
         raise ValueError(f"several runs have seed {runs['seed'].mode().iloc[0]}")
     return runs.set_index("seed")[metric]
+
+
+def in_order(names: Iterable[Any], known: Iterable[str]) -> list[str]:
+    """Those that are there: known ones in their order, then others."""
+    there, ours = set(map(str, names)), list(known)
+    return [n for n in ours if n in there] + sorted(there - set(ours))
 
 
 def seeds_of(counts: Iterable[float]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis import paper
+from analysis.cells import in_order
 from semidavil.benchmarks import BENCHMARKS
 
 
@@ -51,9 +52,7 @@ class Comparison:
 
     def present(self, runs: pd.DataFrame) -> list[str]:
         """The variants that have a run, in order, unexpected ones last."""
-        there = set(runs[self.field])
-        expected = [name for name in self.variants if name in there]
-        return expected + sorted(there - set(expected))
+        return in_order(runs[self.field], self.variants)
 
     def missing(self, runs: pd.DataFrame, benchmarks: Sequence[str]) -> str:
         """In one line, the cells without a run on benchmarks that have some."""
@@ -67,11 +66,8 @@ class Comparison:
                 total += len(lacking)
                 if lacking:
                     by_budgets.setdefault(lacking, []).append(variant)
-            parts = [
-                f"{', '.join(variants)} at {', '.join(map(str, budgets))}"
-                for budgets, variants in by_budgets.items()
-            ]
-            if parts:
+            parts = (f"{', '.join(v)} at {', '.join(map(str, b))}" for b, v in by_budgets.items())
+            if by_budgets:
                 told.append(f"{benchmark}: {'; '.join(parts)}")
         return f"not run yet: {total} runs ({' | '.join(told)})" if told else ""
 
@@ -109,10 +105,8 @@ COMPARISONS: dict[str, Comparison] = {
     "methods": Comparison(
         grid="methods",
         field="method",
-        variants=(
-            "source_only", "target_only", "supervised", "sdepth", "unimatch", "semivl",
-            "unimatch_v2", "semidavil",
-        ),
+        variants=("source_only", "target_only", "supervised", "sdepth", "unimatch", "semivl",
+                  "unimatch_v2", "semidavil"),
         title="Methods",
         subject="Method",
         reference="semidavil",

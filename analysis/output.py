@@ -2,7 +2,6 @@
 
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,12 +54,8 @@ def figure_bytes(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     """A figure as one of `FORMATS`, exactly as large as it was made."""
     buffer = io.BytesIO()
     with paper_style():
-        figure.savefig(
-            buffer,
-            format=kind,
-            metadata=_METADATA[kind],
-            dpi=dpi or matplotlib.rcParams["savefig.dpi"],
-        )
+        dpi = dpi or matplotlib.rcParams["savefig.dpi"]
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind], dpi=dpi)
     return buffer.getvalue()
 
 
@@ -68,25 +63,14 @@ def csv_bytes(numbers: pd.DataFrame) -> bytes:
     return numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files, each replaced in one step: an old one stays whole until the new one is."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
     for name, content in files.items():
-        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        part = folder / f".{name}.{os.getpid()}"
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o666 & ~_umask())  # a temporary file is for its owner alone
-            os.replace(temporary, folder / name)
+            part.write_bytes(content)
+            os.replace(part, folder / name)
         except BaseException:
-            os.unlink(temporary)
+            part.unlink(missing_ok=True)
             raise
-        written.append(folder / name)
-    return written
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

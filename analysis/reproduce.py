@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.cells import varied_by
 from analysis.runs import command, default_settings
 from analysis.style import setting_text
 from semidavil.config import PRESETS, Config, ConfigError, owner_of, preset
@@ -38,19 +39,16 @@ def _settings_of(runs: pd.DataFrame, grid: str) -> list[tuple[tuple[str, ...], p
     first = runs.iloc[0]
     name = first["env/preset"] if first["env/preset"] in PRESETS else "paper"
     base = dict(preset(name).settings(of_all_methods=True))
-    varied = {*SHARED_AXES, *(GRIDS[grid].baseline if grid in GRIDS else ())}
+    varied = {*SHARED_AXES, *(varied_by(grid, runs) if grid != SEARCH else ())}
     fixed = [s for s in default_settings() if s not in varied and owner_of(s) is None]
-    root = (
-        []
-        if first["toy"] or not first["runtime.data_root"]
-        else ["--data-root", first["runtime.data_root"]]
-    )
+    place = first["runtime.data_root"]
+    root = ["--data-root", place] if place and not first["toy"] else []
     if grid == SEARCH:  # its settings are what it chooses
         return [(("--preset", name, *root), runs)]
     found = []
     for _, here in runs.groupby(fixed, dropna=False):
         own = {s: owner for s in default_settings() if (owner := owner_of(s))}
-        values: dict[str, Any] = {s: here[s].iloc[0] for s in fixed}
+        values = {s: here[s].iloc[0] for s in fixed}
         values |= {s: mine[s].iloc[0] for s, owner in own.items()
                    if len(mine := here[here["method"] == owner])}  # fmt: skip
         changed = {s: v for s, v in values.items() if not _same(v, base[s])}
@@ -69,18 +67,12 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
-    own = (
-        runs["data.own"] != ""
-    )  # described by a user's file, of which a run knows the content alone
-    given = [
-        "--benchmark",
-        *sorted(runs["benchmark"][~own].unique()),
-        *(["FILE"] if own.any() else []),
-    ]
-    if plugins := {
-        name.partition("@")[0] for text in runs["plugins"].unique() for name in json.loads(text)
-    }:
-        given += ["--plugin", *sorted(plugins)]
+    own = runs["data.own"] != ""  # of a user's file, a run knows the content alone
+    known = sorted(runs["benchmark"][~own].unique())
+    given = ["--benchmark", *known, *(["FILE"] if own.any() else [])]
+    plugins = {name for text in runs["plugins"].unique() for name in json.loads(text)}
+    if plugins:
+        given += ["--plugin", *sorted({name.partition("@")[0] for name in plugins})]
     budgets = sorted(map(int, runs["budget"].unique()))
     if grid not in GRIDS or set(budgets) != _usual_budgets(grid, options, runs):
         given += ["--budgets", *map(str, budgets)]

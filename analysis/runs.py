@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from semidavil.place import command as sweep_command
 from semidavil.place import home
 from sweeps.track.collector import no_collector
 from sweeps.track.credentials import redact, without_credentials
+from sweeps.track.once import CLAIMS
 from sweeps.track.runs import learn_benchmarks
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -46,7 +47,7 @@ FIELDS = {
 ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset",
                "results_version")  # fmt: skip
 # What a row says of a run besides settings, metrics and environment.
-OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "ended", "version", "data",
+OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "began", "ended", "named", "version", "data",
             "asked", "captions", "plugins", "data.own", *FIELDS)  # fmt: skip
 
 
@@ -121,11 +122,8 @@ class Tracked:
         stored = self.arrays(run_id)
         if "per_image" not in stored:
             return None
-        return Evaluation(
-            list(map(str, stored["names"])),
-            stored["per_image"].astype(np.int64),
-            stored["confident"].astype(np.int64),
-        )
+        per_image, confident = (stored[n].astype(np.int64) for n in ("per_image", "confident"))
+        return Evaluation(list(map(str, stored["names"])), per_image, confident)
 
     def arrays(self, run_id: str) -> dict[str, np.ndarray]:
         """The arrays of a run's artifact `evaluation.npz`; empty for a run without one."""
@@ -183,11 +181,10 @@ def load_runs(
     Raises:
         AnalysisError: an unknown experiment, no store, or no finished run.
     """
-    uri = without_credentials(uri or default_uri())
+    uri, first = without_credentials(uri or default_uri()), command("attention")
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise AnalysisError(
-            f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example "
-            + command("attention")
+            f"there are no runs yet ({redact(uri)} does not exist): run one grid first, for example {first}"
         )
     client = before.client if before else _client(uri)
     names = _experiments(client)
@@ -212,7 +209,7 @@ def load_runs(
     known = {*names.values(), *(grid for row in rows.values() for grid in row["grids"])}
     unknown = sorted(set(experiments) - known)
     if unknown:
-        choices = ", ".join(sorted(known - {"Default"}))
+        choices = ", ".join(sorted(known - {"Default", CLAIMS}))
         raise AnalysisError(f"there is no experiment {unknown[0]!r}: choose from {choices}")
     wanted = [r for r in rows.values() if not experiments or set(r["grids"]) & set(experiments)]
     wanted.sort(key=lambda row: -(row["ended"] or 0))
@@ -221,9 +218,7 @@ def load_runs(
     for row in wanted:
         (without if row["why"] else finished).setdefault(row["key"], row)
     if not finished:
-        raise AnalysisError(
-            "no run has finished yet: run one grid first, for example " + command("attention")
-        )
+        raise AnalysisError(f"no run has finished yet: run one grid first, for example {first}")
     table = pd.DataFrame(list(finished.values())).drop(columns="why")
     open_ = pd.DataFrame([row for key, row in without.items() if key not in finished])
     return Tracked(table, uri, open_, unreadable, rows)
@@ -248,11 +243,10 @@ def _all(search: Callable[..., Any], *conditions: Any, **more: Any) -> Iterator[
 def _why(run: Any) -> str:
     """Why a run has no result; empty for a finished one."""
     tags = run.data.tags
-    if run.info.status == "FAILED":
-        return "diverged" if tags.get(f"{PREFIX}retry") == "false" else "failed"
-    if run.info.status == "KILLED":
-        return "stopped early" if tags.get(f"{PREFIX}stopped_early") else "interrupted"
-    return "" if run.info.status == "FINISHED" else "running"
+    diverged, early = tags.get(f"{PREFIX}retry") == "false", tags.get(f"{PREFIX}stopped_early")
+    reasons = {"FINISHED": "", "FAILED": "diverged" if diverged else "failed",
+               "KILLED": "stopped early" if early else "interrupted"}  # fmt: skip
+    return reasons.get(run.info.status, "running")
 
 
 def default_settings() -> dict[str, Any]:
@@ -286,7 +280,9 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         "experiment": experiment,
         "experiment_id": run.info.experiment_id,
         "grids": (experiment, *shared),
+        "began": run.info.start_time,
         "ended": run.info.end_time,
+        "named": _variant_of(run.info.run_name),
         "version": int(tags.get(f"{PREFIX}results_version", "0")),
         "data": tags.get(f"{PREFIX}data", ""),
         "runtime.data_root": params.get("runtime.data_root", ""),
@@ -296,9 +292,10 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
         **settings,
         **{column: settings[name] for column, name in FIELDS.items()},
         "captions": captions_name(
-            settings["model.captions"],
-            settings["model.caption_region"],
-            settings["model.caption_prompt"],
+            *(
+                settings[f"model.{name}"]
+                for name in ("captions", "caption_region", "caption_prompt")
+            )
         ),
         "asked": tags.get(f"{PREFIX}caption_prompt", settings["model.caption_prompt"]),
         **final,
@@ -307,8 +304,14 @@ def _row(run: Any, experiment: str, defaults: dict[str, Any]) -> dict[str, Any] 
     }
 
 
+def _variant_of(name: str) -> str:
+    """What a grid calls a run's variant: `soft + DLG` of `gta5-cityscapes/soft + DLG/100/s0`."""
+    return "/".join(name.split("/")[1:-2]) or name
+
+
+@lru_cache(maxsize=None, typed=True)  # 1 is neither 1.0 nor true
 def _parsed(text: str | None, default: Any) -> Any:
-    """A logged parameter with the type of its field."""
+    """A logged parameter with the type of its field; thousands of runs share the few values of each."""
     if text is None:
         return default
     if isinstance(default, str):

@@ -69,14 +69,8 @@ LOOKS: dict[str, Look] = {
 }
 _SPARE = ((BLACK, "<", _DASHED), (SKY, "*", _LONG), (GREEN, "h", _LONGDOT), (GREY, ">", _SOLID))
 
-DATA_SETS = {
-    "gta5": "GTA5",
-    "synthia": "SYNTHIA",
-    "cityscapes": "Cityscapes",
-    "idda": "IDDA",
-    "camvid": "CamVid",
-    "synapse": "Synapse",
-}
+DATA_SETS = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "idda": "IDDA",
+             "camvid": "CamVid", "synapse": "Synapse"}  # fmt: skip
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
@@ -129,10 +123,8 @@ def setting_text(value: object) -> str:
 
 def benchmark_name(benchmark: str) -> str:
     """`gta5-cityscapes` -> `GTA5 → Cityscapes`; one data set alone where both are the same."""
-    source, _, target = benchmark.partition("-")
-    if source == target or not target:
-        return DATA_SETS.get(source, source)
-    return f"{DATA_SETS.get(source, source)} → {DATA_SETS.get(target, target)}"
+    parts = [DATA_SETS.get(part, part) for part in benchmark.split("-", 1) if part]
+    return " → ".join(dict.fromkeys(parts))
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.names import METHODS, ORACLE, SHUFFLED
+from semidavil.place import command
 from semidavil.plugins import missing, provider
 from semidavil.settings import Data, Loss, Model, Rivals, Runtime, Section, Training, Volumes
 
@@ -257,8 +258,10 @@ def _scaled_warmup(base: Config, changes: Mapping[str, Any]) -> dict[str, int]:
 def _require_known(path: str, fields: Mapping[str, Any]) -> None:
     if path not in fields:
         close = difflib.get_close_matches(path, fields, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ConfigError(f"unknown setting {path!r}; {hint}All of them: --settings")
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise ConfigError(
+            f"unknown setting {path!r}{hint} All of them: {command('run')} --settings"
+        )
 
 
 @cache

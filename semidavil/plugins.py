@@ -13,7 +13,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import linecache
 import re
 import sys
 import traceback
@@ -21,13 +20,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.abc import InspectLoader, MetaPathFinder
-from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
-from importlib.util import find_spec, spec_from_loader
+from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, Generic, TypeVar
+
+from semidavil.text_modules import TextFinder
 
 GROUP = "semidavil.plugins"  # of entry points: an installed package's module
 # What a plugin may define, and what one of it is called.
@@ -40,6 +39,7 @@ TABLES = {
     "CAPTIONERS": "captioner",
     "ENCODERS": "encoder",
     "GRIDS": "grid",
+    "BENCHMARKS": "benchmark",
 }
 # What they are made with; a loss also gets the settings that its parameters are called after.
 ARGUMENTS = {
@@ -153,10 +153,15 @@ def installed() -> list[Source]:
 class _Plugin:
     source: Source
     module: ModuleType
+    imported: frozenset[str]  # tables of the package, which it looks something up in
 
     def table(self, name: str) -> Mapping[str, Any]:
-        entries = vars(self.module).get(name, {})
+        entries = self.entries(name)
         return entries if isinstance(entries, Mapping) else dict.fromkeys(entries)
+
+    def entries(self, name: str) -> Any:
+        """A table as the plugin has it."""
+        return {} if name in self.imported else vars(self.module).get(name, {})
 
 
 _loaded: dict[str, _Plugin] = {}  # by id: modules stay, since objects of theirs may
@@ -287,45 +292,7 @@ class Names(_Variants, Collection[str]):
 # Loading
 
 
-class _Loader(InspectLoader):
-    """Makes modules of texts. Tracebacks, `inspect` and `torch.compile` find the texts as well."""
-
-    def __init__(self, source: Source, file: str) -> None:
-        self.source, self.file = source, file
-
-    def get_source(self, fullname: str) -> str:
-        return self.source.files[self.file]
-
-    def get_code(self, fullname: str) -> CodeType:
-        text, place = self.get_source(fullname), self.source.place(self.file)
-        linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)
-        return compile(text, place, "exec", dont_inherit=True)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__file__ = self.source.place(self.file)
-        exec(self.get_code(module.__name__), module.__dict__)
-
-
-class _Finder(MetaPathFinder):
-    """Finds the modules of plugins that have been read, by names that no other module has."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, Source] = {}  # by the module's name
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        top, _, rest = fullname.partition(".")
-        if (source := self.sources.get(top)) is None:
-            return None
-        inner = rest.replace(".", "/")
-        files = (f"{inner}/__init__.py", f"{inner}.py") if rest else ("__init__.py", source.name)
-        for file in files:
-            if file in source.files:
-                package = file.endswith("__init__.py")
-                return spec_from_loader(fullname, _Loader(source, file), is_package=package)
-        return None
-
-
-_finder = _Finder()
+_finder = TextFinder()
 
 
 def _load(source: Source) -> _Plugin:
@@ -339,10 +306,20 @@ def _load(source: Source) -> _Plugin:
             for name in [n for n in sys.modules if n.partition(".")[0] == source.module]:
                 del sys.modules[name]
             raise PluginError(_why_not_imported(source, error)) from error
-        plugin = _Plugin(source, module)
+        plugin = _Plugin(source, module, _imported_tables(module))
         _check(plugin)
         _loaded[source.id] = plugin
     return _loaded[source.id]
+
+
+def _imported_tables(module: ModuleType) -> frozenset[str]:
+    ours = [each for name, each in list(sys.modules.items()) if name.startswith("semidavil.")]
+    found = {table: vars(module)[table] for table in TABLES if table in vars(module)}
+    return frozenset(
+        table
+        for table, entries in found.items()
+        if any(vars(m).get(table) is entries for m in ours)
+    )
 
 
 def _why_not_imported(source: Source, error: Exception) -> str:
@@ -370,14 +347,14 @@ def _why_not_imported(source: Source, error: Exception) -> str:
 
 def _check(plugin: _Plugin) -> None:
     """Raises PluginError for a table that cannot be meant so, before anything is trained."""
-    name, defined = plugin.source.name, vars(plugin.module)
-    if not any(defined.get(table) for table in TABLES):
+    name = plugin.source.name
+    if not any(plugin.entries(table) for table in TABLES):
         raise PluginError(
             f"the plugin {name} defines nothing: it needs one of {', '.join(TABLES)}, such as "
             'FUSIONS = {"mine": Mine}'
         )
     for table, what in TABLES.items():
-        entries = defined.get(table, {})
+        entries = plugin.entries(table)
         if not isinstance(entries, Mapping) and not (
             table == "VISION_ONLY" and isinstance(entries, tuple | list | set)
         ):
@@ -388,7 +365,9 @@ def _check(plugin: _Plugin) -> None:
                     f"{table} of the plugin {name} has the name {key!r}: letters, digits, _, - and . are "
                     "allowed"
                 )
-            if table not in ("VISION_ONLY", "TRAITS", "GRIDS"):
+            if table == "BENCHMARKS":
+                _check_benchmark(plugin, key, entry)
+            elif table not in ("VISION_ONLY", "TRAITS", "GRIDS"):
                 _check_callable(plugin, key, entry, what)
     if lacking := [key for key in plugin.table("METHODS") if key not in plugin.table("TRAITS")]:
         raise PluginError(
@@ -398,6 +377,14 @@ def _check(plugin: _Plugin) -> None:
     if unknown := sorted({*plugin.table("VISION_ONLY")} - {*plugin.table("FUSIONS")}):
         raise PluginError(
             f"VISION_ONLY of the plugin {name} names {unknown[0]!r}, which is not in its FUSIONS"
+        )
+
+
+def _check_benchmark(plugin: _Plugin, key: str, entry: object) -> None:
+    if not isinstance(entry, str | Path | Mapping):
+        raise PluginError(
+            f"the benchmark {key!r} of the plugin {plugin.source.name} is neither the path of a "
+            "benchmark.yaml or dataset.yaml nor a dict of what such a file says"
         )
 
 

@@ -14,7 +14,6 @@ import argparse
 import io
 import math
 import os
-import signal
 import sys
 import tempfile
 import textwrap
@@ -44,7 +43,7 @@ from sweeps.run_options import (
     whole,
 )
 from sweeps.steer_options import add_steering
-from sweeps.stopping import AskedToStop, Stopped, exit_code
+from sweeps.stopping import WRONG, AskedToStop, Stopped, exit_code
 from sweeps.track.credentials import redact
 
 OURS = ("semidavil.", "sweeps.")  # modules whose exceptions say what to do
@@ -106,8 +105,8 @@ def _add_options_of_run(run: argparse.ArgumentParser, storage: argparse.Argument
     add = run.add_argument_group("what to run").add_argument
     add("--grid", metavar="NAME", help="one of the grids below; all of them; or my.py:NAME")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
-        help="source and target, by name, or a benchmark.yaml or dataset.yaml of your own [default: the "
-        "grid's own; toy: its first]")
+        help="source and target, by name, or a benchmark.yaml or dataset.yaml of your own, or one of a "
+        "--plugin [default: the grid's own; toy: its first]")
     add("--budgets", metavar="N", nargs="+", type=whole(0),
         help="numbers of labelled target images [default: each benchmark's own]")
     add("--seeds", metavar="N", nargs="+", type=whole(0), help="[default: 0]")
@@ -193,9 +192,9 @@ def main(arguments: Sequence[str]) -> int:
             code = _run(parser().parse_args(arguments, options), console)
             sys.stdout.flush()
             return code
-    except BrokenPipeError:  # as of `| head`: nobody reads what is written
+    except BrokenPipeError:  # as of `| head`: nobody reads what is written; rich exits so, too
         _write_no_more()
-        return 128 + signal.SIGPIPE
+        return WRONG
     except (Exception, KeyboardInterrupt) as error:
         if stop := _stop_behind(error):
             return _say_stopped(stop, options, console)

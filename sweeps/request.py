@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import (
     PRESETS,
     Config,
@@ -18,7 +17,7 @@ from semidavil.config import (
     preset,
     refuse_oracle,
 )
-from semidavil.data.own import is_file, own_benchmarks
+from semidavil.data.own import BENCHMARKS_BY_NAME, is_own, own_benchmarks
 from semidavil.descriptions import DescriptionError
 from semidavil.place import command, home
 from semidavil.plugins import provider
@@ -58,9 +57,9 @@ class Options(argparse.Namespace):
 
 
 def require_benchmark(name: str) -> None:
-    """Raises ConfigError for a benchmark that is neither built in nor a file."""
-    if not is_file(name):
-        require_known(name, BENCHMARKS, "benchmark")
+    """Raises ConfigError for a benchmark that is neither built in, nor a plugin's, nor a file."""
+    if not is_own(name):
+        require_known(name, BENCHMARKS_BY_NAME, "benchmark")
 
 
 @dataclass(frozen=True)

@@ -64,15 +64,18 @@ def draw(
         left.set_xlabel("mIoU (%)")
         right.set_xlabel(f"minus {style.label(bases[benchmark])} (points)")
         right.axvline(0, color="black", linewidth=0.7)
-        budgets = ", ".join(str(b) for b in sorted(set(here["budget"]) - {0}))
-        heading = f"{chosen.heading(benchmark)}\n{budgets} labels, {seeds_of(part['n'])}"
+        heading = (
+            f"{chosen.heading(benchmark)}\n{here['budget'].max():,} labels, {seeds_of(part['n'])}"
+        )
         left.set_title(heading, loc="left")
         order = (
             f"{looks[v].label} {m:.1f}" for v, m in zip(part["variant"], part["mean"], strict=True)
         )
         orders.append(f"{style.benchmark_name(benchmark)}: {'; '.join(order)}")
+    # What draws no label is compared at its benchmark's budget.
+    budgets = chosen.runs.groupby("benchmark")["budget"].transform("max")
     verdict, tests = verdicts(
-        replace(chosen, runs=chosen.runs.assign(budget=chosen.runs["budget"].max())),
+        replace(chosen, runs=chosen.runs.assign(budget=budgets)),
         without=[v for v in chosen.runs["variant"].unique() if is_bound(v)],
     )
     compared_to = " or ".join(dict.fromkeys(map(style.label, bases.values())))

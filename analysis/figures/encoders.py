@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
@@ -74,6 +75,7 @@ def _name_encoders(ax: Axes, table: pd.DataFrame) -> None:
         ax.annotate(
             str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, 4 if number % 2 else -9),
             textcoords="offset points", ha="right" if left else "left", fontsize=SMALL,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over bars it stays readable
         )  # fmt: skip
         if len(pair) == 2:
             ax.plot(pair["cost"], pair["mean"], color="#d0d0d0", linewidth=0.7, zorder=0)

@@ -1,9 +1,11 @@
 """Validation during training: learning curves and the reliability of pseudo-labels."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.cells import Cells, seeds_of, select
@@ -12,7 +14,7 @@ from analysis.drawn import Drawn
 from analysis.panels import legend, panels
 from analysis.runs import AnalysisError, Tracked
 
-GRIDS = ("methods", "baselines")  # the first whose runs were evaluated more than once
+GRIDS = ("methods", "baselines")
 WANTED = 100  # label budget
 LEARNING = {"val/miou": "mIoU (%)"}
 PSEUDO = {
@@ -52,11 +54,9 @@ def _draw(
     about: str,
 ) -> Drawn:
     grid, chosen, numbers = evaluated_on_the_way(tracked, list(metrics), only)
-    runs = chosen.runs
-    budgets = sorted(set(runs["budget"]) - {0})
+    budgets = sorted(set(chosen.runs["budget"]) - {0})
     labelled = f"{' or '.join(str(n) for n in budgets)} labels; " if budgets else ""
-    benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
-    frame = panels(benchmarks, len(metrics), 0.7 + 1.3 * len(metrics))
+    frame = panels(chosen.benchmarks, len(metrics), 0.7 + 1.3 * len(metrics))
     present = list(numbers["variant"].unique())
     known = [name for name in COMPARISONS["methods"].variants[::-1] if name in present]
     looks = style.looks(list(dict.fromkeys(known + present)))
@@ -73,6 +73,7 @@ def _draw(
                 ax.fill_between(here["step"], low, high, color=look.colour, alpha=0.15, linewidth=0)
         axes[0].set_title(f"{chosen.heading(benchmark)}, {seeds_of(mine['n'])}", loc="left")
         axes[-1].set_xlabel("training steps")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
     frame.name_rows(list(metrics.values()))
     legend(frame.figure)
     last = numbers.loc[numbers.groupby(["metric", "benchmark", "variant"])["step"].idxmax()]
@@ -89,7 +90,7 @@ def _draw(
         f"{chosen.note()}",
         alt=f"Line chart over training steps. At the end: {told}.",
         numbers=numbers,
-        run_ids=tuple(sorted(runs["run_id"])),
+        run_ids=chosen.run_ids,
         grid=grid,
     )
 
@@ -97,24 +98,31 @@ def _draw(
 def evaluated_on_the_way(
     tracked: Tracked, metrics: list[str], only: tuple[str, ...] | None
 ) -> tuple[str, Cells, pd.DataFrame]:
-    """The first of `GRIDS` with runs that were evaluated on the way, those runs, their histories."""
-    missing: AnalysisError | None = None
+    """Of `GRIDS` the one whose runs were evaluated most often, those runs, and their histories.
+
+    A benchmark whose runs were evaluated at their end only has no curve, and is left out.
+    """
+    found: list[tuple[str, Cells, pd.DataFrame]] = []
+    missing: list[AnalysisError] = []
     for grid in GRIDS:
         try:
             chosen = select(tracked, grid, "method").at_one_budget(WANTED)
         except AnalysisError as error:
-            missing = missing or error
+            missing.append(error)
             continue
         if only is not None:
             chosen = chosen.only(only)
         numbers = histories(tracked, chosen.runs, metrics)
-        if len(numbers) and numbers.groupby("metric")["step"].nunique().max() > 1:
-            return grid, chosen, numbers
-        missing = AnalysisError(
+        curves = numbers.groupby("benchmark")["step"].transform("nunique") > 1
+        there = set(numbers["benchmark"][curves])
+        runs = chosen.runs[chosen.runs["benchmark"].isin(there)]
+        found.append((grid, replace(chosen, runs=runs), numbers[curves].reset_index(drop=True)))
+    if not any(len(numbers) for _, _, numbers in found):
+        once = (
             "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
         )
-    assert missing is not None
-    raise missing
+        raise AnalysisError(once) if found else missing[0]
+    return max(found, key=lambda one: one[2]["step"].nunique())
 
 
 def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

@@ -26,8 +26,7 @@ def draw(tracked: Tracked) -> Drawn:
     grid, chosen, numbers = evaluated_on_the_way(tracked, metrics, (OURS,))
     split = numbers["metric"].str.extract(r"^val/pseudo/(?P<what>[^/]+)/(?P<class>.+)$")
     numbers = pd.concat([numbers.drop(columns=["metric", "variant"]), split], axis=1)
-    benchmarks = [b for b in chosen.benchmarks if b in set(numbers["benchmark"])]
-    frame = panels([f"{b}/{m}" for b in benchmarks for m in METRICS], 1, 3.3, share=False)
+    frame = panels([f"{b}/{m}" for b in chosen.benchmarks for m in METRICS], 1, 3.3, share=False)
     for name, (ax,) in frame:
         benchmark, _, what = name.rpartition("/")
         here = numbers[(numbers["benchmark"] == benchmark) & (numbers["what"] == what)]

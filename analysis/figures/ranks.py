@@ -136,7 +136,8 @@ def _of_comparisons(
         except AnalysisError:
             continue
         runs = chosen.runs[~chosen.runs["variant"].isin(comparison.unlabelled)]
-        for mark, here in runs.groupby(runs["benchmark"].map(chosen.mark)):
+        marks = {name: chosen.mark(name) for name in chosen.benchmarks}
+        for mark, here in runs.groupby(runs["benchmark"].map(marks)):
             if (one := ask(complete_blocks(here))) is not None:
                 found[f"{comparison.title}{f' ({mark})' if mark else ''}"] = one
                 ids |= set(here["run_id"])

@@ -5,11 +5,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import style
-from analysis.cells import Cells, by_seed, select
+from analysis.cells import Cells, by_seed, in_order, select
 from analysis.drawn import Block, Entry, Row, Table
 from analysis.runs import Tracked
 from analysis.stats import paired
-from analysis.tables.entries import SIZES, SIZES_WORDS, in_order, measured, size_entries, sizes_of
+from analysis.tables.entries import SIZES, SIZES_WORDS, measured, size_entries, sizes_of
 from analysis.verdicts import difference, verdicts
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, WAYS, way_of

@@ -1,7 +1,7 @@
 """What several tables write into their cells, and what of it a reader has asked for."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,12 +87,6 @@ def measured(row: Mapping[Any, Any] | None, under: str = "", mark: bool = False)
     if not row or not row["n"]:
         return Entry(DASH, under=under)
     return Entry(under=under, mark=mark, value=row["mean"], std=row["std"], n=int(row["n"]))
-
-
-def in_order(names: Iterable[Any], known: Iterable[str]) -> list[str]:
-    """Those that are there: ours in our order, then others."""
-    there, ours = set(map(str, names)), list(known)
-    return [n for n in ours if n in there] + sorted(there - set(ours))
 
 
 def sizes_of(runs: pd.DataFrame) -> dict[str, float]:

@@ -17,13 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
+from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
 from semidavil.data.checks import require_classes, strange_words, unknown_values
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import memo_of
 from semidavil.data.layout import folder_of
-from semidavil.data.own import is_file, own_benchmark
+from semidavil.data.own import is_own, own_benchmark
 from semidavil.data.readers import READERS, Reader
 from semidavil.data.scans import Scan, describe
 from semidavil.data.suspicions import suspicions
@@ -54,7 +55,7 @@ def data_command(
         str | None,
         typer.Option(
             help=f"Its data sets, by its classes. Of {', '.join(BENCHMARKS)}, or a benchmark.yaml or "
-            "dataset.yaml."
+            "dataset.yaml, or one of a --plugin."
         ),
     ] = None,
     init: Annotated[
@@ -96,10 +97,11 @@ def data_command(
             "--set", metavar="NAME=VALUE", help="Of --captions, e.g. model.caption_prompt=..."
         ),
     ] = None,
+    plugin: Annotated[list[str] | None, typer.Option(metavar="FILE", help=PLUGIN)] = None,
 ) -> None:
     """Reads every image and label once: counts, sizes, class frequencies, what is wrong and what is odd."""
     broken = False
-    try:
+    with told(console, "stopped; the same command goes on with what is left", plugin or ()):
         if source and not init:
             raise DataError("--from copies into a folder: name it with --init FOLDER")
         if init:
@@ -129,7 +131,7 @@ def data_command(
             if about and name in about.benchmark.datasets:
                 _add_to_page(about, reader, scans, memo_of(cache_dir))
         if about:
-            if is_file(benchmark or "") and (words := strange_words(about.benchmark)):
+            if is_own(benchmark or "") and (words := strange_words(about.benchmark)):
                 about.suspicions.append(f"{about.title}: {words}")
             _say_suspicions(about)
             file = page or cache_dir / "pages" / f"{about.title}.html"
@@ -146,9 +148,6 @@ def data_command(
                 "model.captions": captions,
             }
             _print_captions(preset(preset_name or ("toy" if toy else "small"), changes))
-    except ValueError as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
     if broken:
         raise typer.Exit(1)
 
@@ -175,7 +174,7 @@ def _places(
     benchmark: str | None, toy: bool, data_root: Path | None, cache_dir: Path
 ) -> tuple[str, Path | None, dict[str, str]]:
     """The benchmark's name, the folder of data sets, and the settings of a described benchmark."""
-    if benchmark and is_file(benchmark):
+    if benchmark and is_own(benchmark):
         if toy:
             raise DataError(
                 f"--toy is generated data, and {benchmark} has images of its own: leave one out"

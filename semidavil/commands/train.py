@@ -12,7 +12,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, default_preset, parse_settings, preset, refuse_oracle
-from semidavil.data.own import is_file, own_benchmark
+from semidavil.data.own import is_own, own_benchmark
 from semidavil.describe import read_yaml, to_yaml
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
 from semidavil.plugins import PLUGINS, in_use
@@ -68,7 +68,7 @@ def train_command(
     told_when_stopped = "stopped; the same command goes on from the last checkpoint"
     with told(console := Console(), told_when_stopped, plugin or ()):
         name, of_file = read_yaml(config) if config else ("", {})
-        own = own_benchmark(benchmark, data_root) if is_file(benchmark) else {}
+        own = own_benchmark(benchmark, data_root) if is_own(benchmark) else {}
         name = preset_name or name or default_preset(data_root or own.get("runtime.folders", ""))
         changes = {**of_file, **changes, **own}
         if own and "data.budget" not in changes:  # the usual hundred may be more than there are

@@ -1,6 +1,7 @@
 """What is wrong with a run's data, found before it starts."""
 
 import json
+import math
 import re
 import warnings
 from functools import cache, partial
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, UNKNOWN, Benchmark
 from semidavil.config import Config
 from semidavil.data.described import title_of
 from semidavil.data.files import DataError
 from semidavil.data.filling import Filling
-from semidavil.data.layout import cache_dir, open_reader
+from semidavil.data.layout import cache_dir, open_reader, working_size
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
@@ -22,6 +24,8 @@ from semidavil.descriptions import UNLABELLED
 from semidavil.names import METHODS, ORACLE, SHUFFLED, VISION_ONLY
 from semidavil.registry import DATASETS, has_unlabelled
 from semidavil.toy import clip
+
+STRETCHED = 1.2  # times, from which a picture that is looked at in another shape is worth a word
 
 
 def check_data(config: Config, progress: bool = False, filling: Filling | None = None) -> None:
@@ -68,8 +72,17 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
             )
         if looks_at_labels(config, dataset, split):
             require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
-    if progress and (words := unknown_words(config)):
-        Console(stderr=True).print(f"[yellow]note:[/] {words}", soft_wrap=True, highlight=False)
+        if progress and split == "train":
+            _note(stretched(config, dataset, found))
+    if progress:
+        _note(unknown_words(config))
+
+
+def _note(text: str) -> None:
+    if text:
+        Console(stderr=True).print(
+            f"[yellow]note:[/] {escape(text)}", soft_wrap=True, highlight=False
+        )
 
 
 def no_oracle(config: Config, without: int) -> str:
@@ -96,6 +109,31 @@ def unknown_values(dataset: str, found: Scan) -> str:
         f"labels hold the {what} {', '.join(shown)}{more}{blends}, which "
         f"{DATASETS[dataset].name}'s description "
         f"does not have; the first: {found.errors[0]}"
+    )
+
+
+def stretched(config: Config, dataset: str, found: Scan) -> str:
+    """That most pictures of a described data set are looked at in another shape than theirs; empty if not."""
+    if dataset not in DATASETS or not found.sizes:
+        return ""
+    height, width = map(int, max(found.sizes, key=lambda size: found.sizes[size]).split("x"))
+    size = working_size(config, dataset)
+    times = size[1] / width * height / size[0]
+    if max(times, 1 / times) < STRETCHED:
+        return ""
+    # As many pixels, or more where the crop would not fit.
+    scale = max(
+        math.sqrt(size[0] * size[1] / (height * width)),
+        config.data.crop[0] / height,
+        config.data.crop[1] / width,
+    )
+    own = f"[{math.ceil(height * scale)},{math.ceil(width * scale)}]"
+    is_target = dataset == BENCHMARKS[config.data.benchmark].target
+    name = f"data.{'target' if is_target else 'source'}_size"
+    return (
+        f"pictures of {title_of(dataset)} are {height} x {width} and looked at as {size[0]} x {size[1]}, "
+        f"{max(times, 1 / times):.1f} times as {'wide' if times > 1 else 'tall'} as they are: "
+        f"--set {name}={own} keeps their shape"
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from semidavil.benchmarks import PALETTE, palette_of
 from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
-from semidavil.data.folders import names_below
+from semidavil.data.folders import names_below, natural_order
 from semidavil.data.formats import find_format
 from semidavil.data.images import (
     PALETTED,
@@ -179,19 +179,20 @@ def _hold_out(folder: Path, samples: Sequence[Sample], files: Sequence[str]) -> 
     }
     if "train" in by_name and "val" in by_name:
         return {name: by_name[name] for name in ("train", "val")}
-    paths = sorted(os.path.relpath(sample.image, folder).replace(os.sep, "/") for sample in samples)
+    below = (os.path.relpath(sample.image, folder).replace(os.sep, "/") for sample in samples)
+    paths = sorted(below, key=natural_order)
     wanted = max(1, round(VALIDATION * len(paths)))
     folders = Counter(path.rpartition("/")[0] for path in paths)
     if len(folders) >= 3:  # frames of one sequence look alike: a sequence is on one side
         held, count = [], 0
-        for name in sorted(folders, reverse=True):
+        for name in sorted(folders, key=natural_order, reverse=True):
             if count and count + folders[name] > 2 * wanted:
                 continue
             held.append(name)
             count += folders[name]
             if count >= wanted:
                 break
-        return {"train": "rest", "val": sorted(held)}
+        return {"train": "rest", "val": sorted(held, key=natural_order)}
     last = paths[-wanted:]
     if len(last) <= INLINE:
         return {"train": "rest", "val": last}

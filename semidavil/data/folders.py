@@ -9,6 +9,7 @@ from semidavil.data.files import DataError
 
 # What programs put beside pictures: `.ipynb_checkpoints`, `@eaDir`, `#recycle`, `__MACOSX`, `._a.png`.
 HIDDEN = (".", "@", "#", "__MACOSX")
+_DIGITS = re.compile(r"(\d+)", re.ASCII)
 _FIRST_FILE = re.compile(r".+?\.(?:png|jpe?g|h5|nii\.gz|nii)(?=[\s,;]|$)", re.IGNORECASE)
 
 
@@ -97,6 +98,17 @@ def entries_in(listing: Path) -> list[str]:
         # A bare name may have a dot, and no ending.
         names.append(folder + slash + (stem_of(name) if match else name))
     return names
+
+
+def natural_order(path: str) -> list[list[tuple[bool, int, str]]]:
+    """Sorts paths as people number files: `2.png` before `10.png`, folder by folder."""
+    return [
+        [
+            (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
+            for part in _DIGITS.split(name)
+        ]
+        for name in path.split("/")
+    ]
 
 
 def stem_of(name: str) -> str:

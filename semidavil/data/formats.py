@@ -13,6 +13,7 @@ from typing import Any
 
 from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
+from semidavil.data.folders import natural_order
 from semidavil.data.own import READY, read_dataset, ready_names
 
 _NO_NAME = {"yes", "no", "true", "false", "on", "off", "null", "y", "n"}  # to YAML
@@ -85,7 +86,8 @@ def _cvat(folder: Path, files: Sequence[str]) -> str | None:
         if word in by_name
     }
     if set(splits) != {"train", "val"}:  # one task is one list
-        pictures = sorted(name for name in files if name.startswith("JPEGImages/"))
+        below = (name for name in files if name.startswith("JPEGImages/"))
+        pictures = sorted(below, key=natural_order)
         held = pictures[-max(1, len(pictures) // 5) :]
         splits = {"train": "rest", "val": json.dumps(held)}
     return _text(

@@ -11,7 +11,7 @@ mean. A data set lies in the folder of its file.
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,17 @@ from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
 from semidavil.descriptions import MARK, BenchmarkFile, DataSet, DescriptionError, explained
+from semidavil.plugins import Table, in_use, provider
 from semidavil.registry import add, registered
 
 ENDINGS = (".yaml", ".yml")
 READY = Path(__file__).parent / "ready"  # descriptions of published data sets
 SHARES = (8, 4, 2, 1)  # label budgets, where none are given: parts of the training images
 DATASET_FILE = "dataset.yaml"
+
+
+# Beside the built-in ones, those of plugins: a path, or what a file would say.
+BENCHMARKS_BY_NAME: Table[Any] = Table("BENCHMARKS", BENCHMARKS)
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,8 +47,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def is_file(benchmark: str) -> bool:
-    """Whether a benchmark is named by its file, or by the folder of its data set."""
+def is_own(benchmark: str) -> bool:
+    """Whether a benchmark is a plugin's, or named by its file or by the folder of its data set."""
+    if provider("BENCHMARKS", benchmark) is not None:
+        return True
     return benchmark.endswith(ENDINGS) or (
         benchmark not in BENCHMARKS and (Path(benchmark) / DATASET_FILE).is_file()
     )
@@ -57,23 +64,36 @@ def own_benchmark(place: str, data_root: str = "") -> dict[str, str]:
     """Reads a benchmark's (or a data set's) file and makes it known; the settings that choose it.
 
     Args:
+        place: the file, the folder of a data set, or the name of a plugin's benchmark.
         data_root: the folder that holds a folder for each ready or built-in data set.
 
     Raises:
         DescriptionError: the file is wrong, by entry, or is not there.
     """
+    if (plugin := provider("BENCHMARKS", place)) is not None:
+        (source,) = in_use([plugin])
+        path, entry = Path(source.folder, source.name), BENCHMARKS_BY_NAME[place]
+        if isinstance(entry, Mapping):  # beside the plugin, as a file would be
+            return _described({"name": place, **entry}, path, data_root)
+        return own_benchmark(str(path.parent / Path(entry).expanduser()), data_root)
     path = Path(place).expanduser()
     path = path / DATASET_FILE if path.is_dir() else path
-    tree, folders = _tree(path), dict[str, str]()
+    return _described(_tree(path), path, data_root)
+
+
+def _described(tree: dict[str, Any], path: Path, data_root: str) -> dict[str, str]:
+    """`own_benchmark` of what a file says; `path` is the file's, or that of the plugin that says it."""
+    folders = dict[str, str]()
     try:
         if "target" in tree:
             for role in ("source", "target"):
                 if isinstance(said := tree.get(role), str):
                     tree[role] = _dataset(said, path, folders)
+                elif isinstance(said, Mapping):
+                    tree[role] = _inline(said, path, folders)
             file = BenchmarkFile.model_validate(tree)
         else:
-            one = read_dataset(path)
-            folders[one.key] = str(path.parent.resolve())
+            one = _inline(tree, path, folders)
             file = BenchmarkFile(name=one.name, target=one)
     except ValidationError as error:
         raise DescriptionError(f"{path}: {explained(error)}") from None
@@ -88,7 +108,7 @@ def own_benchmarks(places: Sequence[str], data_root: str = "") -> tuple[list[str
     """The names of benchmarks of which some are files, and the settings that all of them need."""
     names, folders, settings = [], dict[str, str](), dict[str, str]()
     for place in places:
-        if not is_file(place):
+        if not is_own(place):
             names.append(place)
             continue
         settings = own_benchmark(place, data_root)
@@ -103,7 +123,19 @@ def read_dataset(path: Path) -> DataSet:
     Raises:
         DescriptionError: the file is wrong, by entry, or is not there.
     """
-    tree = _tree(path)
+    return _read(_tree(path), path)
+
+
+def _inline(said: Mapping[str, Any], path: Path, folders: dict[str, str]) -> DataSet:
+    """A data set that is described within a benchmark; `folder` says where it lies, from the file's on."""
+    tree = dict(said)
+    place = Path(path.parent, str(tree.pop("folder", "."))).expanduser()
+    one = _read(tree, path)
+    folders[one.key] = str(place.resolve())
+    return one
+
+
+def _read(tree: dict[str, Any], path: Path) -> DataSet:
     known = DataSet.model_fields
     if unknown := [name for name in tree if name not in known]:
         close = difflib.get_close_matches(str(unknown[0]), known, 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.data.files import DataError
+from semidavil.data.folders import natural_order
 from semidavil.data.images import read_unchanged
 from semidavil.data.patterns import IMAGE_ENDINGS
 from semidavil.data.readers import Sample
@@ -122,7 +123,7 @@ def find_unlabelled(
     groups: dict[str, list[str]] = defaultdict(
         list
     )  # by the highest folder that holds nothing known
-    for path in sorted(files):
+    for path in sorted(files, key=natural_order):
         free = [folder for folder in _folders_above(path) if folder not in taken]
         if path.lower().endswith(IMAGE_ENDINGS) and free:
             groups[free[0]].append(path)

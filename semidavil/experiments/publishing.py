@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
+from semidavil.data.described import title_of
 from semidavil.data.streams import streams_of
 from semidavil.experiments.predictor import PredictorError, read_about
 from semidavil.marks import MEANING, TOY, mark
@@ -144,8 +145,8 @@ def card_of(run: FinishedRun, name: str, licence: str, missing: list[str]) -> Mo
     marked = mark(benchmark.name, config.data.toy, config.model.vlm)
     results = [
         EvalResult(
-            task_type="image-segmentation", dataset_type=benchmark.target,
-            dataset_name=f"generated, as {benchmark.target}" if marked == TOY else benchmark.target,
+            task_type="image-segmentation", dataset_type=title_of(benchmark.target),
+            dataset_name=f"{'generated, as ' * (marked == TOY)}{title_of(benchmark.target)}",
             dataset_split="val", metric_type=kind, metric_name=title, metric_value=round(value, 2),
         )
         for kind, title, value in (
@@ -159,7 +160,7 @@ def card_of(run: FinishedRun, name: str, licence: str, missing: list[str]) -> Mo
     )]  # fmt: skip
     head = ModelCardData(
         license=licence or LICENCE_TOLD, library_name="semidavil", pipeline_tag="image-segmentation",
-        tags=tags, datasets=None if config.data.toy else list(benchmark.datasets),
+        tags=tags, datasets=None if config.data.toy else [title_of(d) for d in benchmark.datasets],
         metrics=["mean_iou", "accuracy"], model_name=name, eval_results=results or None,
     )  # fmt: skip
     body = "\n\n".join(_paragraphs(run, name, licence, missing, marked))
@@ -211,12 +212,20 @@ def _streams(config: Config) -> str:
     labelled = "labelled" in streams and config.data.budget > 0
     parts = [
         *(
-            [f"labelled images of {benchmark.source}"]
+            [f"labelled images of {title_of(benchmark.source)}"]
             if "source" in streams and benchmark.source
             else []
         ),
-        *([f"{config.data.budget} labelled images of {benchmark.target}"] if labelled else []),
-        *([f"unlabelled images of {benchmark.target}"] if "unlabelled" in streams else []),
+        *(
+            [f"{config.data.budget} labelled images of {title_of(benchmark.target)}"]
+            if labelled
+            else []
+        ),
+        *(
+            [f"unlabelled images of {title_of(benchmark.target)}"]
+            if "unlabelled" in streams
+            else []
+        ),
     ]
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
 
@@ -231,8 +240,8 @@ def _results(run: FinishedRun) -> Iterator[str]:
     values = np.array([other.scores["miou"] for other in seeds])
     text = (
         f"mIoU {run.scores['miou']:.2f} and pixel accuracy {run.scores['pixel_accuracy']:.2f} per cent on "
-        f"the validation images of {benchmark.target}, at {_size(run.config.data.target_size)} pixels, "
-        f"after the last step; seed {run.config.seed}. "
+        f"the validation images of {title_of(benchmark.target)}, at {_size(run.config.data.target_size)} "
+        f"pixels, after the last step; seed {run.config.seed}. "
     )
     if len(seeds) > 1:
         numbers = ", ".join(str(other.config.seed) for other in seeds)
@@ -285,6 +294,9 @@ def _data(run: FinishedRun) -> str:
     known = run.about.get("data", "")
     if not known:
         return "Their fingerprint is not in these weights."
+    # Without the hash of a description, which is another one than the benchmark's.
+    for dataset in run.benchmark.datasets:
+        known = known.replace(f"{dataset}/", f"{title_of(dataset)}/")
     rows = [f"| {n} | `{v}` |" for n, v in (word.split("=", 1) for word in known.split())]
     head = (
         "What it was trained and scored on, by a hash of the files that counts names and contents:"

@@ -79,14 +79,17 @@ class Readout(nn.Module):
     def forward(self, vision: Tensor, *maps: Tensor) -> Tensor:
         """
         Raises:
-            ValueError: more tokens, the last part's channels, than channels of M are left for them.
+            ValueError: the parts have more channels than M, `map_dim`; of several attentions the last part's
+                channels are tokens.
         """
         tokens = maps[-1].shape[-1]
         room = self.maps.in_features - sum(part.shape[-1] for part in maps[:-1])
         if tokens > room:
+            made_for, given = self.maps.in_features, self.maps.in_features - room + tokens
             raise ValueError(
-                f"{tokens} tokens do not fit into the {room} channels of the fusion, which are the text "
-                "encoder's context length: choose fewer classes, or model.fusion=cross_attention"
+                f"a map of {given} channels does not fit into a Readout that was made for {made_for} "
+                "(map_dim). Where the channels are a caption's tokens, those are the text encoder's context "
+                "length: choose fewer classes, or model.fusion=cross_attention"
             )
         columns = self.maps.weight[:, : self.maps.in_features - room + tokens]
         read = linear_of_parts(columns, self.maps.bias, maps)

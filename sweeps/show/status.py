@@ -274,9 +274,8 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
         colour = STATE_COLOURS.get(one.state, "yellow")
         parts.append(Text.assemble("  ", (f"{one.state:<9}", colour), " ".join(counts), left))
         for benchmark, run in one.best.items():
-            parts.append(
-                Text(f"  best      {run.name} {BENCHMARKS[benchmark].score} {run.score:.2f}")
-            )
+            score = f"{BENCHMARKS[benchmark].score} {run.score:.2f}"
+            parts.append(Text(f"  best      {run.name} {score}, run {run.run_id[:8]}"))
         for run in one.running:
             if run.run_id not in shown:
                 parts.append(Text(f"  at work   {_at_work(run, now)}"))

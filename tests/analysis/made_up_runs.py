@@ -49,12 +49,14 @@ class Writer:
         tags: Mapping[str, str] | None = None,
         status: str = "FINISHED",
         key: str | None = None,
+        name: str | None = None,
     ) -> str:
         if grid not in self.experiments:
             place = (self.folder / "mlruns" / grid).as_uri()
             self.experiments[grid] = self.client.create_experiment(grid, place)
         all_tags = {KEY: key or f"{grid}-{sorted(params.items())}", **(tags or {})}
-        run = self.client.create_run(self.experiments[grid], tags=all_tags).info.run_id
+        created = self.client.create_run(self.experiments[grid], tags=all_tags, run_name=name)
+        run = created.info.run_id
         now = int(time.time() * 1000)
         metrics = [Metric(f"final/{name}", float(v), now, 0) for name, v in final.items()]
         for name, points in (history or {}).items():

@@ -1,5 +1,6 @@
 """One run for each cell: nothing that differs is averaged, and what is left out is said."""
 
+import itertools
 from typing import Any
 
 import pandas as pd
@@ -97,6 +98,30 @@ def test_one_budget_is_chosen_by_one_rule(
             add(store, "losses", 0, 30.0, budget=budget, loss__name=loss)
     chosen = select(load_runs(store.uri), "losses", "loss").at_one_budget(100)
     assert set(chosen.runs["budget"]) == {expected}
+
+
+def test_each_benchmark_is_compared_at_its_own_budget(store: Writer) -> None:
+    """Runs at 100 labels were told to be at 186, the largest budget of any benchmark."""
+    for benchmark, budget in (("gta5-cityscapes", 100), ("cityscapes-cityscapes", 186)):
+        for seed, method in itertools.product((0, 1), ("semidavil", "supervised")):
+            cell = settings(benchmark, budget, seed, training__method=method)
+            store.run("methods", cell, {"miou": 30.0 + seed * (method == "semidavil")})
+    first, second, both = FIGURES["methods"](load_runs(store.uri)).verdicts
+    assert "GTA5 → Cityscapes (toy): none is shown to be best at 100 labels" in first
+    assert "Cityscapes (toy): none is shown to be best at 186 labels" in second
+    assert "none is shown to be best over 2 conditions" in both
+
+
+def test_many_variants_of_other_code_are_counted_and_not_named(store: Writer) -> None:
+    """The settings of 23 variants, joined by plus signs, filled a caption."""
+    for place, loss in enumerate(("ce", "wce", "dce", "focal", "dfl", "dyce")):
+        tags = {"semidavil.commit": ("b" if place == 5 else "a") * 40}
+        add(store, "losses", 0, 30.0, loss__name=loss, tags=tags)
+        run = settings("gta5-cityscapes", 200, 0, loss__name=loss)
+        store.run("losses", run, {}, status="FAILED")
+    note = select(load_runs(store.uri), "losses", "loss").note()
+    assert "same code: 5 variants: aaaaaaaa; DyCE: bbbbbbbb." in note
+    assert "Without a result: 6 failed." in note
 
 
 def test_two_runs_of_one_cell_are_an_error_that_says_how_they_differ(store: Writer) -> None:

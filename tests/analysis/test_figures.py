@@ -18,6 +18,7 @@ from analysis.figures import FIGURES, components, cost, qualitative, sensitivity
 from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
+from analysis.reproduce import commands
 from analysis.runs import AnalysisError, Tracked, default_settings, load_runs
 from analysis.tables import TABLES
 from analysis.tables.entries import Shown, shown
@@ -114,6 +115,11 @@ def test_the_numbers_drawn(attention: Tracked) -> None:
     assert table.loc[("dlg", 100), "published"] == 71.1
     assert table.loc[("wpct", 100), "n"] == 1
     assert table.loc[("wpct", 2975), "kind"] == "bound"
+    assert table.loc[("dlg", 0), "kind"] == "exact"
+    sizes = {
+        line.get_ydata()[0]: line.get_markersize() for line in published.lines if line.get_label()
+    }
+    assert sizes[67.7] > sizes[65.1]  # stated, and read off a difference
     assert "vlga, cross_attention at 0, 100" in drawn.missing
     assert "\n" not in drawn.missing
 
@@ -305,6 +311,26 @@ def test_ranks_are_compared_over_benchmarks_and_seeds_and_not_over_nested_budget
         FIGURES["ranks"](load_runs(store.uri))
 
 
+def test_profiles_are_drawn_where_there_are_conditions_enough(
+    store: Writer, tracked: Tracked
+) -> None:
+    drawn = FIGURES["profiles"](tracked)
+    (ax,) = drawn.figure.axes  # losses and methods have four and two conditions
+    assert ax.get_title(loc="left").startswith("Attention mechanisms (toy)\n8 conditions, 3 seeds")
+    numbers = drawn.numbers.set_index("variant")
+    assert len(ax.lines) == numbers.index.nunique() == 4
+    lines = {line.get_label(): line for line in ax.lines}
+    assert numbers.loc["dlg", "share"].tolist() == list(lines["DLG (SemiDAViL)"].get_ydata())
+    assert (numbers["low"] <= numbers["share"]).all()
+    assert (numbers["share"] <= numbers["high"]).all()
+    first = numbers[numbers["points"] == 0]["share"]
+    assert first.sum() == pytest.approx(100)  # no ties: one is best under each condition and seed
+    assert f"{first['dlg']:.0f}%" in drawn.alt
+    store.run("attention", settings("gta5-cityscapes", 100, 0), {"miou": 30.0})
+    with pytest.raises(AnalysisError, match="more --benchmark, --budgets or --seeds"):
+        FIGURES["profiles"](load_runs(store.uri))
+
+
 def test_pareto_front() -> None:
     runs = pd.DataFrame(
         {
@@ -342,10 +368,21 @@ def test_encoders_stand_by_what_they_cost(tracked: Tracked) -> None:
 def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracked: Tracked) -> None:
     drawn = FIGURES["synapse"](tracked)
     numbers = drawn.numbers
-    dice, _, voxels = drawn.figure.axes
-    assert [axes.get_ylabel().split("(")[1] for axes in drawn.figure.axes] == [
-        "points)", "mm)", "voxels)",
+    published, ce, dice, _, voxels = drawn.figure.axes
+    assert [axes.get_ylabel().rpartition("(")[2] for axes in drawn.figure.axes] == [
+        "%)", "%)", "points)", "mm)", "voxels)",
     ]  # fmt: skip
+    # The paper's Figure 2 in words, over the Dice that others publish on these scans.
+    places = {
+        text.get_position()[0]: text.get_text() for text in published.texts if text.get_text()
+    }
+    assert places == {3: "> 50%", 4: "> 50%", 5: "small", 6: "small", 11: "> 50%", 12: "> 50%"}
+    uamt, urpc = published.containers
+    assert [round(bar.get_height(), 1) for bar in uamt][:3] == [48.2, 31.7, 22.2]
+    assert {bar.get_facecolor() for bar in [*uamt, *urpc]} == {(1, 1, 1, 1)}  # hollow
+    assert [bar.get_height() for bar in ce.containers[0]] == pytest.approx(
+        list(numbers[numbers["method"] == "uamt"]["dice_ce"])
+    )
     assert len(dice.texts) == 2 * 13
     assert re.fullmatch(r"[+-]\d+%", dice.texts[0].get_text())
     assert [label.get_text() for label in voxels.get_xticklabels()][:4] == ["Sp", "RK", "LK", "Ga"]
@@ -406,6 +443,32 @@ def test_curves_fall_back_to_baselines_and_keep_to_one_number_of_labels(store: W
     means = drawn.numbers.set_index(["variant", "step"])["mean"]
     assert means["semidavil"].to_dict() == {75: 103.0, 150: 105.0}
     assert set(means.index.get_level_values(0)) == {"semidavil", "target_only", "source_only"}
+
+
+def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
+    store: Writer, tmp_path: Path
+) -> None:
+    """Its file is not read: it may be gone. What was run with other settings is left out by name."""
+    variants = {"soft": ("soft", "none"), "base": ("ce", "none"), "soft + DLG": ("soft", "dlg")}
+    for name in ("base", "soft", "soft + DLG"):
+        loss, fusion = variants[name]
+        for seed in range(3):
+            cell = settings("gta5-cityscapes", 100, seed, loss__name=loss, model__fusion=fusion)
+            full = f"gta5-cityscapes/{name}/100/s{seed}"
+            store.run("ladder", cell, {"miou": 20.0 + len(name) + seed}, name=full)
+    longer = settings("gta5-cityscapes", 100, 0, loss__name="soft", model__fusion="none")
+    longer["training.steps"] = 7
+    store.run("ladder", longer, {"miou": 99.0}, name="gta5-cityscapes/soft/100/s0")
+    made = make_all(load_runs(store.uri), (), tmp_path, ("png",))
+    drawn = made.figures["ladder"]
+    assert list(drawn.numbers["variant"]) == ["soft + DLG", "base", "soft"]
+    assert drawn.numbers["minus_baseline"].iloc[0] == pytest.approx(6)  # to what began first
+    assert "1 with training.steps=7" in drawn.caption
+    assert (tmp_path / "ladder.png").exists()
+    shown = load_runs(store.uri).of_grid("ladder")
+    (command,) = commands(shown[shown["run_id"].isin(drawn.run_ids)], "ladder")
+    assert "--grid ladder" in command
+    assert "loss.name" not in command  # the grid's file has it
 
 
 def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:

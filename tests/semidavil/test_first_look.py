@@ -103,6 +103,16 @@ def test_colours_that_are_known_have_names_and_black_is_ignored(tmp_path: Path) 
     assert len(values) == 3
 
 
+def test_pictures_are_held_out_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """As text, 9.jpg would be the last of twelve, and seq9 the last of twelve sequences."""
+    pairs(tmp_path / "flat", "img/{}.jpg", "gt/{}.png", range(12))
+    about = read_dataset(write_first_description(tmp_path / "flat").path)
+    assert about.splits["val"] == ("img/10.jpg", "img/11.jpg")
+    pairs(tmp_path / "deep", "img/seq{}/a.jpg", "gt/seq{}/a.png", range(12))
+    about = read_dataset(write_first_description(tmp_path / "deep").path)
+    assert about.splits["val"] == ("img/seq10", "img/seq11")
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path = write_harbour(tmp_path)
     before = path.read_text()

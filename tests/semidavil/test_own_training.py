@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 
 from semidavil.__main__ import app
 from semidavil.benchmarks import BENCHMARKS
+from semidavil.config import preset
+from semidavil.data.checks import stretched
 from semidavil.data.own import own_benchmark
+from semidavil.data.scans import Scan
 
 ROOT = Path(__file__).parents[2]
 REAL = os.environ.get("SEMIDAVIL_REAL_DATA", "")
@@ -91,6 +94,20 @@ def test_pictures_without_labels_are_trained_on(trained: SimpleNamespace) -> Non
     assert re.search(r"unlabelled, 1\d\d\.jpg: a harbour", trained.said)
     with safe_open(trained.folder / "run" / "segmenter.safetensors", "pt") as weights:
         assert re.search(r"harbour@\w+/unlabelled/images=", weights.metadata()["data"])
+
+
+def test_pictures_that_are_looked_at_in_another_shape_are_named(tmp_path: Path) -> None:
+    """And the settings that are told keep it, and fit the crop."""
+    config = preset("toy", own_benchmark(str(write_harbour(tmp_path / "harbour"))))
+    target = BENCHMARKS[config.data.benchmark].target
+    phone = Scan(9, sizes={"640x360": 8, "360x640": 1})
+    told = stretched(config, target, phone)
+    assert "are 640 x 360 and looked at as 32 x 64, 3.6 times as wide as they are" in told
+    assert "--set data.target_size=[61,34] keeps" in told
+    fitting = config.replace({"data.target_size": [61, 34]})
+    assert stretched(fitting, target, phone) == ""
+    tall = config.replace({"data.target_size": [64, 33], "data.crop": [32, 33]})
+    assert "1.9 times as tall" in stretched(tall, target, Scan(1, sizes={"512x512": 1}))
 
 
 def test_the_data_check_writes_a_page(tmp_path: Path) -> None:

@@ -1,21 +1,27 @@
 """`python -m semidavil export --to hub`: a folder that says what its weights are worth, and runs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from harbour import DESCRIPTION
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from semidavil.__main__ import app
+from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config, preset
+from semidavil.descriptions import BenchmarkFile, DataSet
 from semidavil.experiments.predictor import Predictor, find_weights
 from semidavil.experiments.publishing import FinishedRun, card_of, local_places
 from semidavil.experiments.street import build_method, vlm_of
 from semidavil.metrics import Evaluation
 from semidavil.models.weights import save_weights
 from semidavil.names import WEIGHTS
+from semidavil.registry import add
 
 CONFIG = preset(
     "toy", {"data.budget": 4, "runtime.data_root": "/home/ann/data", "runtime.cache_dir": "/home/ann/cache"}
@@ -110,3 +116,15 @@ def test_options_of_another_format_are_refused(runs: Path) -> None:
     code, output = export("run1", "--to", "torch", "--license", "mit")
     assert code == 1
     assert "add --to hub" in output
+
+
+def test_a_card_names_a_described_benchmark_by_one_hash(tmp_path: Path) -> None:
+    """That of the benchmark, which its runs have; the data set's own is another."""
+    key = add(BenchmarkFile(name="b", target=DataSet.model_validate(yaml.safe_load(DESCRIPTION))))
+    target = BENCHMARKS[key].target
+    config = preset("small", {"data.benchmark": key, "data.budget": 4})
+    about = {"network": "teacher", "data": f"{target}/train/images=0 {target}/val/labels=1"}
+    card = str(card_of(FinishedRun(tmp_path / WEIGHTS, config, about), "n", "", []))
+    assert set(re.findall(r"\w+@\w+", card)) == {key}
+    assert "| harbour/train/images | `0` |" in card
+    assert "4 labelled images of harbour and unlabelled images of harbour" in card

@@ -16,8 +16,7 @@ from tracked_runs import ANOTHER_MACHINE, finished, tracked
 
 from semidavil.config import Config, preset
 from sweeps import request, start
-from sweeps.cli import main, parser
-from sweeps.commands import COMMANDS
+from sweeps.cli import main
 from sweeps.plan.cells import FailedCell, make_plan
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Job
@@ -437,37 +436,3 @@ def test_another_function_may_train_on_data_of_its_own(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
     main([*ATTENTION, "--preset", "small"])
     assert len(fake_sweep.jobs[0].configs) == 8
-
-
-def test_an_unknown_option_names_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        parser().parse_args(["run", "--grid", "attention", "--bugdets", "100"])
-    told = capsys.readouterr().err
-    assert left.value.code == 2
-    assert "did you mean --budgets?" in told
-    assert "all options: python sweeps/run.py --help" in told
-    assert len(told.splitlines()) == 2, "nobody finds the reason below a long usage"
-
-
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_fits_a_terminal_and_has_no_words_of_this_code(
-    command: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        parser().parse_args([command, "--help"] if command else ["--help"])
-    told = capsys.readouterr().out
-    assert max(map(len, told.splitlines())) <= 80
-    assert len(told.splitlines()) <= 105
-    assert not re.findall(r"(?i)\b(?:cells?|leases?|outbox|claims?|wish(?:es)?|store)\b", told)
-
-
-@pytest.mark.slow
-def test_output_that_nobody_reads_any_more_ends_a_command_quietly() -> None:
-    """`python sweeps/run.py --settings | head -1`."""
-    process = started(str(RUN), "--settings")
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=600) == 128 + signal.SIGPIPE
