@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS, Benchmark
+from semidavil.label_values import Colour, category_of, rgb, values_of
 
-Colour = tuple[int, int, int]
 REST = (
     "rest"  # of a split: the images that no other split has; of unlabelled: those without a label
 )
@@ -107,9 +107,9 @@ class DataSet(_Entry):
             raise ValueError("expected entries such as `name: quay`")
         tree, colours = dict(tree), tree.get("encoding") == "colour"
         if isinstance(classes := tree.get("classes"), dict):
-            tree["classes"] = {str(n): _category(str(n), c, colours) for n, c in classes.items()}
+            tree["classes"] = {str(n): category_of(str(n), c, colours) for n, c in classes.items()}
         if isinstance(ignored := tree.get("ignored"), list | int | str):
-            tree["ignored"] = _values(ignored, colours, "ignored")
+            tree["ignored"] = values_of(ignored, colours, "ignored")
         if isinstance(said := tree.get(UNLABELLED), str):
             tree[UNLABELLED] = [said]
         if isinstance(splits := tree.get("splits"), list):
@@ -369,58 +369,6 @@ def explained(error: ValidationError) -> str:
             message = "is missing"
         lines.append(f"{where}: {message}" if where else message)
     return "; ".join(dict.fromkeys(lines))
-
-
-def rgb(value: int) -> Colour:
-    """The colour that 0xRRGGBB stands for."""
-    return value >> 16 & 255, value >> 8 & 255, value & 255
-
-
-def _category(name: str, said: Any, colours: bool) -> Any:
-    """A class as people write it: an id, several, a colour, or entries."""
-    if not isinstance(said, dict):
-        return {"values": _values(said, colours, f"classes: {name}")}
-    said = dict(said)
-    if "values" in said:
-        return said
-    wrong = set(said) - {"id", "ids", "colour", "colours", "synonyms"}
-    if wrong:
-        raise ValueError(
-            f"classes: {name}: no entry {min(map(str, wrong))!r}: ids, colour, colours, synonyms"
-        )
-    if isinstance(words := said.get("synonyms", []), str):
-        said["synonyms"] = words = [words]
-    shown = said.get("colour")
-    labels = said.get("colours", shown) if colours else said.get("ids", said.get("id"))
-    found: dict[str, Any] = {
-        "values": [] if labels is None else _values(labels, colours, f"classes: {name}"),
-        "synonyms": words,
-    }
-    if shown is not None:
-        found["colour"] = rgb(_colour(shown, f"classes: {name}"))
-    return found
-
-
-def _values(said: Any, colours: bool, where: str) -> list[int]:
-    if not colours:
-        ids = said if isinstance(said, list | tuple) else [said]
-        for one in ids:
-            if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 65536:
-                raise ValueError(f"{where}: {one!r} is no label id, a number from 0 to 65535")
-        return list(ids)
-    if isinstance(said, list | tuple) and said and isinstance(said[0], list | tuple | str):
-        return [_colour(one, where) for one in said]
-    return [_colour(said, where)] if said != [] else []
-
-
-def _colour(said: Any, where: str) -> int:
-    """0xRRGGBB of `[128, 0, 0]` or `#800000`."""
-    if isinstance(said, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", said):
-        return int(said[1:], 16)
-    is_triple = isinstance(said, list | tuple) and len(said) == 3
-    if is_triple and all(isinstance(v, int) and 0 <= v <= 255 for v in said):
-        return int(said[0] << 16 | said[1] << 8 | said[2])
-    raise ValueError(f'{where}: {said!r} is no colour: write [128, 0, 0] or "#800000" (in quotes)')
 
 
 def _words(pattern: str) -> set[str]:

@@ -15,7 +15,8 @@ from semidavil.data.folders import entries_in, names_below
 from semidavil.data.images import read_indices
 from semidavil.data.patterns import IMAGE_ENDINGS, Found, Pattern, folder_of, is_in
 from semidavil.data.readers import READERS, Reader, Sample, UnknownValues
-from semidavil.descriptions import LISTS, MARK, REST, UNLABELLED, DataSet, rgb
+from semidavil.descriptions import LISTS, MARK, REST, UNLABELLED, DataSet
+from semidavil.label_values import rgb
 from semidavil.registry import DATASETS
 
 SHOWN = 4  # values or files that an error names

@@ -27,7 +27,8 @@ from semidavil.data.images import (
 from semidavil.data.own import DATASET_FILE, read_dataset
 from semidavil.data.pairing import find_pairing, find_unlabelled
 from semidavil.data.readers import Sample
-from semidavil.descriptions import REST, UNLABELLED, DataSet, rgb
+from semidavil.descriptions import REST, UNLABELLED, DataSet
+from semidavil.label_values import rgb
 
 SHEET = "dataset.png"  # the contact sheet, beside the description
 READ = 200  # labels that are read for their ids
