@@ -8,17 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
+
+ROOT = Path(__file__).parents[2]
+# `python -m semidavil` with weights made for it; it would take five images for the median time of one.
+SCRIPT = """
+import open_clip
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-# `python -m semidavil`, which would take five images to find the median time of one.
-MEASURED_ONCE = """
 from semidavil.__main__ import app
 from semidavil.evaluation import latency
 
+torch.manual_seed(0)
+save_file(open_clip.create_model("ViT-B-16", pretrained=None).state_dict(), {weights!r})
 latency.SLOW = 0.0
 app()
 """
@@ -33,8 +36,7 @@ def test_one_step_of_the_paper_preset(
     for dataset in ("gta5", "cityscapes"):
         root = write_dataset(dataset, lambda _: label, count=1, size=(64, 128))
     weights = tmp_path / "vit_b_16.safetensors"
-    torch.manual_seed(0)
-    save_file(open_clip.create_model("ViT-B-16", pretrained=None).state_dict(), weights)
+    script = SCRIPT.format(weights=str(weights))
     settings = {
         "training.method": "source_only",  # one image a step
         "data.budget": 0,
@@ -49,7 +51,7 @@ def test_one_step_of_the_paper_preset(
     command = [
         sys.executable,
         "-c",
-        MEASURED_ONCE,
+        script,
         "train",
         "--preset",
         "paper",

@@ -43,6 +43,8 @@ def _fake_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_TRAINING", str(tmp_path))
     monkeypatch.setenv("FAKE_STEP_SECONDS", "0")
     monkeypatch.setattr("sweeps.run.worker.TELL_SECONDS", 0.0)
+    # It looks at all that earlier tests have left; test_shared_worker.py sees to it that it is done.
+    monkeypatch.setattr("sweeps.run.worker._free_memory", lambda: None)
 
 
 def open_task(store: Store, changes: dict[str, Any]) -> Task:
