@@ -47,8 +47,8 @@ FIELDS = {
 ENVIRONMENT = ("commit", "dirty", "changes", "python", "version.torch", "device", "preset",
                "results_version")  # fmt: skip
 # What a row says of a run besides settings, metrics and environment.
-OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "began", "ended", "named", "version", "data",
-            "asked", "captions", "plugins", "data.own", *FIELDS)  # fmt: skip
+OF_A_RUN = ("run_id", "key", "why", "experiment", "experiment_id", "grids", "began", "ended", "named",
+            "version", "data", "asked", "captions", "plugins", "data.own", *FIELDS)  # fmt: skip
 
 
 class AnalysisError(RuntimeError):

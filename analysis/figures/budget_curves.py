@@ -1,5 +1,6 @@
 """mIoU against the number of labelled target images: a line per variant, a panel per benchmark."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from analysis.verdicts import verdicts
 
 APART = 3.0  # points between two variants' markers at one budget: error bars stay apart
 OVERALL = "all"  # the last place of the row of differences
+TITLE_WIDTH = 42  # letters, which a column is wide enough for
 CELL = ["benchmark", "variant", "budget"]
 
 
@@ -56,7 +58,8 @@ def draw(tracked: Tracked, name: str) -> Drawn:
             which = "published (paper, real images)" if some else "nothing published here"
             rows["published"].set_title(f"{style.benchmark_name(benchmark)}\n{which}", loc="left")
             heading = chosen.mark(benchmark) or "measured"
-        rows["measured"].set_title(f"{heading}, {seeds_of(here['n'])}", loc="left")
+        text = textwrap.fill(f"{heading}, {seeds_of(here['n'])}", TITLE_WIDTH)
+        rows["measured"].set_title(text, loc="left")
         if len(gaps):
             _gaps(rows["gaps"], gaps[gaps["benchmark"] == benchmark], places, looks)
         axes[-1].set_xticks(range(len(places)), [b if b == OVERALL else f"{b:,}" for b in places])

@@ -24,6 +24,7 @@ NAMES = {
     "training.consistency_over": "L_CT over pixels",
     "training.supervised": "mined streams",
     "training.source_share": "share of the source",
+    "data.sampling": "sampling of the source",
 }
 ACROSS = 4  # panels in a row
 
@@ -53,7 +54,7 @@ def draw(tracked: Tracked) -> Drawn:
         ax.plot(ring.index, ring["mean"], "o", markersize=10, markerfacecolor="none",
                 markeredgecolor=style.VERMILION, markeredgewidth=1.2)  # fmt: skip
         values = [v if _is_text(name) else f"{v:g}" for v in here["value"]]
-        ax.set_xticks(range(len(here)), values, rotation=30 if _is_text(name) else 0)
+        ax.set_xticks(range(len(here)), [text.replace("_", " ") for text in values])
         ax.set_xlabel(NAMES.get(name, name))
         ax.margins(x=0.15)
     frame.name_rows(["mIoU (%)"])

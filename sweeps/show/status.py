@@ -270,7 +270,8 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
     for one in found:
         parts.append(Text(f"{one.grid}, {one.settings}", "bold", overflow="fold"))
         counts = [f"{_count(one, name):>4} {name}" for name in columns]
-        left = f"  {duration(one.seconds_left)} left" if one.state == "running" else ""
+        known = one.state == "running" and not math.isnan(one.seconds_left)
+        left = f"  {duration(one.seconds_left)} left" if known else ""
         colour = STATE_COLOURS.get(one.state, "yellow")
         parts.append(Text.assemble("  ", (f"{one.state:<9}", colour), " ".join(counts), left))
         for benchmark, run in one.best.items():

@@ -5,6 +5,7 @@ import itertools
 import matplotlib.pyplot as plt
 import pytest
 from made_up_runs import Writer, settings
+from matplotlib.text import Text
 
 from analysis import style
 from analysis.figures import FIGURES
@@ -95,6 +96,19 @@ def test_unknown_names_get_a_look_of_their_own(store: Writer) -> None:
     drawn = FIGURES["attention"](tracked)
     assert "gated" in drawn.verdicts[0]
     assert drawn.figure.axes[0].get_title(loc="left") == "mine → city (toy), 2 seeds"
+
+
+def test_a_long_name_of_own_data_is_no_wider_than_its_panel(store: Writer) -> None:
+    for fusion in ("dlg", "vlga"):
+        cell = settings("carla-boulevard-by-night@83fa9c7b", 7, 0, model__fusion=fusion)
+        store.run("attention", cell, {"miou": 30.0})
+    with paper_style():
+        figure = FIGURES["attention"](load_runs(store.uri)).figure
+        figure.canvas.draw()
+        (title,) = figure.findobj(lambda part: isinstance(part, Text) and "seed" in part.get_text())
+        place = title.get_window_extent()
+        assert place.x1 <= figure.bbox.x1
+        assert place.y1 <= figure.bbox.y1
 
 
 def add_network_of_own(store: Writer, cell: dict, miou: float) -> None:  # type: ignore[type-arg]
