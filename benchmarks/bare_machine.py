@@ -24,6 +24,7 @@ class Silent:
 STAND_INS = {
     "rich": {},
     "rich.console": {"Console": Silent},
+    "rich.markup": {"escape": str},
     "rich.progress": {
         "MofNCompleteColumn": Silent,
         "Progress": Silent,
