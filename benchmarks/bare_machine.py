@@ -22,7 +22,7 @@ class Silent:
 
 
 STAND_INS = {
-    "rich": {},
+    "rich": {"get_console": Silent},
     "rich.console": {"Console": Silent},
     "rich.markup": {"escape": str},
     "rich.progress": {
