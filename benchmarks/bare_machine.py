@@ -22,8 +22,9 @@ class Silent:
 
 
 STAND_INS = {
-    "rich": {},
+    "rich": {"get_console": Silent},
     "rich.console": {"Console": Silent},
+    "rich.markup": {"escape": str},
     "rich.progress": {
         "MofNCompleteColumn": Silent,
         "Progress": Silent,
