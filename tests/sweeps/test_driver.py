@@ -369,7 +369,7 @@ def test_results_that_the_store_does_not_have_are_named(sweep: Sweep) -> None:
     task = sweep.next()
     sweep.driver.on_event(task, replace(ENDED, delivered=False))
     assert sweep.driver.outcome.undelivered == [task]
-    assert f"it waits in {task.workspace}" in sweep.text()
+    assert f"they wait in {task.workspace}" in sweep.text()
 
 
 def test_a_closing_sweep_does_not_wait_for_ever_for_its_store(
