@@ -5,7 +5,8 @@
 
 What stands between ```console or ```sh fences is run by bash, ```python by Python; a block with a title is
 written to the file that it names. Other fences are there to be read. RUN_ID stands for the newest
-finished run of the copy. The copy shares `data/`, so that nothing is generated twice.
+finished run of the copy; of those that use a plugin only in a block that names one. The copy shares `data/`, so
+that nothing is generated twice.
 """
 
 import os
@@ -85,12 +86,13 @@ def copy_of(root: Path, target: Path) -> None:
     (target / "data").symlink_to(root / "data")
 
 
-def newest_run(place: Path) -> str:
-    """The id of the newest finished run of the copy; empty without one."""
+def newest_run(place: Path, plugins: bool) -> str:
+    """The id of the newest finished run of the copy, of one that uses no plugin without `plugins`."""
     code = (
         "from pathlib import Path\n"
         "from sweeps.track.store import Store\n"
-        "runs = [r for r in Store(Path.cwd()).runs() if r.status == 'FINISHED']\n"
+        "runs = [r for r in Store(Path.cwd()).runs() if r.status == 'FINISHED'\n"
+        f"        and ({plugins} or not r.params.get('plugins'))]\n"
         "print(max(runs, key=lambda r: r.started).run_id if runs else '')"
     )
     done = subprocess.run(
@@ -108,7 +110,7 @@ def run(block: Block, place: Path, environment: dict[str, str]) -> int:
     shell = LANGUAGES[block.language] == "bash"
     text = commands_of(block) if shell else block.text
     if "RUN_ID" in text:
-        text = text.replace("RUN_ID", newest_run(place))
+        text = text.replace("RUN_ID", newest_run(place, "--plugin" in text))
     command = ["bash", "-euo", "pipefail", "-c", text] if shell else [sys.executable, "-c", text]
     return subprocess.run(command, cwd=place, env=environment, timeout=SECONDS).returncode
 
