@@ -4,9 +4,9 @@
     python .ci/blocks.py docs/first-ten-minutes.md
 
 What stands between ```console or ```sh fences is run by bash, ```python by Python; a block with a title is
-written to the file that it names. Other fences are there to be read. RUN_ID stands for the newest
-finished run of the copy; of those that use a plugin only in a block that names one. The copy shares `data/`, so
-that nothing is generated twice.
+written to the file that it names. Other fences are there to be read. RUN_ID stands for the newest finished
+run of the copy, and for one that uses a plugin only in a block that names one. The copy shares `data/`, so that
+nothing is generated twice.
 """
 
 import os
