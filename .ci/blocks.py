@@ -5,8 +5,8 @@
 
 What stands between ```console or ```sh fences is run by bash, ```python by Python; a block with a title is
 written to the file that it names. Other fences are there to be read. RUN_ID stands for the newest finished
-run of the copy, and for one that uses a plugin only in a block that names one. The copy shares `data/`, so that
-nothing is generated twice.
+run of the copy, and for one that uses a plugin only in a block that names one. The copy shares `data/`, so
+that nothing is generated twice.
 """
 
 import os
