@@ -20,6 +20,7 @@ from semidavil.plugins import Source, in_use, use
 
 # (config, report, checkpoint_dir) -> Result: `train`, which stands above this module.
 Train = Callable[[Config, Callable[[Any], None], Path | None], Any]
+DEATH_SECONDS = 10.0  # for a process to end whose peer reports an error: most end at once
 STOP_SECONDS = 120.0  # for the first process to write its checkpoint when the run is stopped
 
 
@@ -81,7 +82,8 @@ def _listen(pipes: dict[Connection, Any], report: Callable[[Any], None]) -> Any:
                 continue
             if kind == "error":
                 # Of a process that misses another one, which has died: that comes first.
-                raise _death(pipes.values()) or value
+                others = [process for one, process in pipes.items() if one is not pipe]
+                raise _death(_ended(others)) or value
             if kind == "result":
                 return value
             _pass_on(value, pipe, report)
@@ -105,6 +107,15 @@ def _pass_on(value: Any, pipe: Connection, report: Callable[[Any], None]) -> Non
         raise
     with suppress(ConnectionError):  # `_listen` notices its death
         pipe.send(True)
+
+
+def _ended(processes: Sequence[Any]) -> list[Any]:
+    """Those that have ended or are about to: others miss a process that dies before it has an exit code."""
+    ready = wait([process.sentinel for process in processes], DEATH_SECONDS)
+    ended = [process for process in processes if process.sentinel in ready]
+    for process in ended:
+        process.join()
+    return ended
 
 
 def _death(processes: Iterable[Any]) -> ParallelError | None:

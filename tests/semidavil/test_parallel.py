@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from unittest.mock import Mock
@@ -180,6 +182,17 @@ def test_a_process_that_dies_with_an_answer_unread_is_named() -> None:
     theirs.close()
     with pytest.raises(ParallelError, match="exit code -9"):
         _listen({ours: Mock(exitcode=-9)}, Mock())
+
+
+def test_a_death_comes_before_the_error_of_a_process_that_misses_it() -> None:
+    """The other process hears of it first: connections are closed before there is an exit code."""
+    dying = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    dying.start()
+    (misses, theirs), (silent, _kept_open) = multiprocessing.Pipe(), multiprocessing.Pipe()
+    theirs.send(("error", RuntimeError("Connection reset by peer")))
+    threading.Timer(0.2, dying.kill).start()
+    with pytest.raises(ParallelError, match="exit code -9"):
+        _listen({misses: Mock(), silent: dying}, Mock())
 
 
 def test_rows_of_a_process_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
