@@ -151,9 +151,8 @@ def select(
         left_out[f"without a defined {metric}"] = undefined
     newest = scored["version"].max()
     for version, runs in scored[scored["version"] < newest].groupby("version"):
-        left_out[f"of results version {version or 'unknown'}"] = len(
-            runs
-        )  # 0: of runs that say none
+        known = version or "unknown"  # 0: of runs that say none
+        left_out[f"of results version {known}"] = len(runs)
     runs = scored[scored["version"] == newest]
 
     varied = {*SHARED, *varied_by(grid, runs)}

@@ -72,6 +72,7 @@ class Tracked:
     unreadable: dict[str, str] = field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)  # by run id, all
     _arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
+    _histories: dict[tuple[str, str], pd.Series] = field(default_factory=dict, repr=False)
 
     @cached_property
     def client(self) -> Any:
@@ -113,9 +114,12 @@ class Tracked:
 
     def history(self, run_id: str, metric: str) -> pd.Series:
         """A metric over steps, float indexed by step, the last value of each; may be empty."""
-        points = self.client.get_metric_history(run_id, metric)
-        points = sorted(points, key=lambda p: (p.step, p.timestamp))
-        return pd.Series({p.step: p.value for p in points}, dtype=float)
+        if (run_id, metric) not in self._histories:
+            points = self.client.get_metric_history(run_id, metric)
+            points = sorted(points, key=lambda p: (p.step, p.timestamp))
+            values = pd.Series({p.step: p.value for p in points}, dtype=float)
+            self._histories[run_id, metric] = values
+        return self._histories[run_id, metric]
 
     def evaluation(self, run_id: str) -> Evaluation | None:
         """The confusion matrices of a run on images; None for a run without them."""

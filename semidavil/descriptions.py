@@ -26,9 +26,8 @@ from pydantic import (
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS, Benchmark
 from semidavil.label_values import Colour, category_of, rgb, values_of
 
-REST = (
-    "rest"  # of a split: the images that no other split has; of unlabelled: those without a label
-)
+# Of a split: the images that no other split has; of unlabelled: those without a label.
+REST = "rest"
 UNLABELLED = "unlabelled"  # the images that come without labels, beside the splits
 LISTS = (".txt", ".csv", ".lst")  # endings of a split that is a list of files
 MARK = "@"  # between a name and the hash of what was described

@@ -13,7 +13,13 @@ import json
 import zlib
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
-from semidavil.descriptions import NO_RESULT, BenchmarkFile, DataSet, DescriptionError
+from semidavil.descriptions import (
+    NO_RESULT,
+    UNLABELLED,
+    BenchmarkFile,
+    DataSet,
+    DescriptionError,
+)
 
 PLAIN_CHARACTERS, MOST_CHARACTERS = 3_000, 6_000  # of a text; MLflow takes no longer parameters
 _PACKED = "zlib:"
@@ -68,6 +74,16 @@ def add_dataset(one: DataSet) -> str:
 def has_unlabelled(dataset: str) -> bool:
     """Whether a data set's description names pictures without labels."""
     return dataset in DATASETS and bool(DATASETS[dataset].unlabelled)
+
+
+def is_without_labels(dataset: str, split: str) -> bool:
+    """Whether a split is a data set's pictures without labels: a split of its own may be called so, too."""
+    return split == UNLABELLED and has_unlabelled(dataset)
+
+
+def training_splits(dataset: str) -> tuple[str, ...]:
+    """The splits that training draws images of a target from."""
+    return ("train", UNLABELLED) if has_unlabelled(dataset) else ("train",)
 
 
 def registered(benchmark: str) -> str:

@@ -29,19 +29,14 @@ def submit(options: Options, console: Console) -> int:
         spec, _ = searched(options)
         waiting = spec.trials
     else:
-        from sweeps.plan.cells import make_plan
+        from sweeps.plan.cells import plan_of
         from sweeps.show.tables import lacking_lines
 
         request, runs = requested(options), store.runs()
         print_left_out(console, request.left_out)
         print_notes(console, request.notes)
         retry, refresh = options.retry_failed, options.refresh
-        plans = [
-            make_plan(
-                job.name, job.grid, job.configs, runs, retry, refresh=refresh, lacking=job.lacking
-            )
-            for job in request.jobs
-        ]
+        plans = [plan_of(job, runs, retry, refresh=refresh) for job in request.jobs]
         print_left_out(console, lacking_lines(plans))
         waiting = len({cell.config.key() for plan in plans for cell in plan.waiting})
     given = without_option(options.given, "--slurm")

@@ -5,7 +5,7 @@ Each takes the command's options and a console, and returns its exit code; see `
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -44,7 +44,6 @@ from sweeps.stopping import DONE, ELSEWHERE, WRONG
 if TYPE_CHECKING:
     from sweeps.plan.cells import Plan
     from sweeps.plan.data import PresentData
-    from sweeps.plan.grid import Grid
     from sweeps.run.context import SweepOptions
     from sweeps.run.resources import Resources
     from sweeps.run.sweep import SweepResult
@@ -116,18 +115,13 @@ def _list(options: Options, console: Console) -> int:
     resources = _resources(options, request.base, console)
     concurrency, gpus = resources.concurrency, resources.gpus
 
-    from sweeps.plan.cells import make_plan
+    from sweeps.plan.cells import plan_of
     from sweeps.show.tables import lacking_lines, print_plan, summary
 
     runs, data = store.runs(), present_data(options, request.base, read=False)
 
-    def plan_of(name: str, grid: "Grid", configs: Sequence[Config]) -> "Plan":
-        retry, refresh, lacking = options.retry_failed, options.refresh, request.jobs[0].lacking
-        return make_plan(
-            name, grid, configs, runs, retry, data=data, refresh=refresh, lacking=lacking
-        )
-
-    plans = [plan_of(job.name, job.grid, job.configs) for job in request.jobs]
+    retry, refresh = options.retry_failed, options.refresh
+    plans = [plan_of(job, runs, retry, data, refresh) for job in request.jobs]
     if options.grid in (None, ALL):
         title = f"grids, preset {request.jobs[0].spec.preset}"
         table = Table("grid", "about", "here", title=title, title_justify="left", show_lines=True)
@@ -135,8 +129,9 @@ def _list(options: Options, console: Console) -> int:
             about = escape(plan.grid.about)
             table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
         console.print(table)
-        whole = plan_of(ALL, plans[0].grid, request.configs)
-        console.print(f"--grid {ALL}: {summary(whole, concurrency, gpus)}")
+        each = replace(request.jobs[0], configs=request.configs)
+        whole = summary(plan_of(each, runs, retry, data, refresh), concurrency, gpus)
+        console.print(f"--grid {ALL}: {whole}")
     else:
         print_plan(console, plans[0], request.jobs[0].spec.preset, concurrency, gpus)
     _say_what_runs_saw(console, options, plans, data)
@@ -167,7 +162,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     store = open_store(options)
     resources = _resources(options, request.base, console)
 
-    from sweeps.plan.cells import make_plan
+    from sweeps.plan.cells import plan_of
     from sweeps.run.sweep import Sweep, tidy
     from sweeps.show.address import where_to_look
     from sweeps.show.tables import lacking_lines, print_failures, print_results, summary
@@ -180,19 +175,7 @@ def _sweep(options: Options, console: Console, notify: Notify) -> int:
     tidy(store, console)
     runs, data = store.runs(), present_data(options, request.base, read=True)
     retry, refresh = options.retry_failed, options.refresh
-    plans = [
-        make_plan(
-            job.name,
-            job.grid,
-            job.configs,
-            runs,
-            retry,
-            data=data,
-            refresh=refresh,
-            lacking=job.lacking,
-        )
-        for job in request.jobs
-    ]
+    plans = [plan_of(job, runs, retry, data, refresh) for job in request.jobs]
     for plan in plans:
         print_summary(plan)
     if any(plan.waiting for plan in plans):

@@ -32,10 +32,8 @@ def draw(tracked: Tracked) -> Drawn:
         here = numbers[(numbers["benchmark"] == benchmark) & (numbers["what"] == what)]
         names = chosen.classes(benchmark)
         table = here.pivot_table(index="class", columns="step", values="mean").reindex(names)
-        steps, named = (
-            [f"{step:,}" for step in table.columns],
-            names if what == "coverage" else [""] * len(names),
-        )
+        steps = [f"{step:,}" for step in table.columns]
+        named = names if what == "coverage" else [""] * len(names)
         image = heat_map(ax, table, steps, named, cmap="viridis", vmin=0, vmax=100, aspect="auto")
         if len(table.columns) <= MOST_NUMBERS:
             for (i, j), value in np.ndenumerate(table.to_numpy()):

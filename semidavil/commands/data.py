@@ -31,7 +31,7 @@ from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.data_page import PICTURES, DataPage
-from semidavil.registry import DATASETS, has_unlabelled
+from semidavil.registry import DATASETS, has_unlabelled, is_without_labels
 from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
@@ -258,7 +258,7 @@ def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None)
     shown = ", ".join(f"{size} ({count})" for size, count in sizes[:4])
     more = f" and {len(sizes) - 4} more" if len(sizes) > 4 else ""
     sized = f"; height x width {shown}{more}" if shown else ""
-    if split == UNLABELLED and has_unlabelled(name):
+    if is_without_labels(name, split):
         console.print(f"[bold]{title}[/]: {found.count} images without labels{sized}")
         for error in found.errors[:5]:
             console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)

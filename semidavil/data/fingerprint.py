@@ -31,7 +31,7 @@ from semidavil.data.layout import cache_dir, folder_of, open_reader
 from semidavil.data.readers import Reader, Sample
 from semidavil.descriptions import UNLABELLED
 from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
-from semidavil.registry import has_unlabelled
+from semidavil.registry import training_splits
 from semidavil.settings import Model
 from semidavil.toy import abdomen, clip, write
 
@@ -153,8 +153,7 @@ def _images(config: Config, benchmark: Benchmark) -> list[Part]:
 
 def _target_samples(reader: Reader) -> list[Sample]:
     """All images of a target that come with disparities."""
-    more = reader.samples(UNLABELLED) if has_unlabelled(reader.name) else []
-    return reader.samples("train") + more
+    return [sample for split in training_splits(reader.name) for sample in reader.samples(split)]
 
 
 def _model_of(name: str) -> str:

@@ -120,9 +120,8 @@ def find_unlabelled(
     start = len(os.path.join(root, ""))
     known = {os.fspath(path)[start:] for one in samples for path in one.files} | set(without)
     taken = {folder for path in known for folder in _folders_above(path)}
-    groups: dict[str, list[str]] = defaultdict(
-        list
-    )  # by the highest folder that holds nothing known
+    # By the highest folder that holds nothing known.
+    groups: dict[str, list[str]] = defaultdict(list)
     for path in sorted(files, key=natural_order):
         free = [folder for folder in _folders_above(path) if folder not in taken]
         if path.lower().endswith(IMAGE_ENDINGS) and free:

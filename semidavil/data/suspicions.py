@@ -11,8 +11,7 @@ from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.scans import Scan
-from semidavil.descriptions import UNLABELLED
-from semidavil.registry import has_unlabelled
+from semidavil.registry import is_without_labels
 
 RARE = 0.0005  # of a split's pixels, below which a class is hardly learnt
 MOSTLY_IGNORED = 0.5
@@ -50,7 +49,7 @@ def suspicions(
     for split, found in scans.items():
         where = f"{title}, {split}"
         said += _shapes(where, found)
-        if split == UNLABELLED and has_unlabelled(reader.name):
+        if is_without_labels(reader.name, split):
             continue
         shares = class_shares(benchmark, reader.name, found)
         of_classes = list(zip(benchmark.classes, shares, strict=False))

@@ -15,9 +15,8 @@ from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.scans import Scan
 from semidavil.data.suspicions import class_images, class_shares
-from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.written import overlay
-from semidavil.registry import has_unlabelled
+from semidavil.registry import is_without_labels
 
 PICTURES, WIDTH = 10, 360  # of a page, and pixels of each
 
@@ -74,7 +73,7 @@ class DataPage:
         for split, found in scans.items():
             is_target, sizes = reader.name == self.benchmark.target, _by_count(found.sizes)
             title = f"{title_of(reader.name)}, {split}"
-            if split == UNLABELLED and has_unlabelled(reader.name):
+            if is_without_labels(reader.name, split):
                 card = SplitOnPage(title, found.count, sizes, [], 0.0, is_target, labelled=False)
                 self.splits.append(card)
                 continue
@@ -104,13 +103,12 @@ class DataPage:
 
     def _picture(self, reader: Reader, split: str, sample: Sample) -> Picture:
         image = reader.read_image(sample)
-        where = f"{title_of(reader.name)}, {split}"
-        if sample.label_file is None:
-            size = max(1, round(image.shape[0] * WIDTH / image.shape[1])), WIDTH
-            return Picture(sample.name, where, _jpeg(resize_image(image, size)), [], labelled=False)
-        labels = self.benchmark.lookup(reader.name)[reader.read_label(sample)]
         size = max(1, round(image.shape[0] * WIDTH / image.shape[1])), WIDTH
-        image, labels = resize_image(image, size), resize_nearest(labels, size)
+        image, where = resize_image(image, size), f"{title_of(reader.name)}, {split}"
+        if sample.label_file is None:
+            return Picture(sample.name, where, _jpeg(image), [], labelled=False)
+        labels = self.benchmark.lookup(reader.name)[reader.read_label(sample)]
+        labels = resize_nearest(labels, size)
         palette = self.benchmark.palette
         drawn = np.concatenate([image, overlay(image, palette[labels])], axis=1)
         drawn[:, WIDTH - 1 : WIDTH + 1] = 255

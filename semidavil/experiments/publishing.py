@@ -210,23 +210,13 @@ def _streams(config: Config) -> str:
     """What the method has learned from."""
     benchmark, streams = BENCHMARKS[config.data.benchmark], streams_of(config)
     labelled = "labelled" in streams and config.data.budget > 0
-    parts = [
-        *(
-            [f"labelled images of {title_of(benchmark.source)}"]
-            if "source" in streams and benchmark.source
-            else []
-        ),
-        *(
-            [f"{config.data.budget} labelled images of {title_of(benchmark.target)}"]
-            if labelled
-            else []
-        ),
-        *(
-            [f"unlabelled images of {title_of(benchmark.target)}"]
-            if "unlabelled" in streams
-            else []
-        ),
-    ]
+    target, parts = title_of(benchmark.target), []
+    if "source" in streams and benchmark.source:
+        parts.append(f"labelled images of {title_of(benchmark.source)}")
+    if labelled:
+        parts.append(f"{config.data.budget} labelled images of {target}")
+    if "unlabelled" in streams:
+        parts.append(f"unlabelled images of {target}")
     return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
 
 

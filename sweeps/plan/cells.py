@@ -17,6 +17,7 @@ from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grid import Grid
 from sweeps.plan.needs import Lack, Lacking
 from sweeps.plan.pace import Pace, kind_of, time_left
+from sweeps.plan.spec import Job
 from sweeps.track.lease import is_held
 from sweeps.track.runs import TrackedRun
 from sweeps.track.wishes import ASKED
@@ -123,6 +124,19 @@ class Plan:
     def seconds_left(self, concurrency: int) -> float:
         """Wall-clock seconds for the cells that wait; NaN while nothing like them has run."""
         return time_left([(cell.estimate, cell.left) for cell in self.waiting], concurrency)
+
+
+def plan_of(
+    job: Job,
+    runs: Iterable[TrackedRun],
+    retry_diverged: bool = False,
+    data: PresentData = NOT_COMPARED,
+    refresh: bool = False,
+) -> Plan:
+    """The plan of what a command asks for; see `make_plan`."""
+    return make_plan(
+        job.name, job.grid, job.configs, runs, retry_diverged, None, data, refresh, job.lacking
+    )
 
 
 def make_plan(

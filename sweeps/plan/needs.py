@@ -25,8 +25,7 @@ from semidavil.data.layout import folder_of
 from semidavil.data.readers import Sample
 from semidavil.descriptions import UNLABELLED
 from semidavil.names import ORACLE, SHUFFLED, VISION_ONLY
-from semidavil.registry import has_unlabelled
-from semidavil.settings import Runtime
+from semidavil.registry import has_unlabelled, training_splits
 from sweeps.plan.encoders import REPOSITORIES, TIMM_FILES, VLM_FILES
 
 SHOWN = 4  # names of runs in one sentence
@@ -127,23 +126,17 @@ def _of_data(config: Config, samples: Callable[..., list[Sample]]) -> Iterator[L
     if config.data.toy or not (needs_depth(config) or config.model.captions == ORACLE):
         return
     target = BENCHMARKS[config.data.benchmark].target
-    place = config.runtime.data_root, config.runtime.folders
     try:
+        of_split = partial(samples, target, folder_of(config.runtime, target))
         if needs_depth(config) and config.data.depth == "disparity":
-            all_of = [*samples(config.data.benchmark, *place, "train")]
-            if has_unlabelled(target):
-                all_of += samples(config.data.benchmark, *place, UNLABELLED)
+            all_of = [one for split in training_splits(target) for one in of_split(split)]
             if reason := missing_disparities(target, all_of):
                 yield Lack("disparities", reason)
-        if has_unlabelled(target):
-            without = len(samples(config.data.benchmark, *place, UNLABELLED))
-            if reason := no_oracle(config, without):
-                yield Lack("a label of each picture", reason)
+        if has_unlabelled(target) and (reason := no_oracle(config, len(of_split(UNLABELLED)))):
+            yield Lack("a label of each picture", reason)
     except (DataError, OSError):  # of the data themselves: see `checks`
         return
 
 
-def _samples(benchmark: str, data_root: str, folders: str, split: str) -> list[Sample]:
-    known = BENCHMARKS[benchmark]
-    place = folder_of(Runtime(data_root=data_root, folders=folders), known.target)
-    return reader_of(known.target, place).samples(split)
+def _samples(dataset: str, root: Path, split: str) -> list[Sample]:
+    return reader_of(dataset, root).samples(split)

@@ -36,9 +36,8 @@ class SweepContext:
     options: SweepOptions
     grid: str  # the experiment's name
     experiment_id: str
-    parent: (
-        str  # the run that theirs are shown below, whose tags have wishes; empty if there is none
-    )
+    # The run that theirs are shown below, whose tags have wishes; empty if there is none.
+    parent: str
     before: Wishes = NOTHING  # those that were there when the sweep began
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from semidavil.config import Config
 from sweeps.keep.storage import StorageError
-from sweeps.plan.cells import Cell, FailedCell, Plan, make_plan
+from sweeps.plan.cells import Cell, FailedCell, Plan, plan_of
 from sweeps.plan.pace import Kind, Pace, kind_of
 from sweeps.plan.spec import Job
 from sweeps.run.cluster import Common, require_common, run_on_cluster
@@ -224,16 +224,7 @@ class Sweep:
 
     def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
         each = self.options
-        return make_plan(
-            job.name,
-            job.grid,
-            job.configs,
-            runs,
-            each.retry_diverged,
-            data=each.data,
-            refresh=each.refresh,
-            lacking=job.lacking,
-        )
+        return plan_of(job, runs, each.retry_diverged, each.data, each.refresh)
 
     def _close_own(self, runs: list[TrackedRun]) -> list[TrackedRun]:
         """Ends what this process has left open, such as the run of a claim that was refused half-way."""

@@ -205,10 +205,9 @@ class _Attempt:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         place = f"{place_of(error)}: " if place_of(error) else ""
         failure = failure_of(error, self.plugins)
-        remedy = "; once it is mended, the same command trains it anew" * (
-            failure is Failure.MISTAKE
-        )
-        reason = redact(f"{place}{type(error).__name__}: {error}{remedy}")
+        reason = redact(f"{place}{type(error).__name__}: {error}")
+        if failure is Failure.MISTAKE:
+            reason += "; once it is mended, the same command trains it anew"
         self.log(f"failed: {reason}")
         try:
             delivered = self.outbox.fail(reason, not failure.is_final, [self.folder / LOG])

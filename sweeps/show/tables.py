@@ -43,13 +43,10 @@ def print_plan(
     console: Console, plan: Plan, preset: str, concurrency: int, gpus: float = 0.0
 ) -> None:
     """Every cell: its name, how it differs from the baseline, its state, its time."""
-    marks = {mark_of(cell.config) for cell in plan.cells} - {
-        "",
-        TOY,
-    }  # which its presets are called
-    title = ", ".join(
-        [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs", *marks]
-    )
+    marks = {mark_of(cell.config) for cell in plan.cells}
+    marks -= {"", TOY}  # toy presets are called so
+    what = [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs"]
+    title = ", ".join([*what, *sorted(marks)])
     if not plan.cells:
         console.print(f"{title}: {summary(plan, concurrency, gpus)}")
         return
