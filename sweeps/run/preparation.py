@@ -29,6 +29,12 @@ def preparation_of(config: Config) -> Preparation:
     )
 
 
+def described(config: Config) -> str:
+    """What is prepared for a Config: `data of gta5-cityscapes, captions by positions`."""
+    model, data = config.model, f"data of {config.data.benchmark}"
+    return data if model.fusion in VISION_ONLY else f"{data}, captions by {model.captions}"
+
+
 def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Callable[[], str]]:
     """What prepares each kind, for its largest budget: `prepare`, beside the training function.
 

@@ -109,8 +109,30 @@ def test_what_has_not_failed_or_is_not_there_is_not_retried(
     assert main(["retry", "cell 30.0"]) == 1
     assert "has not failed" in capsys.readouterr().out
     assert main(["retry", "under way"]) == 1
-    assert main(["retry", "dlg"]) == 1
-    assert "is called 'dlg'" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_answered_with_what_helps(
+    swept: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(text: str) -> str:
+        assert main(["logs", text]) == 1
+        told = capsys.readouterr().err
+        assert f"is called '{text}'" in told
+        return told.rpartition(": ")[2].strip()
+
+    assert answer("dlg") == "there are none yet"
+    name = "gta5-cityscapes/dlg/100/s0"
+    run_id = begin(swept, CELLS[1], name)
+    assert answer("gta5-cityscapes/dgl/100/s0") == f"did you mean {name}?"
+    assert answer(run_id[:3]) == "write at least 4 letters of the id"
+    remedy = answer("what?").partition(" writes")[0]
+    assert remedy.startswith("python -m sweeps ")
+    monkeypatch.chdir(tmp_path)
+    assert main(remedy.split()[3:]) == 0
+    assert name in Path("runs.csv").read_text()
 
 
 def test_other_settings_of_the_same_grid_are_not_asked(
