@@ -48,8 +48,8 @@ def _remedy(runs: Sequence[TrackedRun], text: str) -> str:
         return "there are none yet"
     if any(run.run_id.startswith(text) for run in runs):
         return f"write at least {LETTERS} letters of the id"
-    if close := difflib.get_close_matches(text, dict.fromkeys(run.name for run in runs)):
-        return f"did you mean {' or '.join(close)}?"
+    if close := difflib.get_close_matches(text, [run.name for run in runs], 1):
+        return f"did you mean {close[0]}?"
     return "python -m sweeps export runs --csv runs.csv writes a table of all of them"
 
 

@@ -105,10 +105,16 @@ def test_what_has_not_failed_or_is_not_there_is_not_retried(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(swept, CELLS[0], 30.0)
-    begin(swept, CELLS[1], "under way")
-    assert main(["retry", "cell 30.0"]) == 1
-    assert "has not failed" in capsys.readouterr().out
-    assert main(["retry", "under way"]) == 1
+    run_id = begin(swept, CELLS[1], "under way")
+
+    def answer(name: str) -> str:
+        assert main(["retry", name]) == 1
+        return capsys.readouterr().out
+
+    assert "cell 30.0 has finished: there is nothing" in answer("cell 30.0")
+    assert "under way is running: there is nothing" in answer("under way")
+    swept.end(run_id, "KILLED")
+    assert "was stopped, and the command that began it goes on with it" in answer("under way")
 
 
 def test_a_run_that_is_not_there_is_answered_with_what_helps(
@@ -178,7 +184,10 @@ def test_the_log_of_a_run_is_read_where_it_is(
     run_id = begin(swept, CELLS[0], "a run")
     folder = Path(swept.storage.of(CELLS[0].key()))
     assert main(["logs", "a run"]) == 1  # its worker is only beginning
-    assert "not in" in capsys.readouterr().err
+    assert "printed nothing yet" in capsys.readouterr().err
+    swept.log(run_id, tags=ANOTHER_MACHINE)
+    assert main(["logs", "a run"]) == 1
+    assert "on another machine, which trains it" in capsys.readouterr().err
     folder.mkdir(parents=True)
     (folder / LOG).write_text("step 1/10\n")
     assert main(["logs", run_id[:8]]) == 0
