@@ -64,7 +64,7 @@ def stop(options: Options, console: Console) -> int:
     from sweeps.track.wishes import ask_to_stop
 
     text = "told to stop; within seconds its runs write checkpoints, and the same command goes on from them"
-    return _ask(options, console, ask_to_stop, lambda one: one.is_live, text)
+    return _ask(options, console, ask_to_stop, _is_live, text)
 
 
 def pause(options: Options, console: Console) -> int:
@@ -193,7 +193,7 @@ def export(options: Options, console: Console) -> int:
         _write(text)
     else:
         Path(place).write_text(text)
-        Console(stderr=True).print(f"{len(runs)} runs: {escape(str(place))}")
+        Console(stderr=True).print(f"wrote {len(runs)} runs into {escape(str(place))}")
     return DONE
 
 

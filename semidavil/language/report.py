@@ -55,5 +55,5 @@ def caption_report(
         examples = [("each", alike.pop())]
     lines += [f"  {where}: {text}" for where, text in examples]
     if 1 < len(examples) < EXAMPLES:
-        lines.append(f"  {EXAMPLES} of them are in each run's log: python -m sweeps logs RUN")
+        lines.append("  more of them are in each run's log: python -m sweeps logs RUN")
     return "\n".join(lines)

@@ -92,7 +92,7 @@ def test_preparing_and_the_log_of_a_run_say_how_captions_are(
         file.unlink()
     said, *few, rest = prepare(config, progress=False).splitlines()
     assert re.match(LINE, said)
-    assert (len(few), rest.partition(":")[0]) == (3, "  10 of them are in each run's log")
+    assert (len(few), rest.partition(":")[0]) == (3, "  more of them are in each run's log")
     assert prepare(config, progress=False) == said, "the same captions again"
     capsys.readouterr()
     experiment = StreetExperiment(config, torch.device("cpu"))
