@@ -50,7 +50,7 @@ def _remedy(runs: Sequence[TrackedRun], text: str) -> str:
         return f"write at least {LETTERS} letters of the id"
     if close := difflib.get_close_matches(text, [run.name for run in runs], 1):
         return f"did you mean {close[0]}?"
-    return "python -m sweeps export runs --csv runs.csv writes a table of all of them"
+    return "a table of all of them: python -m sweeps export runs --csv runs.csv"
 
 
 def _table(runs: Iterable[TrackedRun]) -> str:

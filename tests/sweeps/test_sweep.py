@@ -13,7 +13,7 @@ from rich.console import Console
 from servers import raising
 from slow_cases import also_slow
 
-from semidavil.config import Config
+from semidavil.config import Config, preset
 from sweeps.plan.needs import Lack
 from sweeps.plan.spec import Job, Selection, Spec
 from sweeps.run import driver as driver_module
@@ -22,6 +22,7 @@ from sweeps.run import sweep as module
 from sweeps.run.context import SweepOptions
 from sweeps.run.driver import Driver
 from sweeps.run.events import Done, Failed, Failure, Task
+from sweeps.run.preparation import described
 from sweeps.run.resources import Resources
 from sweeps.run.sweep import Sweep, tidy
 from sweeps.stopping import AskedToStop
@@ -179,6 +180,18 @@ def test_a_sweep_is_stopped_while_it_prepares_its_data(
     assert len(play.trained) == 4
     assert "captions: 3" in text_of(sweep)
     assert store.overviews()[0].tags["prepares"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "data of gta5-cityscapes, captions by positions"),
+        ({"model.fusion": "none"}, "data of gta5-cityscapes"),
+        ({"data.benchmark": "synapse", "training.method": "uamt"}, "data of synapse"),
+    ],
+)
+def test_captions_are_prepared_for_those_who_read_them(changes: dict[str, str], text: str) -> None:
+    assert described(preset("toy", changes)) == text
 
 
 def test_what_others_are_at_is_waited_for_and_taken_over_if_asked(
