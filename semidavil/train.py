@@ -92,7 +92,7 @@ Reporter = Callable[[Report], None]
 def prepare(config: Config, progress: bool = True) -> str:
     """Everything slow that runs share: toy data, data checks, captions. Doing it again costs little.
 
-    Returns what is to be said of the captions, of which each run's log says the same; may be empty.
+    Returns what is to be said of the captions, of which each run's log says more; may be empty.
     """
     if BENCHMARKS[config.data.benchmark].kind == "volumes":
         from semidavil.experiments.volumes import prepare_volumes  # MONAI: seconds to import

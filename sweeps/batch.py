@@ -89,7 +89,7 @@ def notifying(options: Options, console: Console) -> Iterator[tuple[Notify, Call
     try:
         yield notify, ended
     except KeyboardInterrupt as stop:
-        notify("stopped", f"{name}: stopped by {stop or 'Ctrl-C'}", exit_code=exit_code(stop))
+        notify("stopped", f"{name}: stopped by {str(stop) or 'Ctrl-C'}", exit_code=exit_code(stop))
         raise
     except (ConfigError, PluginError):  # a wrong command: whoever has typed it sees why
         raise

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from semidavil.config import RESULTS_VERSION, Config, ConfigError, parse_settings
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS
@@ -116,19 +115,14 @@ def _list(options: Options, console: Console) -> int:
     concurrency, gpus = resources.concurrency, resources.gpus
 
     from sweeps.plan.cells import plan_of
-    from sweeps.show.tables import lacking_lines, print_plan, summary
+    from sweeps.show.tables import lacking_lines, print_grids, print_plan, summary
 
     runs, data = store.runs(), present_data(options, request.base, read=False)
 
     retry, refresh = options.retry_failed, options.refresh
     plans = [plan_of(job, runs, retry, data, refresh) for job in request.jobs]
     if options.grid in (None, ALL):
-        title = f"grids, preset {request.jobs[0].spec.preset}"
-        table = Table("grid", "about", "here", title=title, title_justify="left", show_lines=True)
-        for plan in plans:
-            about = escape(plan.grid.about)
-            table.add_row(plan.grid_name, about, escape(summary(plan, concurrency, gpus)))
-        console.print(table)
+        print_grids(console, plans, request.jobs[0].spec.preset, concurrency, gpus)
         each = replace(request.jobs[0], configs=request.configs)
         whole = summary(plan_of(each, runs, retry, data, refresh), concurrency, gpus)
         console.print(f"--grid {ALL}: {whole}")

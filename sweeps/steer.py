@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from sweeps.track.runs import TrackedRun
     from sweeps.track.store import Store
 
+# What is said of a run that has not failed, by MLflow's word for it.
+STATES = {
+    "FINISHED": "has finished",
+    "RUNNING": "is running",
+    "KILLED": "was stopped, and the command that began it goes on with it",
+}
+
 
 def _sweeps(options: Options) -> "tuple[Store, list[Status]]":
     """The store, and the sweeps that the command means."""
@@ -57,7 +64,7 @@ def stop(options: Options, console: Console) -> int:
     from sweeps.track.wishes import ask_to_stop
 
     text = "told to stop; within seconds its runs write checkpoints, and the same command goes on from them"
-    return _ask(options, console, ask_to_stop, lambda one: one.is_live, text)
+    return _ask(options, console, ask_to_stop, _is_live, text)
 
 
 def pause(options: Options, console: Console) -> int:
@@ -93,8 +100,8 @@ def retry(options: Options, console: Console) -> int:
     store, found = _sweeps(options)
     run = find_run(store, options.run, options.grid)
     if not (run.status == "FAILED" or (run.status == "FINISHED" and run.is_undefined)):
-        what = "is not at its end" if run.is_open else f"is {run.status}"
-        console.print(f"{escape(run.name)} {what} and has not failed: there is nothing to retry")
+        what = STATES.get(run.status, f"is {run.status}")
+        console.print(f"{escape(run.name)} {what}: there is nothing to retry")
         return WRONG
     mine = [one for one in found if run.key in one.keys and one.overview]
     ask_to_retry(store, [one.overview for one in mine if one.overview], run)
@@ -186,7 +193,7 @@ def export(options: Options, console: Console) -> int:
         _write(text)
     else:
         Path(place).write_text(text)
-        Console(stderr=True).print(f"{len(runs)} runs: {escape(str(place))}")
+        Console(stderr=True).print(f"wrote {len(runs)} runs into {escape(str(place))}")
     return DONE
 
 

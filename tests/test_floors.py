@@ -162,7 +162,7 @@ assert all(grid.cells(preset(name)) for grid in GRIDS.values() for name in ("toy
     [
         (["-c", CELLS_OF_EVERY_GRID], 0, ""),
         (["sweeps/run.py", "--help"], 0, "--grid"),
-        (["sweeps/run.py", "--grid", "all", "--list"], 0, " to run"),
+        (["sweeps/run.py", "--grid", "all", "--list"], 0, " to train"),
         (["sweeps/status.py"], 1, "no sweep of any grid"),
         (["-m", "semidavil", "--help"], 0, "train"),
         (["-m", "semidavil", "data", "--help"], 0, "--data-root"),

@@ -49,10 +49,10 @@ from semidavil.language.ablations import (
 )
 from semidavil.language.base import Captioner
 from semidavil.language.captioners import Setting, build_captioner
-from semidavil.language.captions import Caption, caption_images, windows_of
+from semidavil.language.captions import HASHES, Caption, bytes_kept, caption_images, windows_of
 from semidavil.language.mirror import flip_caption
 from semidavil.language.positions import size_of_windows
-from semidavil.language.report import caption_report, spread
+from semidavil.language.report import EXAMPLES, FEW, caption_report, spread
 from semidavil.language.statistics import CaptionStatistics, caption_statistics
 from semidavil.language.tokens import CaptionTokens
 from semidavil.losses import build_loss
@@ -91,10 +91,12 @@ def prepare_street(config: Config, progress: bool) -> str:
         encoder_of(config)  # what cannot be had is said before the first run
     said = ""
     if config.model.fusion not in names.VISION_ONLY:
-        vlm = vlm_of(config)
+        vlm, folder = vlm_of(config), cache_dir(config) / "captions"
+        kept = bytes_kept(folder)
         captions = load_captions(config, vlm.to(choose_device(config.runtime.device)), progress)
         load_tokens(config, captions, vlm, progress)
-        said = describe_captions(config, captions, vlm).report
+        examples = FEW if bytes_kept(folder) > kept else 0  # each start would show the same
+        said = describe_captions(config, captions, vlm, examples=examples).report
     fingerprint(config, partial(hash_files, progress=progress))  # last: models are here by now
     return said
 
@@ -213,7 +215,7 @@ def captioner_of(config: Config, vlm: VLM) -> Captioner:
         benchmark.classes,
         size_of_windows(vlm, config.data.crop) if by_window else None,
         vlm.device,
-        cache_dir(config) / "captions" / "hashes.jsonl",
+        cache_dir(config) / "captions" / HASHES,
         config.model.caption_prompt,
         benchmark.words,
         benchmark.scene,
@@ -283,15 +285,17 @@ def describe_captions(
     captions: Mapping[Path, Caption],
     vlm: VLM,
     streams: Mapping[str, Sequence[Path]] | None = None,
+    examples: int = EXAMPLES,
 ) -> Described:
-    """Who has made the captions, what is wrong with them, and ten of them.
+    """Who has made the captions, what is wrong with them, and some of them.
 
     Args:
         streams: the captioned images; all of the run's if None.
     """
     counts = caption_statistics((t for c in captions.values() for t in c.texts), vlm.text)
     prompt, streams = prompt_of(config, vlm), streams or captioned_streams(config)
-    return Described(caption_report(config, counts, captions, streams, prompt), counts, prompt)
+    report = caption_report(config, counts, captions, streams, prompt, examples)
+    return Described(report, counts, prompt)
 
 
 def captioned_streams(config: Config) -> dict[str, list[Path]]:

@@ -31,6 +31,8 @@ from semidavil.language.base import Captioner, CaptionError, Size
 from semidavil.language.captioners import Constant
 from semidavil.language.mirror import flip_caption
 
+HASHES = "hashes.jsonl"  # of the images; beside the captions
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -83,6 +85,12 @@ def caption_images(
     )  # fmt: skip
 
 
+def bytes_kept(cache_dir: Path) -> int:
+    """Of captions there, which are only ever added: where there are more than before, some are new."""
+    files = (path for path in cache_dir.glob("*.jsonl") if path.name != HASHES)
+    return sum(path.stat().st_size for path in files)
+
+
 class Describer(Protocol):
     """What was read from files to captions; equal identities give equal captions."""
 
@@ -107,7 +115,7 @@ def describe_files(
     Args:
         read: a file to what `describe` takes a list of: one of the whole file, or one of each window.
     """
-    hashes = hash_files(paths, cache_dir / "hashes.jsonl")
+    hashes = hash_files(paths, cache_dir / HASHES)
     kind = describe.identity.partition(" ")[0]
     name = hashlib.blake2b(describe.identity.encode(), digest_size=8).hexdigest()
     store = cache_dir / f"{kind}-{name}.jsonl"

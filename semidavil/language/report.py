@@ -1,4 +1,4 @@
-"""What a run's log and the data check say of captions: who made them, what is wrong, and ten of them."""
+"""What logs, sweeps and the data check say of captions: who made them, what is wrong, and some of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,8 @@ from semidavil.language.pretrained import Pretrained
 from semidavil.language.statistics import CaptionStatistics
 from semidavil.names import SHUFFLED
 
-EXAMPLES = 10
+EXAMPLES = 10  # in a run's log, and of the data check
+FEW = 3  # where a sweep begins: its progress is to stay in sight
 Streams = Mapping[str, Sequence[Path]]  # images by the stream that they are drawn from
 
 
@@ -31,8 +32,9 @@ def caption_report(
     captions: Mapping[Path, Caption],
     streams: Streams,
     prompt: str,
+    count: int = EXAMPLES,
 ) -> str:
-    """Lines: captioner and counts, what was asked, warnings, and `EXAMPLES` captions with their streams.
+    """Lines: captioner and counts, what was asked, warnings, and `count` captions with their streams.
 
     Args:
         prompt: what the captioner was asked; empty where it was not.
@@ -44,11 +46,14 @@ def caption_report(
         lines.append(f"asked: {prompt}")
     lines += found.warnings(made=kind in Pretrained.MODELS)
     examples = list[tuple[str, str]]()
-    for name, paths in spread(streams, EXAMPLES).items():
+    for name, paths in spread(streams, count).items():
         for path in paths:
             texts = captions[path].texts  # one, or one of each window: another one each time
             text = texts[len(examples) % len(texts)] or "(empty)"
             examples.append((f"{name}, {path.name}", text))
     if len(alike := {text for _, text in examples}) == 1:
         examples = [("each", alike.pop())]
-    return "\n".join([*lines, *(f"  {where}: {text}" for where, text in examples)])
+    lines += [f"  {where}: {text}" for where, text in examples]
+    if 1 < len(examples) < EXAMPLES:
+        lines.append("  more of them are in each run's log: python -m sweeps logs RUN")
+    return "\n".join(lines)

@@ -38,7 +38,7 @@ class SweepContext:
     experiment_id: str
     # The run that theirs are shown below, whose tags have wishes; empty if there is none.
     parent: str
-    before: Wishes = NOTHING  # those that were there when the sweep began
+    before: Wishes = NOTHING  # that are not to be heeded: of earlier sweeps, or honoured already
 
 
 @dataclass

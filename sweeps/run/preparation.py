@@ -29,6 +29,13 @@ def preparation_of(config: Config) -> Preparation:
     )
 
 
+def described(config: Config) -> str:
+    """What is prepared for a Config: `data of gta5-cityscapes, captions by positions`."""
+    model, data = config.model, f"data of {config.data.benchmark}"
+    reads = METHODS[config.training.method].kind == "images" and model.fusion not in VISION_ONLY
+    return f"{data}, captions by {model.captions}" if reads else data
+
+
 def preparations(configs: Sequence[Config], train: str) -> dict[Preparation, Callable[[], str]]:
     """What prepares each kind, for its largest budget: `prepare`, beside the training function.
 

@@ -281,7 +281,7 @@ def print_search(console: Console, study: Study, pace: Pace, resources: Resource
         left = time_left([(seconds, 1.0)] * waiting, resources.concurrency)
         gpu_seconds = waiting * seconds * resources.gpus
         text += f"; {waiting} to run, "
-        text += expected(left, gpu_seconds, resources.concurrency, "one")
+        text += expected(left, gpu_seconds, resources.concurrency)
     note = f" ({mark_of(study.base)})" if mark_of(study.base) else ""
     console.print(f"study {study.name}{note}: {text}")
     table = Table("", score, *(["ms per image"] if study.objective != "miou" else []))

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rich.console import Console
@@ -20,11 +20,11 @@ from sweeps.run.driver import CLOSING_SECONDS, Driver
 from sweeps.run.engine import run_tasks, started_ray
 from sweeps.run.failures import is_input_error
 from sweeps.run.listening import Listening
-from sweeps.run.preparation import Preparation, preparation_of, preparations
+from sweeps.run.preparation import Preparation, described, preparation_of, preparations
 from sweeps.run.resources import Resources
 from sweeps.run.source import CellSource, QueueSource
 from sweeps.run.worker import load_training
-from sweeps.show.overview import Overview, open_overview, write_overview
+from sweeps.show.overview import PREPARES, Overview, open_overview, write_overview
 from sweeps.show.progress import SweepProgress
 from sweeps.stopping import AskedToStop, Stopped
 from sweeps.track.deliver import advice, deliver_all
@@ -72,7 +72,7 @@ class Sweep:
     _attempted: set[str] = field(default_factory=set)  # keys
     _overviews: dict[str, Overview] = field(default_factory=dict)  # by job
     _drivers: list[Driver] = field(default_factory=list)  # of which cells may be open
-    _honoured: set[str] = field(default_factory=set)  # wishes that were seen
+    _honoured: set[str] = field(default_factory=set)  # tokens of retries
     _got_on: bool = False  # whether a run has made a step
     _said: str = ""
 
@@ -84,6 +84,8 @@ class Sweep:
 
         def overviews() -> list[Overview]:
             """Of jobs that are to do something, so that people can steer them from here on."""
+            for job, plan in zip(jobs, plans, strict=True):
+                self._adopt(job, plan)  # their figures have these runs, however this sweep ends
             wait = self.options.wait
             active = (plan.waiting or (wait and plan.elsewhere) for plan in plans)
             each = zip(jobs, plans, active, strict=True)
@@ -133,6 +135,7 @@ class Sweep:
         local, opened = not self.resources.address, overviews()
         if local:
             self._prepare(configs, opened)
+            self._say_prepares(opened, "workers")
         if local and not wait and self._unprepared.keys() >= set(map(preparation_of, configs)):
             yield False
             return
@@ -144,6 +147,7 @@ class Sweep:
                     require_common(common, each.cpus, each.gpus)
                     self.console.print("the cluster is ready; preparing data and captions on it")
                     self._prepare(configs, opened)
+                self._say_prepares(opened, "")
                 yield True
         finally:
             # After Ray: a worker that trains on in a run that was closed would be one of two.
@@ -157,7 +161,8 @@ class Sweep:
             load_training(self.options.train)  # an import that was interrupted may fail later
         with Listening(self.store, overviews, self.console.print) as listening:
             for kind, prepare in kinds.items():
-                work = prepare
+                work, meant = prepare, [one for one in configs if preparation_of(one) == kind]
+                self._say_prepares(overviews, described(meant[0]))
                 if resources.address:
                     work = partial(run_on_cluster, prepare, resources.cpus, resources.gpus)
                 try:
@@ -167,9 +172,14 @@ class Sweep:
                     if not is_input_error(error):
                         raise
                     self._unprepared[kind] = str(error)
-                    count = sum(preparation_of(config) == kind for config in configs)
-                    text = f"{error} ({count} runs cannot be made)"
+                    text = f"{error} ({len(meant)} runs cannot be made)"
                     self.console.print(f"[red]left out:[/] {escape(text)}")
+
+    def _say_prepares(self, overviews: Sequence[Overview], what: str) -> None:
+        """To `status.py`, which sees no run of theirs yet."""
+        with suppress(TrackingError):
+            for overview in overviews:
+                self.store.within(0).log(overview.run_id, tags={PREPARES: what})
 
     def _run_job(self, job: Job, ray_is_up: bool) -> None:
         """Rounds of what waits, until nothing does that this command may take."""
@@ -179,6 +189,7 @@ class Sweep:
             if overview := self._overviews.get(job.name):
                 self._attempted -= self._retries(overview)
             plan = self._plan(job, runs)
+            self._adopt(job, plan)
             cells = [cell for cell in plan.waiting if self._may_run(cell)]
             if cells and ray_is_up and in_vain < ROUNDS_IN_VAIN:
                 overview = self._overview(job, plan)
@@ -197,16 +208,19 @@ class Sweep:
                 in_vain = 0
             else:
                 break
-        for run in plan.foreign():
-            self._overview(job, plan)
-            with self._left_out_if_refused():
-                self.store.add_to(run, "grids", job.name)
         self._write_overview(job, self.store)
         self.result.plans[job.name] = plan
         self.result.elsewhere += len(plan.elsewhere) + len(cells)
 
+    def _adopt(self, job: Job, plan: Plan) -> None:
+        """Finished runs of other grids say that they are this one's, too: its figures find them so."""
+        for run in plan.foreign():
+            self._overview(job, plan)
+            with self._left_out_if_refused():
+                self.store.add_to(run, "grids", job.name)
+
     def _retries(self, overview: Overview) -> set[str]:
-        """Keys of cells that people want tried again, and that no driver has heard of.
+        """Keys of cells that people want tried again, and that no driver has given once more.
 
         Raises AskedToStop if somebody has told this sweep to stop.
         """
@@ -214,13 +228,16 @@ class Sweep:
             tags = self.store.run(overview.run_id).tags
         except RunGone:
             return set()
-        wishes = Wishes.of(tags).since(overview.wishes)
+        wishes = Wishes.of(tags).since(self._past(overview))
         if wishes.stop:
             raise AskedToStop(wishes.stopped_by)
-        new = dict(zip(wishes.retries, wishes.keys, strict=True))
-        keys = {key for token, key in new.items() if token not in self._honoured}
-        self._honoured |= new.keys()
-        return keys
+        self._honoured |= set(wishes.retries)
+        return set(wishes.keys)
+
+    def _past(self, overview: Overview) -> Wishes:
+        """What was asked before this sweep, and the retries that it has honoured: each counts once."""
+        before = overview.wishes
+        return replace(before, retries=(*before.retries, *self._honoured))
 
     def _plan(self, job: Job, runs: Sequence[TrackedRun]) -> Plan:
         each = self.options
@@ -285,7 +302,7 @@ class Sweep:
         grid = overview.spec.grid
         context = SweepContext(
             self.store, self.resources, self.options, grid, self.store.experiment_id(grid),
-            overview.run_id, overview.wishes,
+            overview.run_id, self._past(overview),
         )  # fmt: skip
         pace = Pace(runs)
         progress = SweepProgress(

@@ -1,8 +1,9 @@
 """The run that somebody names on the command line."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
-from semidavil.run_ids import is_named
+from semidavil.run_ids import LETTERS, is_named
 from sweeps.track.credentials import redact
 from sweeps.track.retry import TrackingError
 from sweeps.track.runs import TrackedRun
@@ -16,17 +17,17 @@ def find_run(
 
     Raises TrackingError if there is none, or if it is not clear which one is meant.
     """
-    named = [
+    runs = [
         run
         for run in store.runs()
-        if (run.name == text or is_named(run.run_id, text))
-        and grid in (None, run.made_by, *run.tags.get("grids", "").split())
+        if grid in (None, run.made_by, *run.tags.get("grids", "").split())
     ]
+    named = [run for run in runs if run.name == text or is_named(run.run_id, text)]
     if not named:
         of = f" of the grid {grid}" if grid else ""
         raise TrackingError(
             f"no run{of} in {redact(store.uri)} is called {text!r}, nor has an id that begins so: "
-            "python -m sweeps status shows those that are running, python -m sweeps export runs --csv all"
+            f"{_remedy(runs, text)}"
         )
     if len({run.key for run in named}) > 1:
         raise TrackingError(
@@ -39,6 +40,17 @@ def find_run(
             )
         named = ended
     return max(named, key=lambda run: (run.epoch, run.started))
+
+
+def _remedy(runs: Sequence[TrackedRun], text: str) -> str:
+    """How to find the name of one of these runs."""
+    if not runs:
+        return "there are none yet"
+    if any(run.run_id.startswith(text) for run in runs):
+        return f"write at least {LETTERS} letters of the id"
+    if close := difflib.get_close_matches(text, [run.name for run in runs], 1):
+        return f"did you mean {close[0]}?"
+    return "a table of all of them: python -m sweeps export runs --csv runs.csv"
 
 
 def _table(runs: Iterable[TrackedRun]) -> str:

@@ -1,5 +1,6 @@
 """The log of one run, wherever it is: in its folder while it is unfinished, in MLflow afterwards."""
 
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ def log_of(store: Store, run: TrackedRun) -> str:
         return _artifact(store, run)  # a failed run leaves its log there, too
     except TrackingError:
         host = run.tags.get("worker_host") or run.tags.get("host", "another machine")
+        if host == socket.gethostname() and is_held(run, time.time()):
+            raise TrackingError(f"the training of {run.name} has printed nothing yet") from None
         raise TrackingError(
             f"the log of {run.name} is not in {store.storage.uri}: run the same command on {host}, which "
             "trains it, or name the folder or bucket of its sweep with --storage"

@@ -26,6 +26,7 @@ from sweeps.track.store import Store
 from sweeps.track.wishes import NOTHING, Wishes
 
 WIDTH = 120  # characters of the table of results
+PREPARES = "prepares"  # tag: what a sweep prepares now, before its first run
 MOST_KEYS = 450  # that MLflow takes as one tag, which may have 8,000 characters
 
 

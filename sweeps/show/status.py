@@ -27,6 +27,7 @@ from sweeps.plan.data import NOT_COMPARED, PresentData
 from sweeps.plan.grids import GRIDS, SEARCH
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Spec
+from sweeps.show.overview import PREPARES
 from sweeps.show.tables import duration, mark_of
 from sweeps.track.credentials import redact
 from sweeps.track.deliver import deliver_command, undelivered
@@ -43,7 +44,8 @@ COLUMNS = {
     "waiting": [State.TODO, State.INTERRUPTED],
     "other data": list(ON_OTHER),
 }
-STATE_COLOURS = {"running": "cyan", "finished": "green", "failed": "red"}  # others are yellow
+# Others are yellow.
+STATE_COLOURS = {"preparing": "cyan", "running": "cyan", "finished": "green", "failed": "red"}
 UNFINISHED = COLUMNS["running"] + COLUMNS["waiting"]
 DELIVERY_SECONDS = 60.0  # that a worker may take to deliver a run that has just ended
 
@@ -54,20 +56,22 @@ class Status:
 
     grid: str
     settings: str  # what tells it apart from others of the same grid
-    state: str  # running, paused, stopped, finished, or what is in the way: failed, other data
+    # preparing, running, paused, stopped, finished, or what is in the way: failed, other data
+    state: str
     counts: Counter[State] = field(default_factory=Counter)  # of cells
     running: list[TrackedRun] = field(default_factory=list)  # that somebody is at work on
     best: dict[str, TrackedRun] = field(default_factory=dict)  # of these settings, by benchmark
     seconds_left: float = math.nan
     changed: tuple[str, ...] = ()  # the parts of the data that are not as some runs saw them
-    needs: str = ""  # plugins without which its cells are known by their runs alone
+    prepares: str = ""  # what, while it is preparing
+    needs: str = ""  # plugins without which nobody can say what its cells are
     overview: TrackedRun | None = None
     keys: frozenset[str] = frozenset()  # of the cells that have a run
 
     @property
     def is_live(self) -> bool:
         """Whether a sweep is at work, or would be if it were not paused."""
-        return self.state in ("running", "paused")
+        return self.state in ("preparing", "running", "paused")
 
     @property
     def command(self) -> str:
@@ -84,7 +88,9 @@ def status_of(
         spec = Spec.from_json(overview.tags["spec"])
         pace = Pace(runs, overview.tags.get("host"))
         if needs := missing(spec.plugins):
-            base, cells = Config(), _cells_by_key(overview.tags["cells"].split(), runs, pace, now)
+            kept = overview.tags["cells"].split()
+            base, cells = Config(), _cells_by_key(kept, runs, pace, now)
+            needs = "" if kept else needs  # there were too many for a tag
         else:
             if spec.key() != overview.tags["settings"]:
                 raise ConfigError("the same settings gave other results then")
@@ -95,12 +101,16 @@ def status_of(
     counts = Counter(cell.state for cell in cells)
     running = [cell.run for cell in cells if cell.run and cell.state is State.ELSEWHERE]
     work = [(cell.estimate, cell.left) for cell in cells if cell.state in UNFINISHED]
-    if not work:
+    if not work and not needs:
         state = "finished" if counts[State.DONE] == len(cells) else "failed"
         if state == "failed" and not sum(counts[one] for one in COLUMNS["failed"]):
             state = "other data"
     elif running or not has_died(overview.tags, overview.last_seen, now):
-        state = "paused" if Wishes.of(overview.tags).paused and not running else "running"
+        state = "running"
+        if not running and overview.tags.get(PREPARES):
+            state = "preparing"
+        if not running and Wishes.of(overview.tags).paused:
+            state = "paused"
     else:
         state = "stopped"
     best = _best(cell.run for cell in cells if cell.run and cell.state is State.DONE)
@@ -110,7 +120,10 @@ def status_of(
     # Toy presets are called so.
     label = f"{spec.label} ({BUNDLED})" if mark_of(base) == BUNDLED else spec.label
     keys = frozenset(cell.run.key for cell in cells if cell.run)
-    return Status(grid, label, state, counts, running, best, left, changed, needs, overview, keys)
+    prepares = overview.tags[PREPARES] if state == "preparing" else ""
+    return Status(
+        grid, label, state, counts, running, best, left, changed, prepares, needs, overview, keys
+    )
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -198,6 +211,7 @@ def _as_json(one: Status) -> dict[str, object]:
         "state": one.state,
         "counts": counts,
         "seconds_left": left,
+        "prepares": one.prepares,
         "running": running,
         "best": {name: _run_as_json(run) for name, run in one.best.items()},
         "changed_data": list(one.changed),
@@ -274,6 +288,8 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
         left = f"  {duration(one.seconds_left)} left" if known else ""
         colour = STATE_COLOURS.get(one.state, "yellow")
         parts.append(Text.assemble("  ", (f"{one.state:<9}", colour), " ".join(counts), left))
+        if one.prepares:
+            parts.append(Text(f"  prepares  {one.prepares}"))
         for benchmark, run in one.best.items():
             score = f"{BENCHMARKS[benchmark].score} {run.score:.2f}"
             parts.append(Text(f"  best      {run.name} {score}, run {run.run_id[:8]}"))
@@ -282,7 +298,7 @@ def render(found: Sequence[Status], now: float, note: str = "") -> RenderableTyp
                 parts.append(Text(f"  at work   {_at_work(run, now)}"))
         shown |= {run.run_id for run in one.running}
         if one.needs:
-            parts.append(Text(f"  counted by its runs alone, since {one.needs}", "yellow"))
+            parts.append(Text(f"  its runs are not counted: {one.needs}", "yellow"))
         if one.changed:
             text = f"  not the same data as runs saw: {', '.join(one.changed)}"
             parts.append(Text(f"{text}; the sweep trains these again with --refresh", "yellow"))

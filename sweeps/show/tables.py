@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -29,6 +29,8 @@ COLOURS = {
     State.LACKING: "red",
 }
 
+WHOLE_NAME = 50  # characters of a run's name that a terminal has room for
+
 
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3.5 h`; `?` if it is not known."""
@@ -37,6 +39,11 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _without_box(title: str) -> Table:
+    """Eighty columns hold what lines between columns would break."""
+    return Table(title=title, title_justify="left", box=None, pad_edge=False)
 
 
 def print_plan(
@@ -50,19 +57,40 @@ def print_plan(
     if not plan.cells:
         console.print(f"{title}: {summary(plan, concurrency, gpus)}")
         return
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "differs by", "state"):
-        table.add_column(column, overflow="fold")
-    table.add_column("time", justify="right")
-    for cell in plan.cells:
+    differences = [plan.grid.difference(cell.config) for cell in plan.cells]
+    variants = [plan.grid.variant(cell.config) for cell in plan.cells]
+    pairs = zip(variants, differences, strict=True)
+    # In most grids the names say it: `vlga` is `fusion=vlga`.
+    told = all(difference.partition("=")[2] in ("", variant) for variant, difference in pairs)
+    table = _without_box(title)
+    # Names are for copying: they stay whole where they may.
+    whole = max(len(cell.name) for cell in plan.cells) <= WHOLE_NAME
+    table.add_column("run", no_wrap=whole, overflow="fold")
+    if not told:
+        table.add_column("differs by", overflow="fold")
+    table.add_column("state", overflow="fold")
+    table.add_column("time", justify="right", no_wrap=True)
+    for cell, difference in zip(plan.cells, differences, strict=True):
         table.add_row(
             escape(cell.name),
-            escape(plan.grid.difference(cell.config) or "(baseline)"),
+            *([] if told else [escape(difference or "(baseline)")]),
             f"[{COLOURS[cell.state]}]{cell.state}[/] {escape(_detail(plan, cell))}",
             _time(cell),
         )
     console.print(table)
     console.print(summary(plan, concurrency, gpus))
+
+
+def print_grids(
+    console: Console, plans: Iterable[Plan], preset: str, concurrency: int, gpus: float
+) -> None:
+    """All grids: what is left of each, and what it asks."""
+    table = _without_box(f"grids, preset {preset}")
+    table.show_header = False
+    for plan in plans:
+        text = f"{summary(plan, concurrency, gpus)}\n{plan.grid.about}\n"
+        table.add_row(f"[bold]{escape(plan.grid_name)}", escape(text))
+    console.print(table)
 
 
 def _detail(plan: Plan, cell: Cell) -> str:
@@ -74,7 +102,7 @@ def _detail(plan: Plan, cell: Cell) -> str:
     if cell.state in (State.DONE, State.DONE_ON_OTHER):
         score = BENCHMARKS[cell.config.data.benchmark].score
         other = "" if run.made_by == plan.grid_name else f", by {run.made_by}"
-        text = f"{score} {run.score:.2f} (run {run.run_id[:8]}{other})"
+        text = f"{score} {run.score:.2f}, run {run.run_id[:8]}{other}"
         return f"{text}; not the same: {', '.join(cell.changed)}" if cell.changed else text
     if cell.state is State.ELSEWHERE:
         return f"on {run.tags.get('host')}, process {run.tags.get('pid')}"
@@ -94,27 +122,35 @@ def _time(cell: Cell) -> str:
 
 
 def summary(plan: Plan, concurrency: int, gpus: float = 0.0) -> str:
-    """`24 cells: 3 done, 21 to do; 21 to run, about 5 min, 2 at a time`; `gpus` are those of each run."""
+    """`24 runs: 3 done, 21 to train (1 failed), 2 at a time, about 5 min`; `gpus` are those of each run."""
     if not plan.cells:
         return "nothing of it can run here"
-    counts = plan.counts()
-    states = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
-    text = f"{len(plan.cells)} runs: {states}"
-    if not plan.waiting:
-        return f"{text}; nothing to run"
+    waiting = Counter(cell.state for cell in plan.waiting)
+    others, total = plan.counts() - waiting, f"{len(plan.cells)} run{'s' * (len(plan.cells) > 1)}"
+    if others[State.DONE] == len(plan.cells):
+        return f"{total}, all done"
+    if not waiting:
+        return f"{total}: {_counted(others)}"
+    again = _counted(waiting - Counter({State.TODO: waiting[State.TODO]}))
+    to_train = f"to train ({again})" if again else "to train"
+    text = f"{total}: {_counted(others)}, {waiting.total()}" if others else total
     seconds, gpu_seconds = plan.seconds_left(concurrency), plan.seconds_left(1) * gpus
-    when = expected(seconds, gpu_seconds, concurrency, "a run like them")
-    return f"{text}; {len(plan.waiting)} to run, {when}"
+    return f"{text} {to_train}, {expected(seconds, gpu_seconds, concurrency)}"
 
 
-def expected(seconds: float, gpu_seconds: float, concurrency: int, like: str) -> str:
-    """`about 5 min and 0.2 GPU-hours, 2 at a time`; NaN is not known until something `like` it has run."""
+def _counted(states: Counter[State]) -> str:
+    """`3 done, 1 running elsewhere`."""
+    return ", ".join(f"{states[state]} {state}" for state in State if states[state])
+
+
+def expected(seconds: float, gpu_seconds: float, concurrency: int) -> str:
+    """`2 at a time, about 5 min and 0.2 GPU-hours`; NaN is not known before a run like them has finished."""
     if math.isnan(seconds):
-        text = f"time unknown until {like} has finished on this machine"
+        text = "time unknown: none like them has finished here"
     else:
         text = f"about {duration(seconds)}"
         text += f" and {gpu_seconds / 3600:.3g} GPU-hours" if gpu_seconds else ""
-    return f"{text}, {concurrency} at a time"
+    return f"{concurrency} at a time, {text}"
 
 
 def lacking_lines(plans: Iterable[Plan]) -> list[str]:

@@ -346,7 +346,8 @@ class Store:
 
     def add_to(self, run: TrackedRun, tag: str, name: str) -> None:
         """Marks a run of another grid or study as belonging to this one too: `grids` or `studies`."""
-        names = run.tags.get(tag, "").split()
+        # Another grid may have done so since the run was read.
+        names = self.run(run.run_id).tags.get(tag, "").split()
         if name not in names:
             self.log(run.run_id, tags={tag: " ".join([*names, name])})
 

@@ -79,7 +79,9 @@ def ask_to_pause(store: Store, overview: TrackedRun, paused: bool) -> None:
 def ask_to_retry(store: Store, overviews: Sequence[TrackedRun], run: TrackedRun) -> None:
     """Also without a running sweep: the next one finds the run's tag."""
     store.log(run.run_id, tags={"retry": ASKED})
+    # The same in each: a sweep of several grids that share the run tries it once.
+    wish = f"{run.key}.{_token()}"
     for overview in overviews:
         before = Wishes.of(store.run(overview.run_id).tags).retries
-        wished = [*before, f"{run.key}.{_token()}"][-REMEMBERED:]
+        wished = [*before, wish][-REMEMBERED:]
         store.log(overview.run_id, tags={RETRY: json.dumps(wished)})

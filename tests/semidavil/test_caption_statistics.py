@@ -88,18 +88,22 @@ LINE = (
 def test_preparing_and_the_log_of_a_run_say_how_captions_are(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = prepare(config, progress=False)
+    for file in Path(config.runtime.cache_dir, "captions").glob("positions-*.jsonl"):
+        file.unlink()
+    said, *few, rest = prepare(config, progress=False).splitlines()
     assert re.match(LINE, said)
+    assert (len(few), rest.partition(":")[0]) == (3, "  more of them are in each run's log")
+    assert prepare(config, progress=False) == said, "the same captions again"
     capsys.readouterr()
     experiment = StreetExperiment(config, torch.device("cpu"))
-    assert capsys.readouterr().out == said + "\n"
+    first, *examples = capsys.readouterr().out.splitlines()
+    assert first == said
     # Ten captions that are there, of every stream.
-    _, *examples = said.splitlines()
     assert len(examples) == 10
     vlm = load_vlm(config.model.vlm, config.model.weights, seed=config.seed)
     captions = {path.name: c.texts[0] for path, c in load_captions(config, vlm).items()}
     streams = train_samples(config)
-    for line in examples:
+    for line in (*examples, *few):
         stream, name, text = re.fullmatch(r"  (\w+), (\S+): (.*)", line).groups()
         assert text == captions[name]
         if stream != "validation":
@@ -111,9 +115,10 @@ def test_preparing_and_the_log_of_a_run_say_how_captions_are(
     assert experiment.notes == {"caption_prompt": ""}
 
 
-def test_one_text_for_all_is_shown_once(config: Config) -> None:
+def test_one_text_for_all_is_shown_once(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     config = config.replace({"model.captions": "class_names"})
-    first, *examples = prepare(config, progress=False).splitlines()
+    StreetExperiment(config, torch.device("cpu"))
+    first, *examples = capsys.readouterr().out.splitlines()
     assert first.startswith("class_names, one caption per image: 22 captions")
     assert len(examples) == 1
     assert examples[0].startswith("  each: road, ")
@@ -127,10 +132,10 @@ def test_what_a_captioning_model_was_asked_is_said_and_tracked(
         "model.captions": f"hf:{tmp_path / 'model'}", "model.caption_prompt": TASKS[1],
         "training.steps": 1, "training.warmup_steps": 0,
     })  # fmt: skip
-    said = prepare(config, progress=False)
-    assert said.splitlines()[1] == f"asked: {TASKS[1]}"
+    said = prepare(config, progress=False).splitlines()[:2]
+    assert said[1] == f"asked: {TASKS[1]}"
     result = train(config)
-    assert said in capsys.readouterr().out
+    assert "\n".join(said) in capsys.readouterr().out
     assert result.notes == {"caption_prompt": TASKS[1]}
     assert 0 < result.metrics["captions/words"] <= result.metrics["captions/tokens"] <= 64
 

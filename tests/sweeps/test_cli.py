@@ -108,10 +108,26 @@ def test_list_starts_nothing_and_creates_nothing(
 ) -> None:
     assert main(["run", "--grid", "attention", "--list", "--budgets", "0", "100"]) == 0
     output = capsys.readouterr().out
-    assert output.count("to do") == 9  # eight cells and the summary
-    assert output.count("(baseline)") == 2
-    assert "fusion=cross_attention" in output
+    assert output.count("to do") == 8
     assert not list(tmp_path.iterdir())
+
+
+def test_lists_fit_a_terminal_and_names_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def listed(grid: str) -> str:
+        assert main(["run", "--grid", grid, "--list", "--budgets", "1000"]) == 0
+        output = capsys.readouterr().out
+        assert max(map(len, output.splitlines())) <= 80
+        return output
+
+    assert "gta5-cityscapes/cross_attention/1000/s0  to do" in listed("attention")
+    components = listed("components")  # of which the names do not say all
+    assert components.count("(baseline)") == 1
+    assert "fusion=none, loss=ce" in " ".join(components.split())
+    assert "gta5-cityscapes/VL+DLG+CT+DyCE/1000/s0  " in components
 
 
 def test_list_of_everything_counts_every_grid(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +135,7 @@ def test_list_of_everything_counts_every_grid(capsys: pytest.CaptureFixture[str]
     output = capsys.readouterr().out
     cells = {name: len(grid.cells(preset("toy"))) for name, grid in GRIDS.items()}
     for name, count in cells.items():
-        assert re.search(rf"{name} .*{count} runs: {count} to do", output), name
+        assert re.search(rf"{name} +{count} runs to train", output), name
     total = int(re.search(r"--grid all: (\d+) runs", output)[1])
     assert max(cells.values()) < total < sum(cells.values())  # shared cells are counted once
 

@@ -235,7 +235,7 @@ def test_list_names_what_cannot_run_here(
 ) -> None:
     code, text = command("--grid", "captions", "--list")
     assert code == 1
-    assert "8 runs: 6 to do, 2 cannot run here; 6 to run" in text
+    assert "8 runs: 2 cannot run here, 6 to train" in text
     assert "without the captioner Salesforce/blip2-opt-2.7b" in " ".join(text.split())
     assert (
         "left out: 2 runs (gta5-cityscapes/blip:Salesforce/blip-image-captioning-base/2/s0, "
@@ -243,7 +243,7 @@ def test_list_names_what_cannot_run_here(
     )
     keep(cache, BLIP2, "config.json", "model.safetensors")
     code, text = command("--grid", "captions", "--list")
-    assert "8 runs: 7 to do, 1 cannot run here" in text
+    assert "8 runs: 1 cannot run here, 7 to train" in text
     assert "blip2:Salesforce" not in text.partition("left out")[2]
     code, text = command("--grid", "captions", "--only", "captions=positions,none", "--list")
     assert (code, "left out" in text) == (0, False)
@@ -275,6 +275,6 @@ def test_a_sweep_says_at_its_end_what_it_has_left_out(
     monkeypatch.setattr("sweeps.run.sweep.Sweep", Done)
     code, text = command("--grid", "captions")
     assert code == 1
-    assert "8 runs: 6 done, 2 cannot run here; nothing to run" in text
+    assert "8 runs: 6 done, 2 cannot run here\n" in text
     assert text.count("left out: 2 runs (") == 1
-    assert text.index("left out") > text.index("nothing to run")
+    assert text.index("left out") > text.index("2 cannot run here\n")

@@ -211,6 +211,7 @@ def test_the_end_of_a_sweep_is_told_with_its_exit_code(
 
         def __call__(self, event: str, text: str, **fields: object) -> None:
             told.append((event, fields["exit_code"]))
+            assert not isinstance(error, KeyboardInterrupt) or str(error) or "by Ctrl-C" in text
 
         def close(self) -> None: ...
 

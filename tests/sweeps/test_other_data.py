@@ -261,7 +261,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
         store.log(finish(store, config, 31.25), tags={"data": seen})
     assert command(data) == 0
     shown = capsys.readouterr().out
-    assert "4 runs: 4 done; nothing to run" in shown
+    assert "4 runs, all done" in shown
     assert "31.25" in shown
     moved = data.rename(tmp_path / "moved")
     assert command(moved) == 0
@@ -271,14 +271,14 @@ def test_repaired_labels_another_root_and_a_moved_folder(
     assert command(moved, "--list") == 0
     listed = capsys.readouterr().out
     assert listed.count("not the same: cityscapes/val/labels") == len(cells) + 1
-    assert "4 done on other data; nothing to run" in listed
+    assert "4 runs: 4 done on other data\n" in listed
     assert command(moved) == 1
     shown = capsys.readouterr().out
     assert "4 runs are of other data than are here now" in shown
     assert f"--data-root {moved} --refresh" in shown
     assert "31.25" not in shown
     assert command(moved, "--list", "--refresh") == 0
-    assert "4 done on other data; 4 to run" in capsys.readouterr().out
+    assert "4 runs to train (4 done on other data)" in capsys.readouterr().out
 
 
 def test_status_compares_where_the_data_are(store: Store, data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Variants of a user's own file: on the command line, in workers, in the store, and once it is gone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from plugin_sources import LIGHT, WORKING
 from sweep_process import Sweeps
+from test_steer import begin
 from tracked_runs import finish
 
 from semidavil.config import Config, preset
@@ -15,10 +17,12 @@ from semidavil.plugins import read, use
 from sweeps import request
 from sweeps.cli import main, parser
 from sweeps.given import take_config
+from sweeps.keep.workspace import LOG
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.own_grids import own_grid
 from sweeps.run.events import TRAIN, Done, Event, Failed, Failure, Task
 from sweeps.run.worker import run_task
+from sweeps.show.overview import open_overview
 from sweeps.show.status import look, status_of
 from sweeps.track.store import Store
 
@@ -45,7 +49,7 @@ def cells(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     """The names of the cells that a command would run."""
     assert main(["run", *arguments, "--list"]) == 0
     output = capsys.readouterr().out
-    return [line.split("│")[1].strip() for line in output.splitlines() if "/s" in line]
+    return re.findall(r"^(\S+/\d+/s\d+) ", output, re.MULTILINE)
 
 
 def test_a_plugin_joins_the_grids_that_compare_its_kind(
@@ -106,10 +110,10 @@ def test_cells_that_use_none_of_a_plugin_stay_done(
     with use(read(file)):
         finish(place, preset("toy", {"model.fusion": "mine"}), 40.0)
     assert main(["run", "--grid", f"{file}:ladder", "--list"]) == 0
-    assert "2 runs: 2 done" in capsys.readouterr().out
+    assert "2 runs, all done" in capsys.readouterr().out
     file.write_text(LIGHT + "# changed")
     assert main(["run", "--grid", f"{file}:ladder", "--list"]) == 0
-    assert "2 runs: 1 done, 1 to do" in capsys.readouterr().out
+    assert "2 runs: 1 done, 1 to train" in capsys.readouterr().out
 
 
 def test_settings_go_through_a_file_which_narrows_no_grid(
@@ -211,23 +215,34 @@ def test_a_plugin_that_a_worker_cannot_import_is_the_cells_failure_and_no_other(
 def test_status_counts_the_runs_of_a_plugin_that_is_not_here(
     file: Path, place: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps.show.overview import open_overview
-
     source = read(file)
     with use(source):
         (job,) = request.requested(_options("--grid", "ladder")).jobs
         open_overview(place, job.spec, "about", 1)
-        for number, cell in enumerate(job.configs):
-            finish(place, cell, 30.0 + number, "ladder")
+        finish(place, job.configs[0], 30.0, "ladder")
+        mine = begin(place, job.configs[1], "mine")
         (overview,) = place.overviews()
         whole = status_of(overview, place.runs(), 0.0)
     gone = status_of(overview, place.runs(), 0.0)
-    assert (gone.grid, gone.counts, gone.best) == (whole.grid, whole.counts, whole.best)
-    assert source.id in gone.needs
-    assert whole.needs == ""
+    assert (gone.state, gone.counts, gone.best) == ("running", whole.counts, whole.best)
+    log = Path(place.storage.of(job.configs[1].key())) / LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\n")
+    for command in (
+        ["status", "--grid", "ladder"], ["status", "--json"], ["stop"], ["pause", "--grid", "ladder"],
+        ["resume"], ["logs", "mine"], ["export", "runs", "--csv"], ["clean"], ["retry", "mine"],
+    ):  # fmt: skip
+        if command[0] == "retry":
+            place.close(mine, "FAILED", "the loss is not finite")
+        assert main(command) == 0, command
+        told = capsys.readouterr()
+        assert "give --plugin" not in told.out + told.err
+    place.log(overview.run_id, tags={"cells": ""})  # they were too many for a tag
+    (many,) = look(place).sweeps
+    assert (many.state, many.is_live) == ("running", True)
+    assert source.id in many.needs
     assert main(["status"]) == 0
-    assert "--plugin" in " ".join(capsys.readouterr().out.split())
-    assert look(place, "ladder")
+    assert "give --plugin" in " ".join(capsys.readouterr().out.split())
 
 
 def _options(*given: str) -> request.Options:

@@ -107,8 +107,8 @@ def test_a_plan_is_timed_by_runs_that_are_alike() -> None:
     done = finished(CELLS[0], seconds=20.0)
     plan = make_plan("attention", GRID, CELLS, [done])
     assert plan.seconds_left(2) == pytest.approx(30.0)  # three cells, two at a time
-    assert "about 30 s, 2 at a time" in summary(plan, 2)
-    assert "about 30 s and 0.00833 GPU-hours, 2 at a time" in summary(plan, 2, gpus=0.5)
+    assert "2 at a time, about 30 s" in summary(plan, 2)
+    assert "2 at a time, about 30 s and 0.00833 GPU-hours" in summary(plan, 2, gpus=0.5)
     third = {"progress": json.dumps({"step": CELLS[1].training.steps / 3})}
     stopped = tracked(CELLS[1].key(), "KILLED", tags=third, params=CELLS[1].to_params())
     plan = make_plan("attention", GRID, CELLS, [done, stopped])

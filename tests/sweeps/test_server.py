@@ -155,7 +155,7 @@ def test_what_ends_while_the_server_is_away_is_delivered_later(
 
     code, output = served.run(*FOUR)
     assert code == 0, output
-    assert "nothing to run" in output
+    assert " all done" in output
     assert len(served.trainings()) == 4
 
 

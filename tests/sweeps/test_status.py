@@ -75,6 +75,10 @@ def test_cells_are_counted_as_the_sweep_counts_them() -> None:
     ("tags", "runs", "state"),
     [
         ({}, [], "running"),
+        ({"prepares": "workers"}, [], "preparing"),
+        ({"prepares": "workers"}, [half_way(CELLS[0])], "running"),
+        ({"prepares": "workers", "wish_paused": "ada@host"}, [], "paused"),
+        ({"prepares": "workers", **DEAD}, [], "stopped"),
         (DEAD, [], "stopped"),
         (DEAD, [half_way(CELLS[0])], "running"),  # another sweep goes on
         (ANOTHER_MACHINE, [], "running"),
@@ -124,6 +128,14 @@ def test_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gta5-cityscapes/dlg/[0]/s0 mIoU 30.00" in shown
     assert "attention, toy training.steps=20\n" in shown
     assert "80/160 steps, seen 10 s ago" in shown
+
+
+def test_what_is_prepared_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep that captions for hours used to be `running`, with nothing that ran."""
+    preparing = look([], prepares="data of gta5-cityscapes, captions by positions")
+    assert preparing.is_live
+    Console(width=80).print(render([preparing], NOW))
+    assert "prepares  data of gta5-cityscapes, captions by positions" in capsys.readouterr().out
 
 
 # The command

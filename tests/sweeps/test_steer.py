@@ -105,12 +105,40 @@ def test_what_has_not_failed_or_is_not_there_is_not_retried(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finish(swept, CELLS[0], 30.0)
-    begin(swept, CELLS[1], "under way")
-    assert main(["retry", "cell 30.0"]) == 1
-    assert "has not failed" in capsys.readouterr().out
-    assert main(["retry", "under way"]) == 1
-    assert main(["retry", "dlg"]) == 1
-    assert "is called 'dlg'" in capsys.readouterr().err
+    run_id = begin(swept, CELLS[1], "under way")
+
+    def answer(name: str) -> str:
+        assert main(["retry", name]) == 1
+        return capsys.readouterr().out
+
+    assert "cell 30.0 has finished: there is nothing" in answer("cell 30.0")
+    assert "under way is running: there is nothing" in answer("under way")
+    swept.end(run_id, "KILLED")
+    assert "was stopped, and the command that began it goes on with it" in answer("under way")
+
+
+def test_a_run_that_is_not_there_is_answered_with_what_helps(
+    swept: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def answer(text: str) -> str:
+        assert main(["logs", text]) == 1
+        told = capsys.readouterr().err
+        assert f"is called '{text}'" in told
+        return told.rpartition(": ")[2].strip()
+
+    assert answer("dlg") == "there are none yet"
+    name = "gta5-cityscapes/dlg/100/s0"
+    run_id = begin(swept, CELLS[1], name)
+    assert answer("gta5-cityscapes/dgl/100/s0") == f"did you mean {name}?"
+    assert answer(run_id[:3]) == "write at least 4 letters of the id"
+    remedy = answer("what?")
+    assert remedy.startswith("python -m sweeps ")
+    monkeypatch.chdir(tmp_path)
+    assert main(remedy.split()[3:]) == 0
+    assert name in Path("runs.csv").read_text()
 
 
 def test_other_settings_of_the_same_grid_are_not_asked(
@@ -156,7 +184,10 @@ def test_the_log_of_a_run_is_read_where_it_is(
     run_id = begin(swept, CELLS[0], "a run")
     folder = Path(swept.storage.of(CELLS[0].key()))
     assert main(["logs", "a run"]) == 1  # its worker is only beginning
-    assert "not in" in capsys.readouterr().err
+    assert "printed nothing yet" in capsys.readouterr().err
+    swept.log(run_id, tags=ANOTHER_MACHINE)
+    assert main(["logs", "a run"]) == 1
+    assert "on another machine, which trains it" in capsys.readouterr().err
     folder.mkdir(parents=True)
     (folder / LOG).write_text("step 1/10\n")
     assert main(["logs", run_id[:8]]) == 0

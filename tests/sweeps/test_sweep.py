@@ -3,7 +3,7 @@
 import io
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,21 +13,23 @@ from rich.console import Console
 from servers import raising
 from slow_cases import also_slow
 
-from semidavil.config import Config
+from semidavil.config import Config, preset
 from sweeps.plan.needs import Lack
 from sweeps.plan.spec import Job, Selection, Spec
+from sweeps.run import driver as driver_module
 from sweeps.run import listening
 from sweeps.run import sweep as module
 from sweeps.run.context import SweepOptions
 from sweeps.run.driver import Driver
-from sweeps.run.events import Done, Task
+from sweeps.run.events import Done, Failed, Failure, Task
+from sweeps.run.preparation import described
 from sweeps.run.resources import Resources
 from sweeps.run.sweep import Sweep, tidy
 from sweeps.stopping import AskedToStop
 from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import RunGone, StoreRefused
 from sweeps.track.store import Store
-from sweeps.track.wishes import ask_to_stop
+from sweeps.track.wishes import Wishes, ask_to_retry, ask_to_stop
 
 DONE = Done(score=50.0, latency_ms=1.0, seconds=2.0, delivered=True, summary="mIoU 50.00")
 
@@ -42,9 +44,11 @@ class Play:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.trained: list[str] = []
+        self.failing: set[str] = set()  # keys of cells that fail
         self.after: Callable[[Task], object] = lambda task: None
 
     def __call__(self, driver: Driver, resources: Any) -> None:
+        self.driver = driver
         deadline = time.monotonic() + 60
         while not driver.finished():
             assert time.monotonic() < deadline
@@ -52,9 +56,28 @@ class Play:
             if task := driver.next_task():
                 driver.on_start(task)
                 self.trained.append(task.name)
-                self.store.end(task.run_id, "FINISHED")
-                driver.on_event(task, DONE)
+                if self.store.run(task.run_id).key in self.failing:
+                    self.store.close(task.run_id, "FAILED", "no such file", task.epoch)
+                    driver.on_event(task, Failed("no such file", Failure.INPUT, True))
+                else:
+                    self.store.end(task.run_id, "FINISHED")
+                    driver.on_event(task, DONE)
                 self.after(task)
+            time.sleep(0.005)
+
+    def look_twice(self) -> None:
+        """Waits until the driver has looked at what people ask, from the beginning to the end."""
+        heard, hear = list[object](), self.driver._on_wishes
+
+        def heed(found: Wishes | Exception) -> None:
+            heard.append(found)
+            hear(found)
+
+        self.driver._on_wishes = heed  # type: ignore[method-assign]
+        deadline = time.monotonic() + 60
+        while len(heard) < 2:
+            assert time.monotonic() < deadline
+            self.driver.on_step()
             time.sleep(0.005)
 
 
@@ -69,11 +92,15 @@ def play(store: Store, monkeypatch: pytest.MonkeyPatch) -> Play:
     return play
 
 
-@pytest.fixture
-def job() -> Job:
-    spec = Spec("attention", "toy", selections=(Selection(budgets=(100,)),))
+def job_of(grid: str) -> Job:
+    spec = Spec(grid, "toy", selections=(Selection(budgets=(100,)),))
     base = spec.base()
     return Job(spec, spec.around(base), spec.cells(base))
+
+
+@pytest.fixture
+def job() -> Job:
+    return job_of("attention")
 
 
 def sweep_of(store: Store, wait: bool = False) -> Sweep:
@@ -137,6 +164,7 @@ def test_a_sweep_is_stopped_while_it_prepares_its_data(
 
     def prepare() -> str:
         (overview,) = store.overviews()
+        assert overview.tags["prepares"] == "data of gta5-cityscapes, captions by positions"
         ask_to_stop(store, overview)
         assert not threading.Event().wait(60), "nobody has interrupted it"
         return ""
@@ -151,6 +179,19 @@ def test_a_sweep_is_stopped_while_it_prepares_its_data(
     sweep.run_jobs([job])  # what was asked of the earlier sweep is not asked of this one
     assert len(play.trained) == 4
     assert "captions: 3" in text_of(sweep)
+    assert store.overviews()[0].tags["prepares"] == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "data of gta5-cityscapes, captions by positions"),
+        ({"model.fusion": "none"}, "data of gta5-cityscapes"),
+        ({"data.benchmark": "synapse", "training.method": "uamt"}, "data of synapse"),
+    ],
+)
+def test_captions_are_prepared_for_those_who_read_them(changes: dict[str, str], text: str) -> None:
+    assert described(preset("toy", changes)) == text
 
 
 def test_what_others_are_at_is_waited_for_and_taken_over_if_asked(
@@ -199,14 +240,69 @@ def test_bookkeeping_that_fails_costs_no_cell(
 ) -> None:
     sweep_of(store).run_jobs([job])
     monkeypatch.setattr(store, call, raising(lambda: error))
-    spec = Spec("losses", "toy", selections=(Selection(budgets=(100,)),))
-    base = spec.base()
-    other = Job(spec, spec.around(base), spec.cells(base))
     sweep = sweep_of(store)
-    result = sweep.run_jobs([other, job])
+    result = sweep.run_jobs([job_of("losses"), job])
     assert result.failed == []
     assert len(play.trained) == 4 + 5  # DyCE with DLG is there already
     assert str(error) in text_of(sweep)
+
+
+@pytest.mark.parametrize("preparing", [True, False])
+def test_a_sweep_that_is_stopped_has_said_which_runs_of_others_are_its_own(
+    preparing: bool, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of an interrupted sweep lacked those that it shares with another grid."""
+    sweep_of(store).run_jobs([job])
+    stop = raising(KeyboardInterrupt)
+    if preparing:
+        monkeypatch.setattr(module, "preparations", lambda *_: {"dlg": stop})
+    else:
+        play.after = stop
+    with pytest.raises(KeyboardInterrupt):
+        sweep_of(store).run_jobs([job_of("losses"), job_of("components")])
+    (shared,) = (run for run in store.runs() if run.key == job.configs[0].key())
+    assert shared.tags["grids"].split() == ["losses", "components"]
+
+
+def ask_for(store: Store, keys: Set[str]) -> None:
+    """Asks all sweeps to try these runs again."""
+    for run in store.runs():
+        if run.key in keys:
+            ask_to_retry(store, store.overviews(), run)
+
+
+def test_what_fails_once_more_is_not_retried_a_second_time(
+    store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round that honours what was asked has a driver, which read the same wish again."""
+    monkeypatch.setattr(driver_module, "LOOK_SECONDS", 0.0)
+    names = [job.grid.name(config) for config in job.configs]
+    play.failing = {config.key() for config in job.configs[:2]}
+
+    def after(task: Task) -> None:
+        if play.trained == names:  # the driver looks no more
+            ask_for(store, play.failing)
+        elif len(play.trained) == len(names) + 1:
+            play.look_twice()
+
+    play.after = after
+    result = sweep_of(store).run_jobs([job])
+    assert play.trained == [*names, *names[:2]]
+    assert [failed.name for failed in result.failed] == names[:2]
+
+
+def test_a_run_that_two_grids_share_is_retried_once(store: Store, job: Job, play: Play) -> None:
+    other, shared = job_of("losses"), job.configs[0]
+    play.failing = {shared.key()}
+    assert play.failing < {config.key() for config in other.configs}
+
+    def after(task: Task) -> None:
+        if len(play.trained) == len(job.configs):
+            ask_for(store, play.failing)
+
+    play.after = after
+    sweep_of(store).run_jobs([job, other])
+    assert len(play.trained) == len(job.configs) + 1 + len(other.configs) - 1
 
 
 def test_tidying_ends_what_is_dead_and_keeps_what_lives(store: Store, job: Job) -> None:
