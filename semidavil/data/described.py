@@ -16,7 +16,7 @@ from semidavil.data.images import read_indices
 from semidavil.data.patterns import IMAGE_ENDINGS, Found, Pattern, folder_of, is_in
 from semidavil.data.readers import READERS, Reader, Sample, UnknownValues
 from semidavil.descriptions import LISTS, MARK, REST, UNLABELLED, DataSet
-from semidavil.label_values import rgb
+from semidavil.label_values import written
 from semidavil.registry import DATASETS
 
 SHOWN = 4  # values or files that an error names
@@ -328,8 +328,7 @@ class DescribedReader(Reader):
         order = np.argsort(-counts)
         is_colour = self.about.encoding == "colour"
         by_name = {
-            str(list(rgb(int(found[i]))) if is_colour else int(found[i])): int(counts[i])
-            for i in order
+            written(int(found[i])) if is_colour else str(found[i]): int(counts[i]) for i in order
         }
         shown = [f"{name} ({100 * n / pixels:.2g}%)" for name, n in list(by_name.items())[:SHOWN]]
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

@@ -252,7 +252,7 @@ def test_unknown_colours_and_blends_are_named(tmp_path: Path) -> None:
         save(path, label)
     with pytest.raises(
         DataError,
-        match=r"harbour, train: labels hold the colours \[9, 9, 0\], \[9, 9, 1\], "
+        match=r'harbour, train: labels hold the colours "#090900", "#090901", '
         r"which harbour's description does "
         r"not have; .*Add what is missing to classes or to ignored in its dataset\.yaml",
     ):
