@@ -17,6 +17,7 @@ from semidavil.data.files import DataError
 from semidavil.data.folders import names_below, natural_order
 from semidavil.data.formats import find_format
 from semidavil.data.images import (
+    JPEG,
     PALETTED,
     PNG,
     read_rgb,
@@ -142,6 +143,8 @@ def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
                 label = np.array(picture)
                 flat = picture.getpalette() or []
             palette |= {i: int.from_bytes(flat[3 * i : 3 * i + 3]) for i in range(len(flat) // 3)}
+        elif head.startswith(JPEG):
+            raise DataError(f"the label {path} is a JPEG, which blurs classes: save labels as PNG")
         else:
             label = read_unchanged(path)
         if label.ndim == 2:
@@ -229,7 +232,8 @@ def _text(
     lines, ignored, used = [], list[str](), set[str]()
     for value, share in values.shares.items():
         shown = written(value) if is_colour else str(value)
-        if (is_colour and value == 0) or (not is_colour and value == 255):
+        # Of two values both are classes: a mask of 0 and 255 says where something is.
+        if value == (0 if is_colour else 255) and len(values.shares) != 2:
             ignored.append(shown)
             continue
         name = names.get(rgb(value), "") if is_colour else ""

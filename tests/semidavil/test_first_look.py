@@ -337,3 +337,33 @@ def test_the_colours_of_a_palette_are_taken(tmp_path: Path) -> None:
         "class 2": (0, 128, 192),
         "class 3": (160, 60, 40),
     }
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_of_a_mask_of_two_values_both_are_classes(mode: str, tmp_path: Path) -> None:
+    for number in range(5):
+        image, ids = picture(number)
+        save(tmp_path / f"img/{number}.jpg", image)
+        mask = Image.fromarray((255 * (ids > 1)).astype(np.uint8))
+        (tmp_path / "gt").mkdir(exist_ok=True)
+        mask.convert(mode).save(tmp_path / f"gt/{number}.png")
+    about = read_dataset(write_first_description(tmp_path).path)
+    assert len(about.classes) == 2
+    assert about.ignored == ()
+
+
+def test_labels_that_are_jpegs_by_another_name_and_other_kinds_of_pictures_are_named(
+    tmp_path: Path,
+) -> None:
+    pairs(tmp_path, "img/{}.jpg", "gt/{}.png", range(5))
+    for path in (tmp_path / "gt").iterdir():
+        with Image.open(path) as label:
+            label.save(path, format="JPEG")
+    with pytest.raises(DataError, match=r"gt/\d\.png is a JPEG, which blurs classes"):
+        write_first_description(tmp_path)
+    for path in (tmp_path / "gt").iterdir():
+        path.rename(path.with_suffix(".tif"))
+    with pytest.raises(
+        DataError, match=r"kinds that are not looked at \(5 \.tif\): save them as PNG"
+    ):
+        write_first_description(tmp_path)
