@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS, Benchmark
-from semidavil.label_values import Colour, category_of, rgb, values_of
+from semidavil.label_values import Colour, category_of, rgb, values_of, written
 
 # Of a split: the images that no other split has; of unlabelled: those without a label.
 REST = "rest"
@@ -198,7 +198,7 @@ class DataSet(_Entry):
         """A value of the labels as a file has it: an id, or a colour."""
         if self.encoding != "colour":
             return f"the id {value}"
-        return f"the colour {list(rgb(value))}"
+        return f"the colour {written(value)}"
 
     @property
     def codes(self) -> dict[int, int]:

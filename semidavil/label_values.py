@@ -11,6 +11,11 @@ def rgb(value: int) -> Colour:
     return value >> 16 & 255, value >> 8 & 255, value & 255
 
 
+def written(value: int) -> str:
+    """The colour that 0xRRGGBB stands for, as a description has it: in quotes, since # begins a comment."""
+    return f'"#{value:06x}"'
+
+
 def category_of(name: str, said: Any, colours: bool) -> Any:
     """A class as people write it: an id, several, a colour, or entries."""
     if not isinstance(said, dict):

@@ -23,7 +23,7 @@ from functools import cached_property
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from semidavil.text_modules import TextFinder
@@ -38,6 +38,7 @@ TABLES = {
     "TRAITS": "method's traits",
     "CAPTIONERS": "captioner",
     "ENCODERS": "encoder",
+    "ARCHIVES": "archive's reader",
     "GRIDS": "grid",
     "BENCHMARKS": "benchmark",
 }
@@ -47,6 +48,7 @@ ARGUMENTS = {
     "loss": ("num_classes",),
     "captioner": ("argument", "setting"),
     "encoder": ("weights", "seed"),
+    "archive's reader": ("place",),
 }
 PLUGINS = "plugins"  # the folder that a run keeps its own in
 MOST_BYTES = 2**20  # of a plugin's Python files, which travel with each task
@@ -216,19 +218,29 @@ def missing(ids: Sequence[str]) -> str:
 def place_of(error: BaseException) -> str:
     """`my.py, line 12`: where in a plugin an error was raised, or its class that was called otherwise than
     it says; empty if it was elsewhere."""
-    known = {
-        source.place(file): file if file == source.name else f"{source.name}/{file}"
-        for source in (plugin.source for plugin in _loaded.values())
-        for file in source.files
-    }
+    known = _files()
     frames = [*traceback.walk_tb(error.__traceback__)][::-1]
     for frame, line in frames:
         if frame.f_code.co_filename in known:
             return f"{known[frame.f_code.co_filename]}, line {line}"
-    for frame, _ in frames:
-        if (owner := type(frame.f_locals.get("self"))).__module__.startswith(_PREFIX):
-            return f"{known[inspect.getfile(owner)]}, line {inspect.getsourcelines(owner)[1]}"
-    return ""
+    return next(filter(None, (home_of(frame.f_locals.get("self")) for frame, _ in frames)), "")
+
+
+def home_of(thing: object) -> str:
+    """`my.py, line 5`: where a plugin has a function, a class, or an object's class; empty if none has it."""
+    owner = thing if isinstance(thing, type | FunctionType) else type(thing)
+    if not owner.__module__.startswith(_PREFIX):
+        return ""
+    return f"{_files()[inspect.getfile(owner)]}, line {inspect.getsourcelines(owner)[1]}"
+
+
+def _files() -> dict[str, str]:
+    """What people call each file of the plugins, by its place."""
+    return {
+        source.place(file): file if file == source.name else f"{source.name}/{file}"
+        for source in (plugin.source for plugin in _loaded.values())
+        for file in source.files
+    }
 
 
 # Tables

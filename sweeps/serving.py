@@ -6,11 +6,15 @@
 
 In JSON, as `mlflow models predict` and `serve` take it, an image is the file's contents in base64:
 `{"dataframe_records": [{"image": "iVBORw0...", "caption": "a road"}]}`; a caption may be left out.
+
+MLflow's commands have no `--plugin`: what a run uses of a plugin is named by SEMIDAVIL_PLUGINS=my.py.
 """
 
 import base64
 import binascii
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +27,13 @@ from mlflow.exceptions import MlflowException
 from semidavil.data.files import DataError
 from semidavil.data.images import read_upright, upright_of
 from semidavil.names import WEIGHTS
+from semidavil.plugins import installed, read, use
 
 if TYPE_CHECKING:
     from semidavil.experiments.predictor import Predictor
 
 ENCODINGS = ("array", "png")  # of labels and confidence
+PLUGINS = "SEMIDAVIL_PLUGINS"  # of the environment: paths of plugins, apart as those of PATH are
 
 
 class ServedSegmenter:
@@ -35,10 +41,11 @@ class ServedSegmenter:
 
     Args:
         predictor: of the run.
+        plugins: those that are in use as long as the model is there.
     """
 
-    def __init__(self, predictor: "Predictor") -> None:
-        self.predictor = predictor
+    def __init__(self, predictor: "Predictor", plugins: ExitStack) -> None:
+        self.predictor, self.plugins = predictor, plugins
 
     def predict(self, data: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """A row for each of the column `image`, with the captions of the column `caption`, where it has one.
@@ -120,12 +127,19 @@ def _load_pyfunc(path: str, config: Mapping[str, Any]) -> ServedSegmenter:
 
     Weights in the folder itself come first: a folder that was exported needs no tracking store.
     """
-    from semidavil.experiments.predictor import Predictor
+    from semidavil.experiments.predictor import Predictor, PredictorError
 
     weights = Path(path) / WEIGHTS
     if not weights.is_file():
         weights = Path(_of_run(config["run_id"]))
-    return ServedSegmenter(Predictor.load(weights, config["device"]))
+    plugins, paths = ExitStack(), filter(None, os.environ.get(PLUGINS, "").split(os.pathsep))
+    plugins.enter_context(use(*installed(), *map(read, paths)))
+    try:
+        return ServedSegmenter(Predictor.load(weights, config["device"]), plugins)
+    except PredictorError as error:
+        raise MlflowException(
+            f"{error} (plugins of a served model: {PLUGINS}=FILE, in the environment)"
+        ) from error
 
 
 def _of_run(run_id: str) -> str:

@@ -103,13 +103,17 @@ def test_every_page_is_in_the_navigation(blocks: ModuleType) -> None:
     assert sorted(blocks.pages_of(ROOT)) == sorted(PAGES)
 
 
-def test_the_copy_has_what_git_would_add(blocks: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_copy_has_what_git_would_add(blocks: ModuleType, linked: bool, tmp_path: Path) -> None:
     root, copy = tmp_path / "root", tmp_path / "copy"
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     for name in ("kept.py", "new/file.py", "ignored.txt", "data/scene.png"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(name)
-    (root / ".gitignore").write_text("ignored.txt\n/data/\n")
+    if linked:  # to another disk
+        (root / "data").rename(tmp_path / "data")
+        (root / "data").symlink_to(tmp_path / "data")
+    (root / ".gitignore").write_text(f"ignored.txt\n{(ROOT / '.gitignore').read_text()}")
     subprocess.run(["git", "-C", str(root), "add", "kept.py"], check=True)
     (root / "kept.py").write_text("changed")
     copy.mkdir()

@@ -19,6 +19,7 @@ from rich.table import Table
 from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13, Benchmark
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
+from semidavil.data.archives import copy_archive
 from semidavil.data.checks import require_classes, strange_words, unknown_values
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
@@ -68,8 +69,9 @@ def data_command(
         str,
         typer.Option(
             "--from",
-            metavar="hf:NAME",
-            help="Of --init: copies a data set of Hugging Face (or its folder) into the folder first.",
+            metavar="KIND:PLACE",
+            help="Of --init: copies what is no folder of pictures into the folder first: a data set of "
+            "Hugging Face (hf:NAME, or hf:FOLDER), or what a --plugin reads.",
         ),
     ] = "",
     page: Annotated[
@@ -156,9 +158,7 @@ def _init(folder: Path, source: str) -> None:
     from semidavil.data.first_look import SHEET, write_first_description
 
     if source:
-        from semidavil.data.hugging_face import copy_dataset
-
-        copy_dataset(source, folder)
+        copy_archive(source, folder)
     first = write_first_description(folder)
     for line in first.said:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -11,12 +11,12 @@ import numpy as np
 
 from semidavil.data.encodings import UNKNOWN_CODE, first_channel, packed_colours, table
 from semidavil.data.files import DataError, state_of
-from semidavil.data.folders import entries_in, names_below
+from semidavil.data.folders import as_matched, composed, entries_in, names_below
 from semidavil.data.images import read_indices
 from semidavil.data.patterns import IMAGE_ENDINGS, Found, Pattern, folder_of, is_in
 from semidavil.data.readers import READERS, Reader, Sample, UnknownValues
 from semidavil.descriptions import LISTS, MARK, REST, UNLABELLED, DataSet
-from semidavil.label_values import rgb
+from semidavil.label_values import written
 from semidavil.registry import DATASETS
 
 SHOWN = 4  # values or files that an error names
@@ -238,8 +238,8 @@ class DescribedReader(Reader):
         pattern = self._pattern("images", split)
         found = {p: f for p in self._files(pattern.folder) if (f := pattern.find(p))}
         # Of pictures and masks in one folder, a pattern of pictures may fit the masks as well.
-        masks = {_lower_ending(self._pattern("labels", split).of(one)) for one in found.values()}
-        found = {p: f for p, f in found.items() if _lower_ending(p) not in masks}
+        masks = {as_matched(self._pattern("labels", split).of(one)) for one in found.values()}
+        found = {p: f for p, f in found.items() if as_matched(p) not in masks}
         if "{split}" in self.about.images:
             return found
         said = self.about.splits[split]
@@ -271,10 +271,12 @@ class DescribedReader(Reader):
         by_name: dict[str, list[str]] = defaultdict(list)
         for path in images:
             for name in {os.path.splitext(path)[0].rpartition("/")[2], images[path].words["stem"]}:
-                by_name[name].append(path)
+                by_name[composed(name)].append(path)
         found, missing = list[str](), list[str]()
-        for entry in entries_in(file):
-            candidates = by_name.get(entry.rpartition("/")[2], [])
+        if not (entries := entries_in(file)):
+            raise DataError(f"{self.title}: the list {file} of {split} is empty")
+        for entry in entries:
+            candidates = by_name.get(composed(entry.rpartition("/")[2]), [])
             best = _most_alike(entry, candidates)
             if len(best) > 1:
                 raise DataError(
@@ -294,8 +296,8 @@ class DescribedReader(Reader):
     ) -> dict[str, str]:
         """The file that belongs to each image, where there is one; endings in any case."""
         pattern = self._pattern(entry, split)
-        present = {_lower_ending(path): path for path in files}
-        wanted = {path: _lower_ending(pattern.of(found)) for path, found in images.items()}
+        present = {as_matched(path): path for path in files}
+        wanted = {path: as_matched(pattern.of(found)) for path, found in images.items()}
         return {p: present[w] for p, w in wanted.items() if w in present and present[w] != p}
 
     def read_label(self, sample: Sample) -> np.ndarray:
@@ -328,8 +330,7 @@ class DescribedReader(Reader):
         order = np.argsort(-counts)
         is_colour = self.about.encoding == "colour"
         by_name = {
-            str(list(rgb(int(found[i]))) if is_colour else int(found[i])): int(counts[i])
-            for i in order
+            written(int(found[i])) if is_colour else str(found[i]): int(counts[i]) for i in order
         }
         shown = [f"{name} ({100 * n / pixels:.2g}%)" for name, n in list(by_name.items())[:SHOWN]]
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
@@ -396,11 +397,6 @@ def reader_of(dataset: str, root: Path) -> Reader:
 def title_of(dataset: str) -> str:
     """What people call a data set: without the hash of its description."""
     return dataset.partition(MARK)[0]
-
-
-def _lower_ending(path: str) -> str:
-    stem, ending = os.path.splitext(path)
-    return stem + ending.lower()
 
 
 def _most_alike(entry: str, paths: list[str]) -> list[str]:

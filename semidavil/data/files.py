@@ -113,10 +113,20 @@ def _hash_file(path: Path) -> str:
 
 
 def state_of(paths: Iterable[Path], about: str) -> str:
-    """16 hex digits for `about` and for names, sizes and times of change of files, in their order."""
+    """16 hex digits for `about` and for names, sizes and times of change of files, in their order.
+
+    Raises:
+        DataError: a file that is not there, such as a link that leads nowhere.
+    """
     digest = hashlib.blake2b(about.encode(), digest_size=8)
     for path in paths:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            where = f", which is a link to {os.readlink(path)}," if path.is_symlink() else ""
+            raise DataError(
+                f"{path}{where} cannot be read ({error.strerror}): restore it"
+            ) from error
         digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 

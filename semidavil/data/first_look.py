@@ -17,6 +17,7 @@ from semidavil.data.files import DataError
 from semidavil.data.folders import names_below, natural_order
 from semidavil.data.formats import find_format
 from semidavil.data.images import (
+    JPEG,
     PALETTED,
     PNG,
     read_rgb,
@@ -28,7 +29,7 @@ from semidavil.data.own import DATASET_FILE, read_dataset
 from semidavil.data.pairing import find_pairing, find_unlabelled
 from semidavil.data.readers import Sample
 from semidavil.descriptions import REST, UNLABELLED, DataSet
-from semidavil.label_values import rgb
+from semidavil.label_values import rgb, written
 
 SHEET = "dataset.png"  # the contact sheet, beside the description
 READ = 200  # labels that are read for their ids
@@ -120,11 +121,11 @@ def _labelled(reader: DescribedReader, split: str, said: list[str]) -> list[Samp
 
 @dataclass
 class _Values:
-    """What labels hold: shares of pixels by value, and the colours that a palette shows ids in."""
+    """What labels hold: shares of pixels by value, and the colours (0xRRGGBB) that a palette shows ids in."""
 
     encoding: str
     shares: dict[int, float]
-    palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    palette: dict[int, int] = field(default_factory=dict)
 
 
 def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
@@ -132,7 +133,7 @@ def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
     if len(chosen) < len(samples):
         said.append(f"ids are those of {len(chosen)} of {len(samples)} labels: the check reads all")
     counts: Counter[int] = Counter()
-    kinds, palette = set(), dict[int, tuple[int, int, int]]()
+    kinds, palette = set(), dict[int, int]()
     for number in sorted(chosen):
         path = samples[number].label
         with path.open("rb") as file:
@@ -141,7 +142,9 @@ def _values(samples: Sequence[Sample], said: list[str]) -> _Values:
             with Image.open(path) as picture:
                 label = np.array(picture)
                 flat = picture.getpalette() or []
-            palette |= {i: tuple(flat[3 * i : 3 * i + 3]) for i in range(len(flat) // 3)}  # type: ignore[misc]
+            palette |= {i: int.from_bytes(flat[3 * i : 3 * i + 3]) for i in range(len(flat) // 3)}
+        elif head.startswith(JPEG):
+            raise DataError(f"the label {path} is a JPEG, which blurs classes: save labels as PNG")
         else:
             label = read_unchanged(path)
         if label.ndim == 2:
@@ -228,8 +231,9 @@ def _text(
     names = {colour: name for name, colour in reversed(PALETTE.items())}
     lines, ignored, used = [], list[str](), set[str]()
     for value, share in values.shares.items():
-        shown = f'"#{value:06x}"' if is_colour else str(value)
-        if (is_colour and value == 0) or (not is_colour and value == 255):
+        shown = written(value) if is_colour else str(value)
+        # Of two values both are classes: a mask of 0 and 255 says where something is.
+        if value == (0 if is_colour else 255) and len(values.shares) != 2:
             ignored.append(shown)
             continue
         name = names.get(rgb(value), "") if is_colour else ""
@@ -237,8 +241,8 @@ def _text(
             name = f"class {len(used) + 1}" if is_colour else f"class {value}"
         used.add(name)
         said = shown
-        if not is_colour and values.palette.get(value):
-            said = f"{{id: {value}, colour: {list(values.palette[value])}}}"
+        if value in values.palette:
+            said = f"{{id: {value}, colour: {written(values.palette[value])}}}"
         lines.append(f"  {name}: {said}  # {100 * share:.3g}% of the pixels")
     if not lines:
         raise DataError(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
@@ -10,7 +11,7 @@ from semidavil.data.files import DataError
 # What programs put beside pictures: `.ipynb_checkpoints`, `@eaDir`, `#recycle`, `__MACOSX`, `._a.png`.
 HIDDEN = (".", "@", "#", "__MACOSX")
 _DIGITS = re.compile(r"(\d+)", re.ASCII)
-_FIRST_FILE = re.compile(r".+?\.(?:png|jpe?g|h5|nii\.gz|nii)(?=[\s,;]|$)", re.IGNORECASE)
+_FIRST_FILE = re.compile(r'.+?\.(?:png|jpe?g|h5|nii\.gz|nii)(?=[\s,;"]|$)', re.IGNORECASE)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -79,8 +80,9 @@ def entries_in(listing: Path) -> list[str]:
     """The paths of the files that a list has, one a line, without endings, with / between folders.
 
     A line holds a name, a path, or the paths of an image and its label, apart by blanks, commas or
-    semicolons; folders may have blanks in their names. As editors of other systems save it: with a
-    byte-order mark, with their own ends of lines, with backslashes.
+    semicolons; folders may have blanks in their names. As editors and tables of other systems save it: with a
+    byte-order mark, with their own ends of lines, with backslashes, in quotes. `# ...` is a remark, and what
+    a CSV begins with is a heading if it is no file and others are.
 
     Raises:
         DataError: the list is no text.
@@ -90,14 +92,26 @@ def entries_in(listing: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{listing} is not UTF-8 text ({error}): save it as such") from error
     names = []
-    for line in filter(None, map(str.strip, lines)):
-        match = _FIRST_FILE.match(line)
-        first = match[0] if match else re.split(r"[\s,;]", line)[0]
+    lines = [line.strip().lstrip('"') for line in lines if not line.startswith("# ")]
+    found = [(line, _FIRST_FILE.match(line)) for line in lines if line]
+    is_table = listing.suffix.lower() == ".csv" and any(match for _, match in found)
+    for line, match in found[1:] if is_table and not found[0][1] else found:
+        first = match[0] if match else re.split(r'[\s,;"]', line)[0]
         path = PureWindowsPath(first).as_posix()  # which knows both kinds of slashes
         folder, slash, name = path.rpartition("/")
         # A bare name may have a dot, and no ending.
         names.append(folder + slash + (stem_of(name) if match else name))
     return names
+
+
+def as_matched(path: str) -> str:
+    """A path as it is compared: endings in any case, and one letter for ä, which macOS stores as two."""
+    stem, ending = os.path.splitext(path)
+    return composed(stem) + ending.lower()
+
+
+def composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def natural_order(path: str) -> list[list[tuple[bool, int, str]]]:

@@ -1,17 +1,14 @@
-"""Data sets of Hugging Face as files in a folder, which `--init` then describes like any other.
+"""Pictures and labels of data sets of Hugging Face, which `archives` writes into a folder.
 
     python -m semidavil data --init scenes --from hf:org/scenes     # or hf:FOLDER, of `save_to_disk`
 
-Files are written once, as they are in the data set, so that everything else treats them like own
-pictures: checks,
-hashes, decoded copies. Code that comes with a data set is never executed.
+Code that comes with a data set is never executed.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from rich.progress import track
 
 from semidavil.data.files import DataError
 from semidavil.data.pairing import SPLIT_WORDS
@@ -21,56 +18,36 @@ LABEL_COLUMNS = (
     "annotation", "label", "labels", "mask", "segmentation", "semantic", "segmentation_mask",
     "semantic_segmentation", "semseg", "annotations", "label_image",
 )  # fmt: skip
-_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg"}
 
 
-def copy_dataset(source: str, folder: Path) -> None:
-    """Writes `images/SPLIT/` and `labels/SPLIT/` below a folder, which is made.
+def rows(place: str) -> Iterator[tuple[str, bytes, bytes]]:
+    """Name (`train/000003`), picture and label of each row, as they are stored.
 
     Args:
-        source: `hf:org/name`, `hf:org/name,config`, or `hf:` and a folder that `save_to_disk` has written.
+        place: `org/name`, `org/name,config`, or a folder that `save_to_disk` has written.
 
     Raises:
         DataError: `datasets` is not installed, there is no such data set, or it has no column of
         pictures or labels.
     """
-    kind, _, name = source.partition(":")
-    if kind != "hf" or not name:
-        raise DataError(f"--from {source!r}: write hf:ORGANISATION/NAME, or hf:FOLDER")
     try:
         import datasets
     except ImportError:
         raise DataError(
             "--from hf:NAME reads data sets through the package datasets: pip install datasets"
         ) from None
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty: name a new folder for the copy")
-    found = _load(datasets, name)
-    splits = {
-        SPLIT_WORDS.get(re.split(r"\W", split)[0].lower(), split): part
-        for split, part in found.items()
-    }
-    written = 0
-    for split, part in splits.items():
-        columns = [_column(datasets, part, known, what, name) for known, what in
+    for called, part in _load(datasets, place).items():
+        split = SPLIT_WORDS.get(re.split(r"\W", called)[0].lower(), called)
+        columns = [_column(datasets, part, known, what, place) for known, what in
                    ((PICTURE_COLUMNS, "pictures"), (LABEL_COLUMNS, "labels"))]  # fmt: skip
-        for column in columns:  # as they are stored
+        for column in columns:
             part = part.cast_column(column, datasets.Image(decode=False))
-        for number, row in enumerate(track(part, f"copying {split}", transient=True)):
-            for column, place in zip(columns, ("images", "labels"), strict=True):
-                data = _bytes(row[column], f"{name}, {split}, row {number}, {column}")
-                ending = next((e for start, e in _ENDINGS.items() if data.startswith(start)), "")
-                if not ending or (place == "labels" and ending != ".png"):
-                    raise DataError(
-                        f"{name}, {split}, row {number}: {column} is "
-                        f"{'a JPEG, which blurs classes' if ending else 'neither PNG nor JPEG'}"
-                    )
-                path = folder / place / split / f"{number:06d}{ending}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            written += 1
-    if not written:
-        raise DataError(f"{name} is empty")
+        for number, row in enumerate(part):
+            picture, label = (
+                _bytes(row[column], f"{place}, {called}, row {number}, {column}")
+                for column in columns
+            )
+            yield f"{split}/{number:06d}", picture, label
 
 
 def _load(datasets: Any, name: str) -> dict[str, Any]:

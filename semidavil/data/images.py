@@ -14,7 +14,7 @@ from PIL import Image
 
 from semidavil.data.files import DataError
 
-PNG = b"\x89PNG\r\n\x1a\n"
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # the tag in EXIF
 PALETTED = 3  # a PNG's colour type, its 26th byte
 
@@ -76,12 +76,16 @@ def read_unchanged(path: Path) -> np.ndarray:
 
 
 def read_indices(path: Path) -> np.ndarray:
-    """Label ids (H, W): of a grey file its values, of a paletted one its indices.
+    """Label ids (H, W): of a grey file its values, also in three channels; of a paletted one its indices.
 
     Raises:
-        DataError: the file is missing, cannot be decoded, or is a colour picture.
+        DataError: the file is missing, cannot be decoded, is a colour picture, or a JPEG by whatever name.
     """
     data = _bytes(path)
+    if data[:3].tobytes() == JPEG:
+        raise DataError(
+            f"the label {path} is a JPEG, which makes other ids where two meet: save labels as PNG"
+        )
     if data[:8].tobytes() == PNG and PALETTED in data[25:26]:
         # OpenCV turns a palette into colours; Pillow keeps the index.
         try:
@@ -90,6 +94,8 @@ def read_indices(path: Path) -> np.ndarray:
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"the file {path} cannot be read: {error}") from error
     label = _decoded(data, path, cv2.IMREAD_UNCHANGED)
+    if label.ndim == 3 and (label[..., 1:3] == label[..., :1]).all():
+        return label[..., 0]
     if label.ndim != 2:
         raise DataError(
             f"the label {path} has {label.shape[2]} channels, expected one with label ids, or a palette "
@@ -151,6 +157,10 @@ def _bytes(path: Path) -> np.ndarray:
 def _whole(data: bytes, path: Path | str) -> np.ndarray:
     if not data:
         raise DataError(f"the file {path} is empty: copy it again")
+    if data.startswith(b"version https://git-lfs"):
+        raise DataError(
+            f"the file {path} is Git LFS's word for a picture: `git lfs pull` fetches it"
+        )
     if data.startswith(PNG) and not _is_whole_png(data):
         # OpenCV decodes what there is of a truncated file and only prints a warning.
         raise DataError(f"the file {path} cannot be read: the PNG is cut short")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.data.files import DataError
-from semidavil.data.folders import natural_order
+from semidavil.data.folders import composed, natural_order
 from semidavil.data.images import read_unchanged
 from semidavil.data.patterns import IMAGE_ENDINGS
 from semidavil.data.readers import Sample
@@ -26,6 +26,7 @@ _SPLIT = re.compile(
 )
 # What is at the end of names of labels beside pictures in one folder.
 MARKS = ("_mask", "_label", "_labels", "_gt", "_seg", "_L", "-mask", "_segmentation", "_labelIds")
+OTHERS = (".tif", ".tiff", ".webp", ".bmp", ".heic", ".gif", ".jp2", ".exr", ".npy")
 LOOKED_AT = 6  # files of a folder that tell pictures from labels
 MOST_COLOURS = 250  # of a label; a picture has thousands
 
@@ -62,9 +63,12 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
     Raises:
         DataError: there is no picture, or none has a label; the message says what was looked for.
     """
+    paths = list(paths)
     pictures = sorted(path for path in paths if path.lower().endswith(IMAGE_ENDINGS))
     if not pictures:
-        raise DataError(f"{root} has no picture ({', '.join(IMAGE_ENDINGS)}): nothing to describe")
+        raise DataError(
+            f"{root} has no picture ({', '.join(IMAGE_ENDINGS)}): nothing to describe{_others(paths)}"
+        )
     splits: dict[str, str] = {}
     shapes: dict[str, _Shape] = {}  # by path
     for path in pictures:
@@ -96,11 +100,20 @@ def find_pairing(root: Path, paths: Iterable[str]) -> Pairing:
             f"{root}: no picture has a label that could be told by its name. There are pictures "
             f"in {shown}. Labels "
             "are PNGs with the names of their pictures in a folder of their own, or with _mask at the end of "
-            "their names"
+            f"their names{_others(paths)}"
         )
     images, labels, pairs = found
     used = {name: word for name, word in splits.items() if "{split}" in images}
     return Pairing(images, labels, pairs, used)
+
+
+def _others(paths: Iterable[str]) -> str:
+    """What is said of pictures of kinds that are not looked at; empty if there are none."""
+    kinds = Counter(ending for p in paths if (ending := os.path.splitext(p)[1].lower()) in OTHERS)
+    if not kinds:
+        return ""
+    shown = ", ".join(f"{count} {ending}" for ending, count in kinds.most_common())
+    return f". There are files of kinds that are not looked at ({shown}): save them as PNG"
 
 
 def find_unlabelled(
@@ -211,7 +224,7 @@ def _names(folder: str, paths: Sequence[str], shapes: dict[str, _Shape]) -> _Nam
     # What `{split}` stands for tells apart what has one name in several splits.
     whole = [(path, os.path.splitext(shapes[path].path[start:])[0]) for path in paths]
     tail = _common_tail([stem for _, stem in whole])
-    stems = {f"{shapes[path].word}|{s.removesuffix(tail)}" for path, s in whole}
+    stems = {f"{shapes[path].word}|{composed(s.removesuffix(tail))}" for path, s in whole}
     endings = {os.path.splitext(path)[1].lower() for path in paths}
     ending = endings.pop() if len(endings) == 1 else ".*"
     deep = "**/" if any("/" in stem.replace("{split}/", "") for _, stem in whole) else ""

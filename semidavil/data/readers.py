@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.data.files import DataError
-from semidavil.data.folders import names_below, names_in
+from semidavil.data.folders import composed, names_below, names_in
 from semidavil.data.images import read_indices, read_rgb, read_unchanged
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
@@ -111,7 +111,7 @@ class Reader:
         if not found:
             raise DataError(f"{self.name}: no image in {images}; expected {self.layout}")
         present = {
-            os.path.splitext(name)[0]: name
+            composed(os.path.splitext(name)[0]): name
             for name in names_below(labels)
             if name.lower().endswith(".png")
         }
@@ -126,7 +126,7 @@ class Reader:
                     "two files: remove one of each"
                 )
             seen[stem] = image
-            label, short = self.label_of(stem), stem.rpartition("/")[2]
+            label, short = composed(self.label_of(stem)), stem.rpartition("/")[2]
             if label not in present:
                 raise DataError(
                     f"{self.name}: the image {images / image} has no label: {labels / label}.png is missing"
@@ -212,9 +212,9 @@ class CamVid(Reader):
         samples = super().samples(split)
         listing = self.root / f"{split}.txt"
         if listing.is_file():
-            present = {sample.image.stem for sample in samples}
+            present = {composed(sample.image.stem) for sample in samples}
             # Without endings: an image may have been saved with another one than the list has.
-            missing = [name for name in names_in(listing) if name not in present]
+            missing = [name for name in names_in(listing) if composed(name) not in present]
             if missing:
                 raise DataError(
                     f"camvid: {listing} lists {len(missing)} images that {self.root / split} lacks, "

@@ -9,12 +9,14 @@ import numpy as np
 from semidavil.benchmarks import IGNORE_INDEX, Benchmark
 from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
+from semidavil.data.images import orientation_of
 from semidavil.data.readers import Reader, Sample
 from semidavil.data.scans import Scan
 from semidavil.registry import is_without_labels
 
 RARE = 0.0005  # of a split's pixels, below which a class is hardly learnt
 MOSTLY_IGNORED = 0.5
+LOOKED_AT = 50  # pictures whose orientation is looked at
 FEW = 10  # validation images, below which a score says little
 
 
@@ -66,7 +68,12 @@ def suspicions(
             )
         if is_target and split == "val" and found.count < FEW:
             said.append(f"{where}: a score over {found.count} images says little")
+    if is_target and len(benchmark.classes) == 1:
+        said.append(
+            f"{title}: whatever is said is right where there is one class alone: describe others"
+        )
     listed = {split: reader.samples(split) for split in scans}
+    said += _turned(title, [sample.image for samples in listed.values() for sample in samples])
     said += _twins(title, listed, memo)
     return said + [f"{title}: {text}" for text in reader.left_over()]
 
@@ -77,6 +84,18 @@ def _shapes(where: str, found: Scan) -> list[str]:
         return []
     return [
         f"{where}: images of {len(shapes)} shapes are all resized to one: {', '.join(shapes[:4])}"
+    ]
+
+
+def _turned(title: str, images: Sequence[Path]) -> list[str]:
+    """Pictures that programs show turned or mirrored: their labels may have been drawn on what is shown."""
+    some = images[:: max(1, len(images) // LOOKED_AT)]
+    turned = [path for path in some if orientation_of(path) != 1]
+    if not turned:
+        return []
+    return [
+        f"{title}: {len(turned)} of {len(some)} pictures that were looked at are shown turned or mirrored by "
+        f"other programs (EXIF), as {turned[0]}: labels have to lie on what is stored"
     ]
 
 

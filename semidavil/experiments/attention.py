@@ -11,6 +11,7 @@ from semidavil.data.images import resize_image
 from semidavil.data.windows import sliding_windows
 from semidavil.experiments.predictor import Predictor
 from semidavil.methods.base import Method
+from semidavil.models.fusion import require_shape
 from semidavil.models.layers import upsample
 from semidavil.models.text import TextEncoder
 
@@ -43,8 +44,14 @@ def why_no_words(predictor: Predictor) -> str:
         return f"The attention {config.model.fusion} reads no caption."
     if type(predictor.method).language is not Method.language:
         return f"The method {config.training.method} reads no words of the caption, one by one."
-    if not hasattr(predictor.network.fusion, "word_maps"):
+    fusion = predictor.network.fusion
+    if not hasattr(fusion, "word_maps"):
         return f"The attention {config.model.fusion} has no map of words (word_maps)."
+    if not isinstance(getattr(fusion, "words_are_weights", None), bool):
+        return (
+            f"The attention {config.model.fusion} does not say whether its word_maps are weights, which sum "
+            "to 1 over words: words_are_weights = True, or False."
+        )
     return ""
 
 
@@ -71,7 +78,10 @@ def word_maps(predictor: Predictor, image: np.ndarray, caption: str) -> WordMaps
         part = images[(..., *box.slices)]
         with predictor.autocast:
             seen = network.encode(part)
-            of_tokens = fusion.word_maps(seen.vision, language)[0].float()  # (N, h, w)
+            maps = fusion.word_maps(seen.vision, language)
+        wanted = (1, language.tokens.shape[1], *seen.vision.shape[-2:])
+        require_shape(fusion, "word_maps", maps, wanted, "to_grid(weights of the tokens, h, w)")
+        of_tokens = maps[0].float()  # (N, h, w)
         of_words = torch.einsum("wn,nij->wij", sums, of_tokens)
         padded = [network.vision.stride * side for side in of_tokens.shape[-2:]]
         shown = upsample(of_words[None], padded)[0, :, : box.height, : box.width]

@@ -28,7 +28,7 @@ from semidavil.models.readout import (
 )
 from semidavil.models.text import Language
 from semidavil.models.vlga import VLGA
-from semidavil.plugins import Table
+from semidavil.plugins import Table, home_of
 
 
 class DLG(nn.Module):
@@ -222,3 +222,21 @@ _FUSIONS: dict[str, type[nn.Module]] = {
     "blank": Blank,
 }
 FUSIONS = Table("FUSIONS", _FUSIONS)
+
+
+def require_shape(
+    fusion: nn.Module, method: str, made: object, wanted: tuple[int, ...], as_in: str
+) -> None:
+    """Raises ValueError where an attention, which may be a plugin's, returns another shape than is read.
+
+    Args:
+        method: of the attention, which has returned `made`.
+        as_in: an expression that has the right shape.
+    """
+    got = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
+    if got != wanted:
+        place = f"{home}: " if (home := home_of(fusion)) else ""
+        raise ValueError(
+            f"{place}{method} of the attention {type(fusion).__name__} returns {got} where {wanted} is "
+            f"wanted, as {as_in} has it"
+        )

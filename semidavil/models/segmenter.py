@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semidavil.models.dropout import drop_channels
-from semidavil.models.fusion import FUSIONS
+from semidavil.models.fusion import FUSIONS, require_shape
 from semidavil.models.layers import GroupNorm, upsample
 from semidavil.models.readout import Towers
 from semidavil.models.text import Language
@@ -123,11 +123,10 @@ class Segmenter(nn.Module):
     def decode(self, features: Features, language: Language) -> Tensor:
         """Logits (B, C, H, W) at the images' size, from their features and captions' tokens."""
         fused = self.fusion(features.vision, language)
-        if not torch.compiler.is_compiling() and fused.shape != features.vision.shape:
-            raise ValueError(
-                f"the attention {type(self.fusion).__name__} returns {tuple(fused.shape)} for features of "
-                f"{tuple(features.vision.shape)}, (B, c, h, w): both have to be the same, which "
-                "to_grid(readout(pixels, maps), h, w) is"
+        if not torch.compiler.is_compiling():
+            wanted = tuple(features.vision.shape)
+            require_shape(
+                self.fusion, "forward", fused, wanted, "to_grid(readout(pixels, maps), h, w)"
             )
         logits = self.decoder(fused, features.details)
         padded = [self.vision.stride * side for side in features.vision.shape[-2:]]

@@ -3,9 +3,10 @@
     lacking(configs)[config.key()]      # (Lack("the captioner Salesforce/blip2-opt-2.7b", ...),)
 
 Models of the Hugging Face hub are looked for in its cache. Of those that are not there the hub is asked once
-each, unless HF_HUB_OFFLINE is set: what can be downloaded will be. Which repository an encoder is in is known
-here for those of `--grid encoders`; others are found missing when data are prepared, which costs the same
-runs and no others.
+each, unless HF_HUB_OFFLINE is set: what can be downloaded will be. Weights that are a path are looked for on
+this machine. Which repository an encoder is in is known here for those of `--grid encoders`. Of others, only
+open_clip and timm know (some of timm's are not in timm/NAME), which load PyTorch: those are found missing
+when data are prepared, which costs the same runs and no others.
 """
 
 from collections import defaultdict
@@ -24,7 +25,7 @@ from semidavil.data.hub import cached_file, is_here, why_not_downloaded
 from semidavil.data.layout import folder_of
 from semidavil.data.readers import Sample
 from semidavil.descriptions import UNLABELLED
-from semidavil.names import ORACLE, SHUFFLED, VISION_ONLY
+from semidavil.names import ORACLE, SHUFFLED, TIMM, VISION_ONLY
 from semidavil.registry import has_unlabelled, training_splits
 from sweeps.plan.encoders import REPOSITORIES, TIMM_FILES, VLM_FILES
 
@@ -109,6 +110,13 @@ def _models(config: Config, why: Callable[[str], str]) -> Iterator[Lack]:
         if repository := REPOSITORIES.get(chosen):
             here = partial(cached_file, repository, files)
             yield from _of_hub(what, repository, here, why)
+    paths = {"model.vlm": model.vlm, "model.weights": model.weights}
+    paths |= {"model.encoder_weights": encoder[1]} if model.encoder.startswith(TIMM) else {}
+    for setting, name in paths.items():
+        if "/" in name and not Path(name.removeprefix("local-dir:")).expanduser().exists():
+            yield Lack(
+                name, f"{setting}={name} is not on this machine: copy it here, or mend its path"
+            )
 
 
 def _of_hub(

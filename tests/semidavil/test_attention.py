@@ -14,6 +14,7 @@ from semidavil.experiments.street import build_method, vlm_of
 from semidavil.models.layers import upsample
 from semidavil.models.weights import save_weights
 from semidavil.names import WEIGHTS
+from semidavil.plugins import read, use
 
 CAPTION = "a road with cars, left"
 
@@ -72,10 +73,49 @@ def test_windows_of_a_picture_of_any_size_are_joined(fusion: str, tmp_path: Path
         assert np.allclose(found.maps.sum(0), 1, atol=1e-5)
 
 
+ODD = """
+from torch import nn
+class Odd(nn.Module):
+    words_are_weights = True
+    def __init__(self, towers, dim):
+        super().__init__()
+    def forward(self, vision, language):
+        return vision{forward}
+    def word_maps(self, vision, language):
+        return {maps}
+FUSIONS = {{"odd": Odd}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("forward", "maps", "told"),
+    [
+        (".flatten(2)", "None", r"forward of the attention Odd returns \(1, 96, 16\) where \(1, 96, 4, 4\)"),
+        (", None", "None", r"forward of the attention Odd returns a tuple where \(1, 96, 4, 4\)"),
+        ("", "vision", r"word_maps of the attention Odd returns \(1, 96, 4, 4\) where \(1, 8, 4, 4\)"),
+    ],
+)  # fmt: skip
+def test_a_plugins_attention_of_another_shape_is_named(
+    forward: str, maps: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "my.py").write_text(ODD.format(forward=forward, maps=maps))
+    with use(read(tmp_path / "my.py")):
+        predictor = untrained(tmp_path, model__fusion="odd", data__target_size="32x32")
+        image = np.zeros((32, 32, 3), np.uint8)
+        look = word_maps if told.startswith("word_maps") else Predictor.__call__
+        with pytest.raises(ValueError, match=rf"my\.py, line 3: {told} is wanted, as to_grid"):
+            look(predictor, image, CAPTION)
+
+
 def test_networks_that_read_no_words_say_why(tmp_path: Path) -> None:
     blind = untrained(tmp_path, model__fusion="blank")
     assert why_no_words(blind) == "The attention blank reads no caption."
     with pytest.raises(ValueError, match="reads no caption"):
         word_maps(blind, np.zeros((8, 8, 3), np.uint8), "a road")
+    (tmp_path / "my.py").write_text(
+        ODD.format(forward="", maps="vision").replace("words_are_weights = True", "pass")
+    )
+    with use(read(tmp_path / "my.py")):
+        assert "does not say whether" in why_no_words(untrained(tmp_path, model__fusion="odd"))
     released = untrained(tmp_path, training__method="semidavil_released")
     assert "reads no words" in why_no_words(released)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from semidavil.benchmarks import CITYSCAPES_19, LABEL_IDS
 from semidavil.config import Config, preset
 from semidavil.data.checks import check_data
-from semidavil.data.files import DataError
+from semidavil.data.files import DataError, state_of
 from semidavil.data.folders import files_below, names_in
 from semidavil.data.images import read_indices, read_rgb
 from semidavil.data.readers import READERS
@@ -133,7 +134,8 @@ def test_pictures_of_one_name_in_several_folders_keep_apart(write_dataset: Write
         "/home/My Data/train/frame_0.png /home/My Data/trainannot/frame_0.png\nframe_1.png frame_1.png\n",
         "CamVid\\train\\frame_0.png CamVid\\trainannot\\frame_0.png\r\nD:\\My Data\\frame_1.PNG\r\n",
         "train/frame_0.png,trainannot/frame_0.png\ntrain/frame_1.png;trainannot/frame_1.png\n",
-        "frame_0 frame_0\nframe_1,frame_1",
+        "frame_0 frame_0\nframe_1,frame_1", '"train/frame_0.png","x"\n"frame_1"\n',
+        "# of spring\nframe_0\t0\nframe_1\t1\n",
     ],
 )  # fmt: skip
 def test_lists_as_editors_save_them(write_dataset: Write, text: str) -> None:
@@ -145,6 +147,25 @@ def test_lists_as_editors_save_them(write_dataset: Write, text: str) -> None:
     listing.write_bytes(text.replace("frame_1", "frame_7").encode())
     with pytest.raises(DataError, match=r"lists 1 images .* the first is frame_7"):
         names(root)
+
+
+def test_the_heading_of_a_table_is_no_file(tmp_path: Path) -> None:
+    text = "image,label\na/frame_0.png,x\na/frame_1.png,y\n"
+    for ending, expected in ((".csv", 2), (".txt", 3)):
+        (tmp_path / f"train{ending}").write_text(text)
+        assert len(names_in(tmp_path / f"train{ending}")) == expected
+    (tmp_path / "bare.csv").write_text("frame_0\nframe_1\n")  # nothing says that it has one
+    assert names_in(tmp_path / "bare.csv") == ["frame_0", "frame_1"]
+
+
+def test_letters_are_the_same_in_one_character_or_two(write_dataset: Write) -> None:
+    """macOS stores ä as a and its dots: labels that were drawn there, beside pictures that were not."""
+    root = write_dataset("camvid") / "camvid"
+    for folder, form in (("train", "NFC"), ("trainannot", "NFD")):
+        name = unicodedata.normalize(form, "straße_ä.png")
+        (root / folder / "frame_1.png").rename(root / folder / name)
+    (root / "train.txt").write_text(f"{unicodedata.normalize('NFD', 'straße_ä')}\n")
+    assert len(names(root.parent)) == 3
 
 
 def test_a_bare_name_with_a_dot_has_no_ending(tmp_path: Path) -> None:
@@ -192,6 +213,34 @@ def test_an_empty_file_is_named(name: str, tmp_path: Path) -> None:
     for read in (read_rgb, read_indices):
         with pytest.raises(DataError, match=rf"{name} is empty: copy it again"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_labels_that_were_saved_with_more_channels_are_ids(mode: str, tmp_path: Path) -> None:
+    ids = np.resize(np.arange(12, dtype=np.uint8), SIZE)
+    Image.fromarray(ids).convert(mode).save(tmp_path / "label.png")
+    assert np.array_equal(read_indices(tmp_path / "label.png"), ids)
+    colours = np.stack([ids, ids, ids + 1], 2)
+    Image.fromarray(colours).convert("RGB").save(tmp_path / "label.png")
+    with pytest.raises(DataError, match="has 3 channels"):
+        read_indices(tmp_path / "label.png")
+
+
+def test_a_jpeg_is_no_label_whatever_it_is_called(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "label.png", format="JPEG")
+    with pytest.raises(DataError, match=r"label\.png is a JPEG, which makes other ids"):
+        read_indices(tmp_path / "label.png")
+
+
+def test_what_stands_for_a_picture_that_is_not_here_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "a.png"
+    place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match=r"a\.png .* `git lfs pull` fetches it"):
+        read_rgb(place)
+    place.unlink()
+    place.symlink_to(tmp_path / "away.png")
+    with pytest.raises(DataError, match=r"a\.png, which is a link to .*away\.png, cannot be read"):
+        state_of([place], "")
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

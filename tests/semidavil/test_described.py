@@ -19,6 +19,7 @@ from semidavil.data.checks import check_data, unknown_words
 from semidavil.data.described import DescribedReader
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import fingerprint
+from semidavil.data.images import ORIENTATION
 from semidavil.data.own import own_benchmark
 from semidavil.data.patterns import Pattern, is_in
 from semidavil.data.readers import READERS
@@ -252,7 +253,7 @@ def test_unknown_colours_and_blends_are_named(tmp_path: Path) -> None:
         save(path, label)
     with pytest.raises(
         DataError,
-        match=r"harbour, train: labels hold the colours \[9, 9, 0\], \[9, 9, 1\], "
+        match=r'harbour, train: labels hold the colours "#090900", "#090901", '
         r"which harbour's description does "
         r"not have; .*Add what is missing to classes or to ignored in its dataset\.yaml",
     ):
@@ -384,3 +385,24 @@ def test_a_description_of_a_built_in_layout_lists_and_reads_as_its_reader(
     for sample in theirs.samples("train"):
         assert (ours.read_label(sample) == theirs.read_label(sample)).all()
         assert (ours.read_image(sample) == theirs.read_image(sample)).all()
+
+
+def test_turned_pictures_and_a_class_alone_are_suspicious(tmp_path: Path) -> None:
+    root, alone = tmp_path / "h", {"classes": {"quay": 3}, "ignored": [0, 1, 2]}
+    write_harbour(root, yaml.safe_dump({**yaml.safe_load(DESCRIPTION), **alone}))
+    for path in sorted(root.rglob("*.jpg"))[:3]:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[ORIENTATION] = 3
+            image.save(path, exif=exif)
+    known, found = BENCHMARKS[own_benchmark(str(root))["data.benchmark"]], reader(root, **alone)
+    said = "\n".join(suspicions(known, found, describe(found, tmp_path), tmp_path / "memo"))
+    assert "harbour: 3 of 12 pictures that were looked at are shown turned or mirrored" in said
+    assert "one class alone" in said
+
+
+def test_an_empty_list_is_named(tmp_path: Path) -> None:
+    write_harbour(tmp_path / "h")
+    (tmp_path / "h/val.txt").write_text("\n# nothing yet\n")
+    with pytest.raises(DataError, match=r"harbour: the list .*val\.txt of val is empty"):
+        reader(tmp_path / "h", splits={"train": "rest", "val": "val.txt"}).samples("val")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harbour import COLOURS, SIZE, coloured, picture, save, write_harbour
+from PIL import Image
 from png_files import write_png
 
 from semidavil.data.described import DescribedReader
@@ -99,7 +100,7 @@ def test_colours_that_are_known_have_names_and_black_is_ignored(tmp_path: Path) 
     assert about.encoding == "colour"
     assert about.ignored == (0,)
     values = {name: about.shown(c.values[0]) for name, c in about.classes.items()}
-    assert values["sky"] == "the colour [70, 130, 180]"
+    assert values["sky"] == 'the colour "#4682b4"'
     assert len(values) == 3
 
 
@@ -287,7 +288,7 @@ def test_mapillary_s_version_1_2_has_a_ready_description(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_data_set_of_hugging_face_is_copied_and_described(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from semidavil.data.hugging_face import copy_dataset
+    from semidavil.data.archives import copy_archive
 
     write_harbour(tmp_path / "files", description="")
     images = sorted(map(str, (tmp_path / "files/frames").rglob("*.jpg")))
@@ -306,7 +307,7 @@ def test_a_data_set_of_hugging_face_is_copied_and_described(tmp_path: Path) -> N
 
     found = datasets.DatasetDict({"train": part(0, 8), "validation": part(8, 12)})
     found.save_to_disk(str(tmp_path / "saved"))
-    copy_dataset(f"hf:{tmp_path / 'saved'}", tmp_path / "copy")
+    copy_archive(f"hf:{tmp_path / 'saved'}", tmp_path / "copy")
     # As they were: not decoded and encoded again.
     copied = tmp_path / "copy/images/train/000003.jpg"
     assert copied.read_bytes() == Path(images[3]).read_bytes()
@@ -314,8 +315,55 @@ def test_a_data_set_of_hugging_face_is_copied_and_described(tmp_path: Path) -> N
     reader = DescribedReader(about, tmp_path / "copy")
     assert [len(reader.samples(split)) for split in ("train", "val")] == [8, 4]
     with pytest.raises(DataError, match="is not empty"):
-        copy_dataset(f"hf:{tmp_path / 'saved'}", tmp_path / "copy")
+        copy_archive(f"hf:{tmp_path / 'saved'}", tmp_path / "copy")
     bare = found.remove_columns("annotation")
     bare.save_to_disk(str(tmp_path / "bare"))
     with pytest.raises(DataError, match=r"no column of labels .* its pictures are image"):
-        copy_dataset(f"hf:{tmp_path / 'bare'}", tmp_path / "other")
+        copy_archive(f"hf:{tmp_path / 'bare'}", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_colours_of_a_palette_are_taken(tmp_path: Path) -> None:
+    pairs(tmp_path, "img/{}.jpg", "gt/{}.png", range(5))
+    for path in (tmp_path / "gt").iterdir():
+        with Image.open(path) as picture:
+            picture.putpalette([0, 0, 0, 0, 0, 0, 0, 128, 192, 160, 60, 40])
+            picture.save(path)
+    first = write_first_description(tmp_path)
+    assert 'colour: "#0080c0"' in first.path.read_text()
+    about = read_dataset(first.path)
+    assert about.colours == {
+        "class 1": (0, 0, 0),
+        "class 2": (0, 128, 192),
+        "class 3": (160, 60, 40),
+    }
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_of_a_mask_of_two_values_both_are_classes(mode: str, tmp_path: Path) -> None:
+    for number in range(5):
+        image, ids = picture(number)
+        save(tmp_path / f"img/{number}.jpg", image)
+        mask = Image.fromarray((255 * (ids > 1)).astype(np.uint8))
+        (tmp_path / "gt").mkdir(exist_ok=True)
+        mask.convert(mode).save(tmp_path / f"gt/{number}.png")
+    about = read_dataset(write_first_description(tmp_path).path)
+    assert len(about.classes) == 2
+    assert about.ignored == ()
+
+
+def test_labels_that_are_jpegs_by_another_name_and_other_kinds_of_pictures_are_named(
+    tmp_path: Path,
+) -> None:
+    pairs(tmp_path, "img/{}.jpg", "gt/{}.png", range(5))
+    for path in (tmp_path / "gt").iterdir():
+        with Image.open(path) as label:
+            label.save(path, format="JPEG")
+    with pytest.raises(DataError, match=r"gt/\d\.png is a JPEG, which blurs classes"):
+        write_first_description(tmp_path)
+    for path in (tmp_path / "gt").iterdir():
+        path.rename(path.with_suffix(".tif"))
+    with pytest.raises(
+        DataError, match=r"kinds that are not looked at \(5 \.tif\): save them as PNG"
+    ):
+        write_first_description(tmp_path)

@@ -28,8 +28,7 @@ from semidavil.models.fusion import (
     CrossAttention,
     masked_softmax,
 )
-from semidavil.models.segmenter import Features, Segmenter, build_segmenter
-from semidavil.models.text import Language
+from semidavil.models.segmenter import build_segmenter
 from semidavil.models.vlm import load_vlm
 
 
@@ -398,17 +397,3 @@ def test_a_caption_without_any_token_is_attended_as_zero(name: str) -> None:
     vision, tokens, mask = make_inputs()
     nothing = language_of(tokens, torch.zeros_like(mask))
     torch.testing.assert_close(fusion(vision, nothing), blank(vision, nothing))
-
-
-def test_an_attention_of_another_shape_is_named() -> None:
-    class Flat(nn.Module):
-        def forward(self, vision: Tensor, language: Language) -> Tensor:
-            return vision.flatten(2).mT
-
-    segmenter = Segmenter.__new__(Segmenter)
-    nn.Module.__init__(segmenter)
-    segmenter.fusion = Flat()
-    vision = torch.zeros(1, 8, 2, 3)
-    language = Language(torch.zeros(1, 4, 8), torch.ones(1, 4, dtype=torch.bool), (4,))
-    with pytest.raises(ValueError, match=r"attention Flat returns \(1, 6, 8\).*\(1, 8, 2, 3\)"):
-        segmenter.decode(Features(vision, (vision, vision), (2, 3)), language)

@@ -14,11 +14,14 @@ import pytest
 from click.testing import CliRunner
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
+from plugin_sources import WORKING
 from servers import away, raising
 from slow_cases import also_slow
 
 from semidavil.config import Config, preset
 from semidavil.names import WEIGHTS
+from semidavil.plugins import read, use
+from sweeps.serving import _load_pyfunc
 from sweeps.track.clean import leftovers
 from sweeps.track.datasets import datasets_of
 from sweeps.track.deliver import deliver_all
@@ -295,3 +298,22 @@ def test_a_model_whose_run_is_not_in_this_store_says_so(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_store}")
     with pytest.raises(MlflowException, match="set MLFLOW_TRACKING_URI"):
         mlflow.pyfunc.load_model(folder)
+
+
+def test_a_model_of_a_plugins_run_finds_it_by_the_environment(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from semidavil.experiments.street import build_method, vlm_of
+    from semidavil.models.weights import save_weights
+
+    (tmp_path / "my.py").write_text(WORKING)
+    with use(read(tmp_path / "my.py")):
+        config = preset("toy", {"model.fusion": "nearest", "model.captions": "colours"})
+        network = build_method(config, vlm_of(config), 19).student
+        save_weights(tmp_path / WEIGHTS, network, config, "student")
+    with pytest.raises(MlflowException, match=r"it uses my\.py@.*SEMIDAVIL_PLUGINS=FILE"):
+        _load_pyfunc(str(tmp_path), {"device": "cpu"})
+    monkeypatch.setenv("SEMIDAVIL_PLUGINS", str(tmp_path / "my.py"))
+    model = _load_pyfunc(str(tmp_path), {"device": "cpu"})
+    seen = model.predict(pd.DataFrame({"image": [picture]}))  # whose captioner is looked up now
+    assert seen["caption"][0] == "a picture of 110"

@@ -104,6 +104,21 @@ def test_a_model_without_weights_is_not_here_and_a_folder_is_left_to_who_opens_i
     assert whats(small(model__captions="hf:mine/blip")) == []
 
 
+def test_weights_that_are_a_path_have_to_be_here(tmp_path: Path) -> None:
+    here, away = tmp_path / "here.pt", tmp_path / "away.pt"
+    here.touch()
+    vlm, encoder = {"model__vlm": "ViT-L-14"}, {"model__encoder": "timm:vit_large_patch16_224"}
+    assert whats(small(**vlm, model__weights=str(here))) == []
+    assert whats(small(**vlm, model__weights=str(away))) == [str(away)]
+    assert whats(small(model__vlm=f"local-dir:{tmp_path}", model__weights="bundled")) == []
+    assert whats(small(model__vlm=f"local-dir:{away}", model__weights="bundled")) != []
+    assert whats(small(**encoder, model__encoder_weights=str(tmp_path))) == []
+    lost = small(**encoder, model__encoder_weights=str(away))
+    assert lacking([lost])[lost.key()][0].reason.startswith(f"model.encoder_weights={away} is not")
+    assert whats(lost.replace({"model.vision_init": "random"})) == []  # whose weights nobody reads
+    assert whats(lost.replace({"model.encoder": ""})) == []
+
+
 class Hub:
     """Answers as the real one does, and counts the questions."""
 
