@@ -112,24 +112,6 @@ def test_list_starts_nothing_and_creates_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_lists_fit_a_terminal_and_names_can_be_copied(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def listed(grid: str) -> str:
-        assert main(["run", "--grid", grid, "--list", "--budgets", "1000"]) == 0
-        output = capsys.readouterr().out
-        assert max(map(len, output.splitlines())) <= 80
-        return output
-
-    assert "gta5-cityscapes/cross_attention/1000/s0  to do" in listed("attention")
-    components = listed("components")  # of which the names do not say all
-    assert components.count("(baseline)") == 1
-    assert "fusion=none, loss=ce" in " ".join(components.split())
-    assert "gta5-cityscapes/VL+DLG+CT+DyCE/1000/s0  " in components
-
-
 def test_list_of_everything_counts_every_grid(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--list"]) == 0
     output = capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tracked_runs import ANOTHER_MACHINE, DEAD, finished, tracked
 
 from semidavil.config import ConfigError, preset
@@ -17,7 +18,7 @@ from sweeps.plan.checks import find_problems
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Selection, Spec
-from sweeps.show.tables import summary
+from sweeps.show.tables import print_plan, summary
 from sweeps.track.lease import LEASE_SECONDS
 
 GRID = GRIDS["attention"]
@@ -204,3 +205,20 @@ def test_scans_that_a_named_split_lacks_are_named_before_anything_runs(tmp_path:
     (problem,) = find_problems([*cells["seeded"], *cells["genericssl"]])
     assert "volumes.split=genericssl names: 0031, 0032, 0034" in problem.reason
     assert problem.cells == {cell.key() for cell in cells["genericssl"]}
+
+
+def test_lists_fit_a_terminal_and_names_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(grid: str) -> str:
+        spec = Spec(grid, "toy", (), (Selection(budgets=(1000,)),))
+        base = spec.base()
+        plan = make_plan(grid, spec.around(base), spec.cells(base), [])
+        print_plan(Console(width=80, soft_wrap=True), plan, "toy", 2)
+        output = capsys.readouterr().out
+        assert max(map(len, output.splitlines())) <= 80
+        return output
+
+    assert "gta5-cityscapes/cross_attention/1000/s0  to do" in listed("attention")
+    components = listed("components")  # of which the names do not say all
+    assert components.count("(baseline)") == 1
+    assert "fusion=none, loss=ce" in components
+    assert "gta5-cityscapes/VL+DLG+CT+DyCE/1000/s0  " in components
