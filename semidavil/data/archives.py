@@ -44,8 +44,8 @@ def copy_archive(source: str, folder: Path) -> None:
     kind, _, place = source.partition(":")
     if kind not in ARCHIVES or not place:
         raise DataError(
-            f"--from {source!r}: write KIND:PLACE, as hf:ORGANISATION/NAME or hf:FOLDER; kinds are "
-            f"{', '.join(ARCHIVES)}, and what a --plugin has in ARCHIVES"
+            f"--from {source!r}: write hf:ORGANISATION/NAME, hf:FOLDER, or KIND:PLACE with a kind of the "
+            f"ARCHIVES of a --plugin; here are {', '.join(ARCHIVES)}"
         )
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty: name a new folder for the copy")
