@@ -16,7 +16,8 @@ from semidavil.checkpoint import StopTraining
 from semidavil.config import Config
 from semidavil.distributed import ParallelError
 from semidavil.machine import available_cpus
-from semidavil.plugins import Source, in_use, use
+from semidavil.plugin_files import Source
+from semidavil.plugins import in_use, use
 
 # (config, report, checkpoint_dir) -> Result: `train`, which stands above this module.
 Train = Callable[[Config, Callable[[Any], None], Path | None], Any]

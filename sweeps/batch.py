@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from semidavil.config import ConfigError
 from semidavil.place import command
-from semidavil.plugins import PluginError
+from semidavil.plugin_files import PluginError
 from sweeps import slurm
 from sweeps.plan.grids import SEARCH
 from sweeps.request import Options, open_store, requested, searched

@@ -29,7 +29,8 @@ from semidavil import __version__
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import PRESETS, ConfigError
 from semidavil.place import command
-from semidavil.plugins import PluginError, use
+from semidavil.plugin_files import PluginError
+from semidavil.plugins import use
 from sweeps import slurm
 from sweeps.given import plugins_given
 from sweeps.plan.grids import ALL, GRIDS, OBJECTIVES, SEARCH

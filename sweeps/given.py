@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from semidavil.config import ConfigError, default_preset, preset
 from semidavil.describe import read_yaml
-from semidavil.plugins import Source, installed, provider, read
+from semidavil.plugin_files import Source, installed, read
+from semidavil.plugins import provider
 from sweeps.plan.grid import require_known
 from sweeps.plan.grids import ALL, GRIDS, SEARCH
 

@@ -27,7 +27,8 @@ from mlflow.exceptions import MlflowException
 from semidavil.data.files import DataError
 from semidavil.data.images import read_upright, upright_of
 from semidavil.names import WEIGHTS
-from semidavil.plugins import installed, read, use
+from semidavil.plugin_files import installed, read
+from semidavil.plugins import use
 
 if TYPE_CHECKING:
     from semidavil.experiments.predictor import Predictor

@@ -17,6 +17,7 @@ FLOORS = (
     {
         "semidavil",
         "semidavil.names",
+        "semidavil.plugin_files",
         "semidavil.plugins",
         "semidavil.benchmarks",
         "semidavil.seeds",

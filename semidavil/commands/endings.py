@@ -7,7 +7,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from semidavil.plugins import installed, place_of, read, use
+from semidavil.plugin_files import installed, read
+from semidavil.plugins import place_of, use
 
 PLUGIN = (
     "A Python file, or a folder of them, with variants of your own; may be given several times."

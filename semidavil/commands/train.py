@@ -15,7 +15,8 @@ from semidavil.config import Config, default_preset, parse_settings, preset, ref
 from semidavil.data.own import is_own, own_benchmark
 from semidavil.describe import read_yaml, to_yaml
 from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
-from semidavil.plugins import PLUGINS, in_use
+from semidavil.plugin_files import PLUGINS
+from semidavil.plugins import in_use
 from semidavil.settings import Data
 
 

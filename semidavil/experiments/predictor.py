@@ -38,7 +38,8 @@ from semidavil.models.text import Language
 from semidavil.models.vlm import load_vlm
 from semidavil.models.weights import hash_weights
 from semidavil.names import WEIGHTS
-from semidavil.plugins import PLUGINS, missing
+from semidavil.plugin_files import PLUGINS
+from semidavil.plugins import missing
 from semidavil.run_ids import is_named
 
 

@@ -22,7 +22,8 @@ from semidavil.experiments.predictor import PredictorError, read_about
 from semidavil.marks import MEANING, TOY, mark
 from semidavil.metrics import absent_classes, summarise
 from semidavil.names import ORACLE, VISION_ONLY, WEIGHTS, captions_name
-from semidavil.plugins import PLUGINS, in_use
+from semidavil.plugin_files import PLUGINS
+from semidavil.plugins import in_use
 
 CARD, SETTINGS, EVALUATION, EXAMPLES = "README.md", "config.json", "evaluation.npz", "examples.png"
 LICENCE_TOLD = "other"  # where nobody has said one

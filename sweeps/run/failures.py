@@ -6,7 +6,7 @@ Judged by the names of errors, so that no training code is imported.
 import traceback
 from collections.abc import Iterable, Iterator
 
-from semidavil.plugins import Source
+from semidavil.plugin_files import Source
 from sweeps.run.events import Failure
 
 INPUT_ERRORS = (

@@ -5,7 +5,8 @@ from functools import partial
 
 from semidavil.config import Config
 from semidavil.names import METHODS, SHUFFLED, VISION_ONLY
-from semidavil.plugins import Source, in_use, provider, use
+from semidavil.plugin_files import Source
+from semidavil.plugins import in_use, provider, use
 from sweeps.run.worker import load_training
 
 Preparation = tuple[str | bool, ...]

@@ -19,7 +19,8 @@ from typing import Any
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.full_disk import DiskFull, on_disk
-from semidavil.plugins import PLUGINS, Source, in_use, place_of, use
+from semidavil.plugin_files import PLUGINS, Source
+from semidavil.plugins import in_use, place_of, use
 from sweeps.keep.storage import workspace as open_workspace
 from sweeps.keep.workspace import ARTIFACTS, LOG, StorageError
 from sweeps.run import events

@@ -18,7 +18,8 @@ from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.fingerprint import differences
 from semidavil.place import command
-from semidavil.plugins import PLUGINS, missing
+from semidavil.plugin_files import PLUGINS
+from semidavil.plugins import missing
 from sweeps.run.worker import load_training
 from sweeps.show.find import find_run
 from sweeps.track.provenance import CODE, code_tags, device_name

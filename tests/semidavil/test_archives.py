@@ -14,7 +14,8 @@ from semidavil.data.files import DataError
 from semidavil.data.first_look import write_first_description
 from semidavil.data.images import read_indices, read_rgb
 from semidavil.data.own import read_dataset
-from semidavil.plugins import read, use
+from semidavil.plugin_files import read
+from semidavil.plugins import use
 
 ZIPPED = """
 import zipfile

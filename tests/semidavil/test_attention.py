@@ -14,7 +14,8 @@ from semidavil.experiments.street import build_method, vlm_of
 from semidavil.models.layers import upsample
 from semidavil.models.weights import save_weights
 from semidavil.names import WEIGHTS
-from semidavil.plugins import read, use
+from semidavil.plugin_files import read
+from semidavil.plugins import use
 
 CAPTION = "a road with cars, left"
 

@@ -14,7 +14,8 @@ from semidavil.config import Config, preset
 from semidavil.data.checks import check_data
 from semidavil.data.own import is_own, own_benchmark
 from semidavil.descriptions import DescriptionError
-from semidavil.plugins import PluginError, read, use
+from semidavil.plugin_files import PluginError, read
+from semidavil.plugins import use
 from sweeps.cli import main
 
 TREE = yaml.safe_load(DESCRIPTION)

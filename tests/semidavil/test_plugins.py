@@ -13,7 +13,8 @@ from rich.console import Console
 from semidavil import names, plugins
 from semidavil.commands.endings import told
 from semidavil.config import Config, ConfigError, preset
-from semidavil.plugins import PluginError, Source, read, use
+from semidavil.plugin_files import PluginError, Source, installed, read
+from semidavil.plugins import use
 
 MINE = {"model.fusion": "mine"}
 
@@ -213,11 +214,11 @@ def test_installed_packages_bring_plugins(tmp_path: Path, monkeypatch: pytest.Mo
     (about / "entry_points.txt").write_text("[semidavil.plugins]\nmine = ours_variants\n")
     (tmp_path / "ours_variants.py").write_text("FUSIONS = {'mine': print}")
     monkeypatch.syspath_prepend(tmp_path)
-    (source,) = plugins.installed()
+    (source,) = installed()
     assert source.name == "ours_variants.py"
     (tmp_path / "ours_variants.py").unlink()
     with pytest.raises(PluginError, match="ours"):
-        plugins.installed()
+        installed()
 
 
 def test_a_command_tells_the_line_of_a_plugin_and_not_a_traceback(

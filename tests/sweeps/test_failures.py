@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from semidavil.plugins import Source, use
+from semidavil.plugin_files import Source
+from semidavil.plugins import use
 from sweeps.run.events import Failure
 from sweeps.run.failures import failure_of
 

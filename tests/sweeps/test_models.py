@@ -20,7 +20,8 @@ from slow_cases import also_slow
 
 from semidavil.config import Config, preset
 from semidavil.names import WEIGHTS
-from semidavil.plugins import read, use
+from semidavil.plugin_files import read
+from semidavil.plugins import use
 from sweeps.serving import _load_pyfunc
 from sweeps.track.clean import leftovers
 from sweeps.track.datasets import datasets_of

@@ -13,7 +13,8 @@ from test_steer import begin
 from tracked_runs import finish
 
 from semidavil.config import Config, preset
-from semidavil.plugins import read, use
+from semidavil.plugin_files import read
+from semidavil.plugins import use
 from sweeps import request
 from sweeps.cli import main, parser
 from sweeps.given import take_config
