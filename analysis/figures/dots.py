@@ -82,7 +82,7 @@ def draw(
     return Drawn(
         figure=frame.figure,
         title=title,
-        caption=f"{' '.join([*verdict, title])}: mIoU per seed (ticks), mean and standard deviation (marker "
+        caption=f"{title}: mIoU per seed (ticks), mean and standard deviation (marker "
         f"and bar); right: paired difference to {compared_to} with its 95% t interval, "
         "uncorrected; the CSV has p after Holm's correction over the panel and, where runs keep them, 95% "
         "bootstrap intervals over validation images given these networks. "
