@@ -12,7 +12,7 @@ from analysis.cells import Cells, seeds_of, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
 from analysis.panels import legend, panels
-from analysis.runs import AnalysisError, Tracked
+from analysis.runs import AnalysisError, NoRunError, Tracked, command
 
 GRIDS = ("methods", "baselines")
 WANTED = 100  # label budget
@@ -94,6 +94,11 @@ def evaluated_on_the_way(
             continue
         if only is not None:
             chosen = chosen.only(only)
+        if chosen.runs.empty:
+            missing.append(
+                NoRunError(f"no finished run of {' or '.join(only or ())}: {command(grid)}")
+            )
+            continue
         numbers = histories(tracked, chosen.runs, metrics)
         curves = numbers.groupby("benchmark")["step"].transform("nunique") > 1
         there = set(numbers["benchmark"][curves])

@@ -18,7 +18,7 @@ from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.reproduce import commands
-from analysis.runs import OVERVIEW, AnalysisError, Tracked, load_runs
+from analysis.runs import OVERVIEW, AnalysisError, NoRunError, Tracked, load_runs
 from analysis.tables import TABLES
 from analysis.tables.entries import Shown, shown
 from sweeps.plan.grids import PARTS, RELEASED, SENSITIVITY
@@ -422,6 +422,17 @@ def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
     store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(150, 5.0)]})
     with pytest.raises(AnalysisError, match="eval_every"):
         FIGURES["learning_curves"](load_runs(store.uri))
+
+
+def test_curves_of_a_method_that_has_no_run_ask_for_its_runs(store: Writer) -> None:
+    """They asked for more evaluations, of runs that were evaluated twice."""
+    cell = settings("gta5-cityscapes", 100, 0, training__method="supervised")
+    store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(75, 3.0), (150, 5.0)]})
+    tracked = load_runs(store.uri)
+    assert len(FIGURES["learning_curves"](tracked).numbers) == 2
+    for name in ("pseudo_labels", "pseudo_label_classes"):
+        with pytest.raises(NoRunError, match=r"no finished run of semidavil.*--grid methods"):
+            FIGURES[name](tracked)
 
 
 def test_everything_is_made_whole(tracked: Tracked, tmp_path: Path) -> None:
