@@ -64,6 +64,7 @@ def draw(
         left.set_xlabel("mIoU (%)")
         right.set_xlabel(f"minus {style.label(bases[benchmark])} (points)")
         right.axvline(0, color="black", linewidth=0.7)
+        right.set_visible(bool(part["minus_baseline"].notna().any()))
         heading = (
             f"{chosen.heading(benchmark)}\n{here['budget'].max():,} labels, {seeds_of(part['n'])}"
         )

@@ -424,12 +424,15 @@ def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
         FIGURES["learning_curves"](load_runs(store.uri))
 
 
-def test_curves_of_a_method_that_has_no_run_ask_for_its_runs(store: Writer) -> None:
-    """They asked for more evaluations, of runs that were evaluated twice."""
+def test_figures_without_the_method_in_question_say_so(store: Writer) -> None:
+    """Curves asked for more evaluations, of runs evaluated twice; differences had an empty frame."""
     cell = settings("gta5-cityscapes", 100, 0, training__method="supervised")
     store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(75, 3.0), (150, 5.0)]})
     tracked = load_runs(store.uri)
     assert len(FIGURES["learning_curves"](tracked).numbers) == 2
+    scores, gaps = FIGURES["methods"](tracked).figure.axes
+    assert scores.get_visible()
+    assert not gaps.get_visible()  # there is nothing to subtract
     for name in ("pseudo_labels", "pseudo_label_classes"):
         with pytest.raises(NoRunError, match=r"no finished run of semidavil.*--grid methods"):
             FIGURES[name](tracked)
