@@ -36,10 +36,11 @@ def verdicts(cells: Cells, without: Collection[str] = ()) -> tuple[tuple[str, ..
         if (found := verdict(runs)) is None:
             continue
         told.append(f"{where}: {in_words(found, runs)}")
-        scores = runs.groupby("variant")["miou"].apply(interquartile_mean)
+        by_variant = runs.groupby("variant")["miou"]
+        iqm = {str(variant): interquartile_mean(list(scores)) for variant, scores in by_variant}
         rows += [
             {"where": where, "leader": found.leader, "other": other, **asdict(test),
-             "leader_iqm": scores[found.leader], "other_iqm": scores[other],
+             "leader_iqm": iqm[found.leader], "other_iqm": iqm[other],
              "largest_p": found.p, "best": found.sure}
             for other, test in found.tests.items()
         ]  # fmt: skip
