@@ -91,12 +91,11 @@ class Cells:
             reasons[f"at other label budgets{budgets}"] = count
         return replace(self, runs=runs, left_out=reasons)
 
-    def classes(self, benchmark: str, start: str = "iou/") -> list[str]:
+    def classes(self, benchmark: str) -> list[str]:
         """The classes of a benchmark; of one that is not known here, those of its runs' metrics."""
         if benchmark in BENCHMARKS:
             return list(BENCHMARKS[benchmark].classes)
-        here = self.of(benchmark).dropna(axis=1, how="all")
-        return [name.removeprefix(start) for name in here.columns if name.startswith(start)]
+        return classes_of(self.of(benchmark).dropna(axis=1, how="all"))
 
     def without_result(self, variant: str = "") -> str:
         """`2 diverged, 1 running`; of one variant, or by variant: `VLGA: 2 diverged`."""
@@ -317,9 +316,15 @@ def _odd_ones(variants: pd.Series, values: pd.Series) -> str:
     return "; ".join(f"{names}: {' and '.join(values)}" for values, names in named.items())
 
 
-def over_budgets(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+def classes_of(runs: pd.DataFrame) -> list[str]:
+    """The classes that runs have an IoU of."""
+    start = "iou/"
+    return [name.removeprefix(start) for name in runs.columns if name.startswith(start)]
+
+
+def over_budgets(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per variant and budget, see `over_seeds`."""
-    return over_seeds(runs, ["variant", "budget"], metric)
+    return over_seeds(runs, ["variant", "budget"])
 
 
 def by_seed(runs: pd.DataFrame, metric: str = "miou") -> pd.Series:

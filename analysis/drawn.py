@@ -16,7 +16,7 @@ class Shows:
 
     Attributes:
         title: a few words.
-        caption: for a paper: what is shown, spread, number of seeds, tests, what is left out.
+        caption: what is shown, spread, seeds, tests, what is left out; the verdicts are told before it.
         numbers: all that is drawn and the published values beside it, one row each.
         run_ids: the runs behind the numbers.
         grid: the grid whose runs it shows.

@@ -29,7 +29,7 @@ from analysis.figures import FIGURES, own_grids
 from analysis.output import DEFAULT_FORMATS, FORMATS, figure_files, table_files, write
 from analysis.report import report
 from analysis.run_pages import FOLDER, run_pages
-from analysis.runs import AnalysisError, Tracked, load_runs
+from analysis.runs import AnalysisError, NoRunError, Tracked, load_runs
 from analysis.style import paper_style
 from analysis.tables import TABLES
 from analysis.tables.entries import Shown
@@ -171,6 +171,7 @@ def make_all(
     """
     made, how = before or Made(), how or Shown()
     made.files, made.broken = {}, []
+    waiting = []
     for name in only or dict.fromkeys([*NAMES, *own_grids.own_grids(tracked)]):
         old = made.figures.get(name) or made.tables.get(name)
         if grids is not None and old is not None and old.grid not in grids:
@@ -182,6 +183,11 @@ def make_all(
             if only and isinstance(error, AnalysisError):
                 raise AnalysisError(f"{name}: {error}") from error
             _leave_out(name, error, made)
+            if isinstance(error, NoRunError):
+                waiting.append(name)
+            else:
+                colour = "red" if name in made.broken else "yellow"
+                _say(f"[{colour}]{name} is left out:[/]", made.left_out[name])
             continue
         write(out, files)
         made.names[name] = list(files)
@@ -195,6 +201,8 @@ def make_all(
         pages = report(tracked, made.figures, made.tables, made.left_out, made.names, how)
         write(out, pages)
         _say("report:", f"{out}/: {', '.join(pages)}")
+    if waiting:
+        _say("[yellow]left out, for want of a finished run:[/]", ", ".join(waiting))
     for what, reason in tracked.unreadable.items():
         _say(f"[red]{escape(what)} cannot be read:[/]", reason)
     plt.close("all")
@@ -213,8 +221,6 @@ def _leave_out(name: str, error: Exception, made: Made) -> None:
         )
         made.broken.append(name)
     made.left_out[name] = text
-    colour = "red" if name in made.broken else "yellow"
-    _say(f"[{colour}]{name} is left out:[/]", text)
 
 
 def _make(

@@ -1,11 +1,12 @@
-"""The commands that make some tracked runs once more: benchmark, budgets, seeds, preset, data, settings.
+"""The commands that make some tracked runs once more: benchmark, budgets, seeds, variants, data, settings.
 
 `FILE` stands for the description of a benchmark of the user's own, which is not kept by its path.
 """
 
+import itertools
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from analysis.runs import command, default_settings
 from analysis.style import setting_text
 from semidavil.config import PRESETS, Config, ConfigError, owner_of, preset
 from sweeps.plan.grids import GRIDS, SEARCH, SHARED_AXES
+from sweeps.plan.narrow import VARIANT
 
 
 def commands(runs: pd.DataFrame, grid: str) -> list[str]:
@@ -73,25 +75,70 @@ def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
     plugins = {name for text in runs["plugins"].unique() for name in json.loads(text)}
     if plugins:
         given += ["--plugin", *sorted({name.partition("@")[0] for name in plugins})]
-    budgets = sorted(map(int, runs["budget"].unique()))
-    if grid not in GRIDS or set(budgets) != _usual_budgets(grid, options, runs):
-        given += ["--budgets", *map(str, budgets)]
+    given += _choice(grid, options, runs)
     given += ["--seeds", *map(str, sorted(map(int, runs["seed"].unique())))]
     if grid == SEARCH:
         given += ["--trials", str(len(runs))]
     return f"{command(grid)} {shlex.join([*given, *options])}"
 
 
-def _usual_budgets(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> set[int]:
-    """Those of the grid without `--budgets`, on each of the benchmarks; none where they differ."""
+def _choice(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> list[str]:
+    """`--budgets` and `--only`, where the grid has others than these runs.
+
+    A user's own grid, whose file is not read, has both: its variants are those that its runs are named by.
+    """
+    places = set(zip(runs["benchmark"], runs["budget"], strict=True))
+    budgets = sorted({int(budget) for _, budget in places})
+    only: list[str] = []
+    if grid in GRIDS:
+        for given in ((), budgets):
+            only, left = _only(grid, _cells(grid, options, runs["benchmark"].unique(), given), runs)
+            if {(cell.data.benchmark, cell.data.budget) for cell in left} == places:
+                break
+        budgets = list(given)
+    elif grid != SEARCH and (runs["experiment"] == grid).all():
+        only = [f"{VARIANT}={_listed(runs['named'].unique())}"]
+    return [
+        *(["--budgets", *map(str, budgets)] if budgets else []),
+        *(["--only", *only] if only else []),
+    ]
+
+
+def _cells(
+    grid: str, options: tuple[str, ...], benchmarks: Iterable[str], budgets: Sequence[int]
+) -> list[Config]:
+    """The cells of one seed that a command has without `--only`; none where it would be refused here."""
     settings = options[options.index("--set") + 1 :] if "--set" in options else ()
     changes: Mapping[str, str] = dict(s.split("=", 1) for s in settings)
     try:
-        base: Config = preset(options[1], changes)
-        by = {
-            frozenset(c.data.budget for c in GRIDS[grid].cells(base, [b], (), [0]))
-            for b in runs["benchmark"].unique()
-        }
+        return GRIDS[grid].cells(preset(options[1], changes), list(benchmarks), budgets)
     except ConfigError:
-        return set()
-    return set(by.pop()) if len(by) == 1 else set()
+        return []
+
+
+def _only(
+    grid: str, cells: Sequence[Config], runs: pd.DataFrame
+) -> tuple[list[str], Sequence[Config]]:
+    """What `--only` takes to leave these variants of the cells, settings or else names; the cells left."""
+    axes = list(GRIDS[grid].baseline)
+    settings = (dict(cell.settings(of_all_methods=True)) for cell in cells)
+    every = pd.DataFrame([[setting_text(of[x]) for x in axes] for of in settings], columns=axes)
+    mine = runs[axes].map(setting_text)
+    known, made = map(pd.MultiIndex.from_frame, (every, mine))
+    there, fits = known.isin(made), every.isin(mine.to_dict("list")).all(axis=1).to_numpy()
+    if there.all():
+        return [], cells
+    if (there == fits).all() or not made.isin(known).all():  # a plugin's variants have no name here
+        narrower = [axis for axis in axes if not every[axis].isin(mine[axis]).all()]
+        only = [f"{axis}={_listed(sorted(set(mine[axis])))}" for axis in narrower]
+        return only, list(itertools.compress(cells, fits))
+    left = list(itertools.compress(cells, there))
+    return [f"{VARIANT}={_listed(dict.fromkeys(map(GRIDS[grid].variant, left)))}"], left
+
+
+def _listed(values: Iterable[str]) -> str:
+    """As `sweeps.plan.narrow.values_of` reads them: a comma within a value, or no letter, takes quotes."""
+    quoted = (
+        json.dumps(v, ensure_ascii=False) if not v or set(v) & set(",()[]") else v for v in values
+    )
+    return ",".join(quoted)

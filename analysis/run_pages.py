@@ -16,9 +16,11 @@ UI = "http://127.0.0.1:5000"  # where `mlflow ui` shows a local store
 COLUMNS = {"benchmark": "Benchmark", "variant": "Variant", "budget": "Labels", "seed": "Seed",
            "score": "Score", "state": "State", "steps": "Steps", "minutes": "Minutes", "preset": "Preset",
            "device": "Device", "commit": "Commit", "ended": "Ended (UTC)"}  # fmt: skip
+# Of these, those that are set from the left.
+TEXTS = ("benchmark", "variant", "state", "preset", "device")
 
 
-def mlflow_address(uri: str, run: Mapping[Any, Any]) -> str:
+def mlflow_address(uri: str, run: Mapping[str, Any]) -> str:
     """The run in MLflow's own pages; of a local store, where `mlflow ui` shows them."""
     place = uri.rstrip("/") if uri.startswith(("http://", "https://")) else UI
     return f"{place}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
@@ -28,21 +30,22 @@ def page_of_all(tracked: Tracked) -> bytes:
     """Finished runs first; these have a page of their own."""
     rows = run_rows(tracked)
     finished = set(tracked.table["run_id"])
-    return render("runs.html.j2", columns=COLUMNS, rows=rows, finished=finished, folder=FOLDER)
+    return render("runs.html.j2", columns=COLUMNS, texts=TEXTS, rows=rows, finished=finished,
+                  folder=FOLDER)  # fmt: skip
 
 
 def run_rows(tracked: Tracked) -> list[dict[str, Any]]:
     """What the page of all runs shows of each, finished ones first."""
     rows = []
     for table in (tracked.table, tracked.open):
-        for run in table.to_dict("records"):
+        for run in (tracked.rows[run_id] for run_id in table.get("run_id", ())):
             score = run.get("miou", float("nan"))
             score = run.get("dice", score) if score != score else score
             rows.append(
                 {"run_id": run["run_id"], "benchmark": style.benchmark_name(run["benchmark"]),
                  "variant": f"{run['experiment']}: {_variant(run)}", "budget": run["budget"],
                  "seed": int(run["seed"]), "score": "" if score != score else f"{score:.2f}",
-                 "state": run.get("why") or "finished", "steps": f"{int(run['steps']):,}",
+                 "state": run["why"] or "finished", "steps": f"{int(run['steps']):,}",
                  "minutes": f"{run['seconds'] / 60:.1f}" if run.get("seconds", 0) > 0 else "",
                  "preset": run["env/preset"], "device": run["env/device"], "commit": run["env/commit"][:8],
                  "ended": _time(run["ended"]), "link": mlflow_address(tracked.uri, run)}
@@ -50,12 +53,12 @@ def run_rows(tracked: Tracked) -> list[dict[str, Any]]:
     return rows
 
 
-def _variant(run: Mapping[Any, Any]) -> str:
+def _variant(run: Mapping[str, Any]) -> str:
     return ", ".join(str(run[name]) for name in ("method", "fusion", "loss", "captions"))
 
 
 def _time(milliseconds: float | None) -> str:
-    if milliseconds is None or milliseconds != milliseconds:
+    if milliseconds is None:
         return ""
     return str(pd.Timestamp(milliseconds, unit="ms"))[:16]
 
@@ -68,13 +71,13 @@ def run_pages(tracked: Tracked, folder: Path) -> dict[str, bytes]:
     told = {*defaults, *OF_A_RUN}
     metrics = [c for c in map(str, new) if c not in told and not c.startswith(("env/", "runtime."))]
     return {
-        f"{run['run_id']}.html": _page(run, defaults, metrics, tracked.uri)
-        for run in new.to_dict("records")
+        f"{run_id}.html": _page(tracked.rows[run_id], defaults, metrics, tracked.uri)
+        for run_id in new["run_id"]
     }
 
 
-def _page(run: Mapping[Any, Any], defaults: dict[str, Any], metrics: list[str], uri: str) -> bytes:
-    known = {m: run[m] for m in metrics if isinstance(run[m], float) and run[m] == run[m]}
+def _page(run: Mapping[str, Any], defaults: dict[str, Any], metrics: list[str], uri: str) -> bytes:
+    known = {m: v for m in metrics if isinstance(v := run.get(m), float) and v == v}
     parts = {
         "The run": {
             "grids": ", ".join(run["grids"]), "ended (UTC)": _time(run["ended"]), "data": run["data"]

@@ -55,6 +55,10 @@ class AnalysisError(RuntimeError):
     """Nothing to draw, or a store that cannot be read; the message says what to do."""
 
 
+class NoRunError(AnalysisError):
+    """Nothing to draw yet: a sweep makes it."""
+
+
 @dataclass
 class Tracked:
     """Finished runs and the store that they came from.
@@ -82,11 +86,11 @@ class Tracked:
         """The runs of a grid, those that it shares with another one included.
 
         Raises:
-            AnalysisError: there is none; the message says which command makes them.
+            NoRunError: there is none; the message says which command makes them.
         """
         mine = self.table[[grid in grids for grids in self.table["grids"]]]
         if mine.empty:
-            raise AnalysisError(f"no finished run; make them: {command(grid)}")
+            raise NoRunError(f"no finished run; make them: {command(grid)}")
         return mine
 
     def unfinished(self, grid: str) -> pd.DataFrame:
@@ -103,8 +107,8 @@ class Tracked:
         found = _all(self.client.search_runs, experiments, condition, order_by=newest_first)
         return [run.info.run_id for run in found]
 
-    def files(self, run_id: str, folder: str) -> list[str]:
-        """Paths of a run's artifacts in a folder."""
+    def files(self, run_id: str, folder: str | None = None) -> list[str]:
+        """Paths of a run's artifacts in a folder, or outside of any."""
         return [file.path for file in self.client.list_artifacts(run_id, folder) if not file.is_dir]
 
     def csv(self, run_id: str, path: str) -> pd.DataFrame:
@@ -142,7 +146,7 @@ class Tracked:
     def _read(self, run_id: str, name: str) -> dict[str, np.ndarray]:
         """A broken file costs its run, and no figure of the others."""
         try:
-            if name not in {file.path for file in self.client.list_artifacts(run_id)}:
+            if name not in self.files(run_id):
                 return {}
             with tempfile.TemporaryDirectory() as folder:
                 path = self.client.download_artifacts(run_id, name, folder)

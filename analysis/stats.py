@@ -101,17 +101,19 @@ def over_seeds(runs: pd.DataFrame, by: list[str], value: str = "miou") -> pd.Dat
     return table.assign(low=table["mean"] - half, high=table["mean"] + half)
 
 
-def paired(ours: pd.Series, theirs: pd.Series) -> Paired:
-    """The paired t-test of two variants under one condition.
+def paired(ours: pd.Series | pd.DataFrame, theirs: pd.Series | pd.DataFrame) -> Paired:
+    """The paired t-test of two variants, under one condition or over several of one benchmark.
 
     The t-test and not Wilcoxon's: with n seeds the latter's smallest two-sided p is 2^(1-n), so that five
     seeds could never be significant. It takes the differences as normal.
 
     Args:
-        ours, theirs: values indexed by seed; what only one has is left out.
+        ours, theirs: values indexed by seed, of several conditions a column each; what only one has is left
+            out.
     """
     both = pd.concat([ours, theirs], axis=1, join="inner").to_numpy(float)
-    return _averaged(both[:, :1], both[:, 1:], pd.Index([""]))
+    conditions = both.shape[1] // 2
+    return _averaged(both[:, :conditions], both[:, conditions:], pd.Index([""] * conditions))
 
 
 def _averaged(ours: np.ndarray, theirs: np.ndarray, benchmarks: pd.Index) -> Paired:
@@ -155,17 +157,17 @@ def effect_size(n: int) -> float:
     return float(np.ravel(TTestPower().solve_power(nobs=n, alpha=ALPHA, power=POWER))[0])
 
 
-def verdict(runs: pd.DataFrame, metric: str = "miou") -> Verdict | None:
+def verdict(runs: pd.DataFrame) -> Verdict | None:
     """Which variant is best over all conditions of `runs`; None for a single variant.
 
     Args:
-        runs: columns `variant`, `seed`, `benchmark`, `budget` and the metric, unique on the first four.
+        runs: columns `variant`, `seed`, `benchmark`, `budget` and `miou`, unique on the first four.
     """
-    known = runs.dropna(subset=[metric])
+    known = runs.dropna(subset=["miou"])
     variants = list(map(str, dict.fromkeys(known["variant"])))
     if len(variants) < 2:
         return None
-    table = known.pivot(index="seed", columns=["variant", *CONDITION], values=metric)
+    table = known.pivot(index="seed", columns=["variant", *CONDITION], values="miou")
     conditions = pd.MultiIndex.from_frame(table.columns.to_frame()[CONDITION]).unique()
     full = table.reindex(columns=[(v, *c) for v in variants for c in conditions])
     values = full.to_numpy(float).reshape(len(table), len(variants), len(conditions))
@@ -231,13 +233,13 @@ def best_sets(columns: Mapping[Hashable, pd.DataFrame]) -> dict[Hashable, tuple[
     return found
 
 
-def complete_blocks(runs: pd.DataFrame, metric: str = "miou") -> pd.DataFrame:
+def complete_blocks(runs: pd.DataFrame) -> pd.DataFrame:
     """A row per benchmark, seed and budget that all variants have, a column per variant.
 
     Of each benchmark, the seeds with the most budgets: means over other budgets would not compare.
     """
     table = runs.pivot(
-        index=["benchmark", "seed", "budget"], columns="variant", values=metric
+        index=["benchmark", "seed", "budget"], columns="variant", values="miou"
     ).dropna()
     counts = table.groupby(["benchmark", "seed"]).transform("size")
     return table[counts == counts.groupby("benchmark").transform("max")]
@@ -318,14 +320,14 @@ def ranks(scores: pd.DataFrame) -> Ranks:
     return Ranks(mean, n, float(p), float(q * np.sqrt(k * (k + 1) / (6 * n))))
 
 
-def factorial(runs: pd.DataFrame, parts: Sequence[str], metric: str = "miou") -> pd.DataFrame:
+def factorial(runs: pd.DataFrame, parts: Sequence[str]) -> pd.DataFrame:
     """What each part adds on average, and what two add together beyond their sum.
 
     A linear model of all parts, their pairs and the seed; a pair that the runs cannot tell from the rest
     is left out of it.
 
     Args:
-        runs: a boolean column for each of `parts`, `seed`, the metric.
+        runs: a boolean column for each of `parts`, `seed`, `miou`.
 
     Returns:
         Rows `what` (`VL`, `VL x DLG`), `difference`, `low`, `high`, `p`, `p_holm`, `n` (seeds); empty where
@@ -351,7 +353,7 @@ def factorial(runs: pd.DataFrame, parts: Sequence[str], metric: str = "miou") ->
                 shown.append(f"{a} x {b}")
     if len(runs) <= len(design):
         return pd.DataFrame()
-    fit = OLS(runs[metric].to_numpy(float), pd.DataFrame(design)).fit()
+    fit = OLS(runs["miou"].to_numpy(float), pd.DataFrame(design)).fit()
     bounds = fit.conf_int(1 - LEVEL)
     return pd.DataFrame(
         {"what": shown, "difference": fit.params[shown].to_numpy(), "low": bounds.loc[shown, 0].to_numpy(),
@@ -374,7 +376,7 @@ def pareto_front(gain: pd.Series, cost: pd.Series) -> pd.Series:
     return ~pd.Series(beaten, index=gain.index, dtype=bool)
 
 
-def bootstrap_images(per_image: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
+def bootstrap_images(per_image: Sequence[np.ndarray]) -> tuple[float, float]:
     """95% percentile interval of mean IoU over validation images, given these networks.
 
     Each resample draws the images anew, the same for all runs. The classes are those of all images: a class
@@ -389,7 +391,7 @@ def bootstrap_images(per_image: Sequence[np.ndarray], seed: int = 0) -> tuple[fl
     if not per_image or len({len(run) for run in per_image}) != 1:
         raise ValueError("the runs must have been evaluated on the same images")
     count = len(per_image[0])
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
     scores = []
     for run in per_image:
         per_class = class_iou(np.tensordot(draws.astype(float), run.astype(float), 1))

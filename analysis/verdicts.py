@@ -11,9 +11,7 @@ from analysis.cells import Cells
 from analysis.stats import ALPHA, CLAIM_SEEDS, Paired, Verdict, interquartile_mean, verdict
 
 
-def verdicts(
-    cells: Cells, metric: str = "miou", without: Collection[str] = ()
-) -> tuple[tuple[str, ...], pd.DataFrame]:
+def verdicts(cells: Cells, without: Collection[str] = ()) -> tuple[tuple[str, ...], pd.DataFrame]:
     """A sentence for each benchmark, and one over all that are marked alike (toy and real never together).
 
     Args:
@@ -35,14 +33,14 @@ def verdicts(
     told, rows = [], []
     for where, names in places:
         runs = cells.runs[cells.runs["benchmark"].isin(names)]
-        if (found := verdict(runs, metric)) is None:
+        if (found := verdict(runs)) is None:
             continue
         told.append(f"{where}: {in_words(found, runs)}")
-        leading = runs[runs["variant"] == found.leader][metric]
+        by_variant = runs.groupby("variant")["miou"]
+        iqm = {str(variant): interquartile_mean(list(scores)) for variant, scores in by_variant}
         rows += [
             {"where": where, "leader": found.leader, "other": other, **asdict(test),
-             "leader_iqm": interquartile_mean(list(leading)),
-             "other_iqm": interquartile_mean(list(runs[runs["variant"] == other][metric])),
+             "leader_iqm": iqm[found.leader], "other_iqm": iqm[other],
              "largest_p": found.p, "best": found.sure}
             for other, test in found.tests.items()
         ]  # fmt: skip

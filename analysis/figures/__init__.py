@@ -44,8 +44,15 @@ FIGURES: dict[str, DrawFigure] = {
     "confusion": confusion.draw,
     "ranks": ranks.draw,
     "profiles": ranks.profiles,
-    "learning_curves": over_time.learning_curves,
-    "pseudo_labels": over_time.pseudo_labels,
+    "learning_curves": partial(
+        over_time.draw, metrics={"val/miou": "mIoU (%)"}, title="Learning curves",
+        about="mIoU on the validation images",
+    ),
+    "pseudo_labels": partial(
+        over_time.draw, title="Reliability of pseudo-labels", only=over_time.TEACHERS,
+        metrics={"val/pseudo/coverage": "confident pixels (%)", "val/pseudo/accuracy": "of these right (%)"},
+        about="Share of the validation pixels that reach the confidence threshold, and how many are right",
+    ),
     "pseudo_label_classes": pseudo_label_classes.draw,
     "cost": cost.draw,
     "search_history": search.history,

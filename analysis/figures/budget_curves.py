@@ -15,7 +15,7 @@ from analysis.drawn import Drawn
 from analysis.panels import legend, panels, points, whiskers
 from analysis.paper import READ_OFF, Published
 from analysis.runs import Tracked
-from analysis.stats import paired, verdict
+from analysis.stats import paired
 from analysis.style import Look
 from analysis.verdicts import verdicts
 
@@ -72,7 +72,7 @@ def draw(tracked: Tracked, name: str) -> Drawn:
     return Drawn(
         figure=frame.figure,
         title=f"{comparison.title}: mIoU against label budget",
-        caption=" ".join([*told, *caption, chosen.note()]),
+        caption=" ".join([*caption, chosen.note()]),
         alt=_alt(numbers, looks, told),
         numbers=_with_differences(numbers, gaps),
         run_ids=chosen.run_ids,
@@ -126,16 +126,11 @@ def differences(chosen: Cells, reference: str) -> pd.DataFrame:
         for variant in (v for v in runs["variant"].unique() if v != reference):
             two = runs[runs["variant"].isin((variant, reference))]
             by = two.pivot(index=["budget", "seed"], columns="variant", values="miou").dropna()
-            if {variant, reference} - set(by):
+            if by.empty or {variant, reference} - set(by):
                 continue
-            if whole := verdict(two):
-                sign = 1 if whole.leader == variant else -1
-                (test,) = whole.tests.values()
-                low, high = sorted((sign * test.low, sign * test.high))
-                gap = sign * test.difference
-                rows.append([benchmark, variant, OVERALL, gap, low, high, test.p, test.n])
-            for budget, one in by.groupby(level="budget"):
-                t = paired(*(one.droplevel("budget")[name] for name in (variant, reference)))
+            each = [(b, one.droplevel("budget")) for b, one in by.groupby(level="budget")]
+            for budget, one in [(OVERALL, by.unstack("budget")), *each]:
+                t = paired(one[variant], one[reference])
                 rows.append([benchmark, variant, budget, t.difference, t.low, t.high, t.p, t.n])
     found = pd.DataFrame(rows, columns=[*CELL, "difference", "low", "high", "p", "n"])
     return found if (found["n"] > 1).any() else found.iloc[:0]

@@ -64,6 +64,7 @@ def draw(
         left.set_xlabel("mIoU (%)")
         right.set_xlabel(f"minus {style.label(bases[benchmark])} (points)")
         right.axvline(0, color="black", linewidth=0.7)
+        right.set_visible(bool(part["minus_baseline"].notna().any()))
         heading = (
             f"{chosen.heading(benchmark)}\n{here['budget'].max():,} labels, {seeds_of(part['n'])}"
         )
@@ -82,7 +83,7 @@ def draw(
     return Drawn(
         figure=frame.figure,
         title=title,
-        caption=f"{' '.join([*verdict, title])}: mIoU per seed (ticks), mean and standard deviation (marker "
+        caption=f"{title}: mIoU per seed (ticks), mean and standard deviation (marker "
         f"and bar); right: paired difference to {compared_to} with its 95% t interval, "
         "uncorrected; the CSV has p after Holm's correction over the panel and, where runs keep them, 95% "
         "bootstrap intervals over validation images given these networks. "

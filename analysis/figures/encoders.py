@@ -50,7 +50,7 @@ def draw(tracked: Tracked) -> Drawn:
     return Drawn(
         figure=frame.figure,
         title="Encoders",
-        caption=f"{' '.join(verdict)} mIoU of each encoder, with DLG and without language, against what it "
+        caption="mIoU of each encoder, with DLG and without language, against what it "
         f"costs to run: mean and standard deviation over {seeds_of(numbers['n'])}, at the same steps, "
         "batches and crops; grey line: the Pareto front of the means. Parameters are those of the whole "
         f"network. {_starts(runs)} {devices(numbers)} On the front {told}. {chosen.note()}",

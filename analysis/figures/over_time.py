@@ -12,47 +12,29 @@ from analysis.cells import Cells, seeds_of, select
 from analysis.comparisons import COMPARISONS
 from analysis.drawn import Drawn
 from analysis.panels import legend, panels
-from analysis.runs import AnalysisError, Tracked
+from analysis.runs import AnalysisError, NoRunError, Tracked, command
 
 GRIDS = ("methods", "baselines")
 WANTED = 100  # label budget
-LEARNING = {"val/miou": "mIoU (%)"}
-PSEUDO = {
-    "val/pseudo/coverage": "confident pixels (%)",
-    "val/pseudo/accuracy": "of these right (%)",
-}
 # Methods that learn from pseudo-labels.
 TEACHERS = ("semidavil", "semivl", "unimatch", "unimatch_v2", "sdepth")
 
 
-def learning_curves(tracked: Tracked) -> Drawn:
-    """mIoU over training steps per method.
-
-    Raises:
-        AnalysisError: no run was evaluated more than once.
-    """
-    return _draw(tracked, LEARNING, None, "Learning curves", "mIoU on the validation images")
-
-
-def pseudo_labels(tracked: Tracked) -> Drawn:
-    """Coverage and accuracy of confident predictions over training steps.
-
-    Raises:
-        AnalysisError: no run was evaluated more than once.
-    """
-    about = (
-        "Share of the validation pixels that reach the confidence threshold, and how many are right"
-    )
-    return _draw(tracked, PSEUDO, TEACHERS, "Reliability of pseudo-labels", about)
-
-
-def _draw(
+def draw(
     tracked: Tracked,
     metrics: Mapping[str, str],
-    only: tuple[str, ...] | None,
     title: str,
     about: str,
+    only: tuple[str, ...] | None = None,
 ) -> Drawn:
+    """Metrics of each method over training steps, those of `only` if it is given.
+
+    Args:
+        metrics: what the axis of each is called.
+
+    Raises:
+        AnalysisError: no run was evaluated more than once.
+    """
     grid, chosen, numbers = evaluated_on_the_way(tracked, list(metrics), only)
     budgets = sorted(set(chosen.runs["budget"]) - {0})
     labelled = f"{' or '.join(str(n) for n in budgets)} labels; " if budgets else ""
@@ -112,6 +94,11 @@ def evaluated_on_the_way(
             continue
         if only is not None:
             chosen = chosen.only(only)
+        if chosen.runs.empty:
+            missing.append(
+                NoRunError(f"no finished run of {' or '.join(only or ())}: {command(grid)}")
+            )
+            continue
         numbers = histories(tracked, chosen.runs, metrics)
         curves = numbers.groupby("benchmark")["step"].transform("nunique") > 1
         there = set(numbers["benchmark"][curves])

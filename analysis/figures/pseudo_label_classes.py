@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from analysis.cells import seeds_of
+from analysis.cells import classes_of, seeds_of
 from analysis.drawn import Drawn
 from analysis.figures.over_time import evaluated_on_the_way
 from analysis.panels import SMALL, heat_map, panels
@@ -20,8 +20,7 @@ def draw(tracked: Tracked) -> Drawn:
     Raises:
         AnalysisError: no run was evaluated more than once.
     """
-    start = "iou/"
-    classes = [c.removeprefix(start) for c in tracked.table.columns if c.startswith(start)]
+    classes = classes_of(tracked.table)
     metrics = [f"val/pseudo/{metric}/{name}" for metric in METRICS for name in classes]
     grid, chosen, numbers = evaluated_on_the_way(tracked, metrics, (OURS,))
     split = numbers["metric"].str.extract(r"^val/pseudo/(?P<what>[^/]+)/(?P<class>.+)$")

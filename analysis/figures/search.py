@@ -12,7 +12,7 @@ from analysis import style
 from analysis.cells import Cells
 from analysis.drawn import Drawn
 from analysis.panels import legend, panels
-from analysis.runs import AnalysisError, Tracked, command
+from analysis.runs import AnalysisError, NoRunError, Tracked, command
 from analysis.stats import pareto_front
 from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.grids import OBJECTIVES, SEARCH
@@ -103,7 +103,8 @@ def importances(tracked: Tracked) -> Drawn:
     every = [one for objective in OBJECTIVES for one in studies(tracked, objective)]
     known = [one for one in every if len(one.importances)]
     if not known:
-        raise AnalysisError(f"no search has enough finished trials; make one: {command(GRID)}")
+        missing = AnalysisError if every else NoRunError
+        raise missing(f"no search has enough finished trials; make one: {command(GRID)}")
     one = max(known, key=lambda study: len(study.done))
     shares = one.importances.sort_values("importance")
     figure, ax = one.panel(0.4 + 0.2 * len(shares))
@@ -157,12 +158,12 @@ def study(tracked: Tracked, objective: str) -> Study:
     """The study with most finished trials of an objective.
 
     Raises:
-        AnalysisError: there is none.
+        NoRunError: there is none.
     """
     found = studies(tracked, objective)
     if not found:
         how = "" if objective == "miou" else f" --objective {objective}"
-        raise AnalysisError(f"no search has finished; make one: {command(GRID)}{how}")
+        raise NoRunError(f"no search has finished; make one: {command(GRID)}{how}")
     return max(found, key=lambda one: len(one.done))
 
 

@@ -37,7 +37,7 @@ def make(tracked: Tracked, name: str) -> Table:
         name=name,
         title=f"{comparison.title}: mIoU by label budget",
         about=f"{comparison.title}: mean IoU (%) by number of labelled target images.",
-        caption=" ".join([*told, _caption(chosen, comparison, table)]),
+        caption=_caption(chosen, comparison, table),
         stub=comparison.subject,
         blocks=tuple(blocks),
         numbers=table,

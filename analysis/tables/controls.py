@@ -107,7 +107,7 @@ def _table(
         name=name,
         title=title,
         about=f"{title}: mean IoU (%), and paired differences with 95% t intervals, uncorrected.",
-        caption=" ".join([*told, about, spread, chosen.note()]),
+        caption=f"{about} {spread} {chosen.note()}",
         stub=stub,
         blocks=tuple(blocks),
         numbers=pd.DataFrame(numbers),

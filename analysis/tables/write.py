@@ -36,9 +36,8 @@ def markdown(table: Table, how: Shown | None = None) -> str:
             for name, entries in block.rows
         ]
         lines.append("")
-    return "\n\n".join(
-        ["\n".join(lines), *map(escape_markdown, (short_caption(table), table.caption)), ""]
-    )
+    told = (short_caption(table), " ".join([*table.verdicts, table.caption]))
+    return "\n\n".join(["\n".join(lines), *map(escape_markdown, told), ""])
 
 
 def _markdown_entry(entry: Entry) -> str:

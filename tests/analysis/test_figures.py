@@ -18,7 +18,7 @@ from analysis.figures.synapse import organ_table, relative_to
 from analysis.make_figures import make_all
 from analysis.output import write
 from analysis.reproduce import commands
-from analysis.runs import AnalysisError, Tracked, load_runs
+from analysis.runs import OVERVIEW, AnalysisError, NoRunError, Tracked, load_runs
 from analysis.tables import TABLES
 from analysis.tables.entries import Shown, shown
 from sweeps.plan.grids import PARTS, RELEASED, SENSITIVITY
@@ -383,26 +383,37 @@ def test_curves_fall_back_to_baselines_and_keep_to_one_number_of_labels(store: W
 def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
     store: Writer, tmp_path: Path
 ) -> None:
-    """Its file is not read: it may be gone. What was run with other settings is left out by name."""
+    """Its file is not read: it may be gone. What was run with other settings is left out by name.
+
+    What is not done yet is known from the plan of the sweep that made its runs, and not of another.
+    """
     variants = {"soft": ("soft", "none"), "base": ("ce", "none"), "soft + DLG": ("soft", "dlg")}
     for name in ("base", "soft", "soft + DLG"):
         loss, fusion = variants[name]
         for seed in range(3):
             cell = settings("gta5-cityscapes", 100, seed, loss__name=loss, model__fusion=fusion)
             full = f"gta5-cityscapes/{name}/100/s{seed}"
-            store.run("ladder", cell, {"miou": 20.0 + len(name) + seed}, name=full)
+            store.run("ladder", cell, {"miou": 20.0 + len(name) + seed}, name=full, key=full)
     longer = settings("gta5-cityscapes", 100, 0, loss__name="soft", model__fusion="none")
     longer["training.steps"] = 7
     store.run("ladder", longer, {"miou": 99.0}, name="gta5-cityscapes/soft/100/s0")
+    done, waiting = "soft + DLG/100/s2", ("soft/half/100/s0", "soft/half/100/s1", "base/500/s0")
+    for cells in ((done, *waiting), ("longer/100/s0",)):
+        experiment, tags = store.experiments["ladder"], {OVERVIEW: "ladder"}
+        overview = store.client.create_run(experiment, tags=tags).info.run_id
+        lines = [f"gta5-cityscapes/{cell},gta5-cityscapes/{cell},to do" for cell in cells]
+        store.client.log_text(overview, "\n".join(["cell,key,state", *lines]), "plan.csv")
     made = make_all(load_runs(store.uri), (), tmp_path, ("png",))
     drawn = made.figures["ladder"]
     assert list(drawn.numbers["variant"]) == ["soft + DLG", "base", "soft"]
     assert drawn.numbers["minus_baseline"].iloc[0] == pytest.approx(6)  # to what began first
     assert "1 with training.steps=7" in drawn.caption
+    assert drawn.missing == "not run yet: 3 runs (gta5-cityscapes: soft/half at 100; base at 500)"
     assert (tmp_path / "ladder.png").exists()
     shown = load_runs(store.uri).of_grid("ladder")
     (command,) = commands(shown[shown["run_id"].isin(drawn.run_ids)], "ladder")
     assert "--grid ladder" in command
+    assert "--only 'variant=soft + DLG,soft,base'" in command
     assert "loss.name" not in command  # the grid's file has it
 
 
@@ -411,6 +422,20 @@ def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
     store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(150, 5.0)]})
     with pytest.raises(AnalysisError, match="eval_every"):
         FIGURES["learning_curves"](load_runs(store.uri))
+
+
+def test_figures_without_the_method_in_question_say_so(store: Writer) -> None:
+    """Curves asked for more evaluations, of runs evaluated twice; differences had an empty frame."""
+    cell = settings("gta5-cityscapes", 100, 0, training__method="supervised")
+    store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(75, 3.0), (150, 5.0)]})
+    tracked = load_runs(store.uri)
+    assert len(FIGURES["learning_curves"](tracked).numbers) == 2
+    scores, gaps = FIGURES["methods"](tracked).figure.axes
+    assert scores.get_visible()
+    assert not gaps.get_visible()  # there is nothing to subtract
+    for name in ("pseudo_labels", "pseudo_label_classes"):
+        with pytest.raises(NoRunError, match=r"no finished run of semidavil.*--grid methods"):
+            FIGURES[name](tracked)
 
 
 def test_everything_is_made_whole(tracked: Tracked, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from analysis.tables import TABLES
 from semidavil.config import preset
 from sweeps.cli import parser
 from sweeps.plan.grids import GRIDS
+from sweeps.plan.narrow import narrowed
 from sweeps.request import Options, requested
 
 
@@ -49,20 +50,25 @@ def track(store: Writer, configs: list, grid: str, miou: float = 30.0, name: str
 
 
 @pytest.mark.parametrize(
-    ("grid", "changes", "budgets", "seeds"),
+    ("grid", "changes", "budgets", "seeds", "only"),
     [
         (
             "attention",
             {"training.steps": "40", "data.crop": "32x48", "runtime.eval_every": "20"},
             (),
             (1,),
+            (),
         ),
-        ("loss_controls", {}, (200,), (0,)),
+        ("loss_controls", {}, (200,), (0,), ()),
+        ("components", {}, (), (0, 1), ("variant=VL+DLG,nothing,released code",)),
         *also_slow(
-            ("attention", {}, (0, 100), (0, 2)),
-            ("methods", {"training.lr": "3e-4"}, (), (0,)),
-            ("baselines", {}, (), (0,)),
-            ("encoders", {}, (), (3,)),
+            ("attention", {}, (0, 100), (0, 2), ("fusion=dlg,wpct",)),
+            ("methods", {"training.lr": "3e-4"}, (), (0,), ()),
+            ("methods", {}, (), (0,), ("variant=source_only",)),
+            ("baselines", {}, (), (0,), ()),
+            ("encoders", {}, (), (3,), ("variant=toy (random)+dlg",)),
+            ("sensitivity", {}, (), (0,), ("omega=0.5,0.25", "confidence=0.6")),
+            ("captions", {}, (), (0,), ("captions=none,shuffled:positions",)),
         ),
     ],
 )
@@ -72,9 +78,11 @@ def test_the_command_plans_the_very_runs_that_it_is_shown_beside(
     changes: dict[str, str],
     budgets: tuple[int, ...],
     seeds: tuple[int, ...],
+    only: tuple[str, ...],
 ) -> None:
     """It said `--grid methods` for runs that were made with six more options."""
-    configs = GRIDS[grid].cells(preset("toy", changes), (), budgets, seeds)
+    base = preset("toy", changes)
+    configs = narrowed(GRIDS[grid].cells(base, (), budgets, seeds), only, GRIDS[grid].around(base))
     track(store, configs, grid)
     (command,) = commands(load_runs(store.uri).table, grid)
     words = shlex.split(command)
