@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Small tensors gain nothing from threads, and several processes would each have as many as there are cores
 # (some tests took ten times as long). Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Until the tests are collected: what is imported is no garbage, and looking for some takes a tenth of the time.
+# Until the tests are collected: looking for garbage in what is imported takes each process a second.
 gc.disable()
 
 

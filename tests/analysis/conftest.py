@@ -43,7 +43,7 @@ def store(tmp_path: Path, empty_store: Path) -> Writer:
 
 @pytest.fixture(scope="session")
 def tracked(everything: str) -> Tracked:
-    """Read once: figures change nothing in what they are given, and the command too has one for all of them."""
+    """Read once: no figure changes what it is given, and the command too has one for all of them."""
     return load_runs(everything)
 
 
