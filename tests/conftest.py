@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[1]
 # Small tensors gain nothing from threads, and several processes would each have as many as there are cores
 # (some tests took ten times as long). Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Until the tests are collected: looking for garbage in what is imported takes each process a second.
+gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,6 +42,7 @@ def pytest_collection_finish() -> None:
     # What is imported and collected by now stays: no garbage collection of a test looks at it again.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -75,13 +76,20 @@ def sources() -> dict[str, str]:
     return found
 
 
+@cache
+def statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Every import of a file; each case below changes one file and asks for those of all."""
+    nodes = ast.walk(ast.parse(source))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imported(source: str, known: dict[str, str]) -> set[str]:
     """Every module that a file imports anywhere in it, with the packages that this loads first."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in statements(source):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.module, "a relative import"
             names |= {node.module}
             names |= {f"{node.module}.{a.name}" for a in node.names} & known.keys()

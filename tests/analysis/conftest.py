@@ -1,13 +1,12 @@
 """Tracking stores with made-up runs."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 from made_up_runs import CELLS, Writer, settings, write_everything
-from quick_stores import make_stores_quick
 
 from analysis.runs import Tracked, load_runs
 
@@ -26,10 +25,14 @@ def _figures_are_let_go() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
+def everything(made_once: Callable[[str, Callable[[Path], None]], Path], empty_store: Path) -> str:
     """The address of a store with runs of every grid."""
-    make_stores_quick()
-    return write_everything(tmp_path_factory.mktemp("store"))
+
+    def make(folder: Path) -> None:
+        shutil.copyfile(empty_store, folder / empty_store.name)
+        write_everything(folder)
+
+    return f"sqlite:///{made_once('everything', make) / empty_store.name}"
 
 
 @pytest.fixture
@@ -38,8 +41,9 @@ def store(tmp_path: Path, empty_store: Path) -> Writer:
     return Writer(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tracked(everything: str) -> Tracked:
+    """Read once: no figure changes what it is given, and the command too has one for all of them."""
     return load_runs(everything)
 
 

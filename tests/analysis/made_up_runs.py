@@ -170,8 +170,8 @@ def add_network(
     writer.run(grid, params, final, history=history, evaluation=kept, gallery=gallery)
 
 
-def write_everything(folder: Path) -> str:
-    """Runs of every grid with three seeds; the store's address."""
+def write_everything(folder: Path) -> None:
+    """Runs of every grid with three seeds."""
     w = Writer(folder)
     seeds, budgets = (0, 1, 2), (0, 100, 500, 2975)
     for benchmark, budget, seed in itertools.product(BENCHMARKS_2, budgets, seeds):
@@ -224,7 +224,6 @@ def write_everything(folder: Path) -> str:
     add_encoders(w, seeds)
     add_synapse(w, seeds)
     add_search(w)
-    return w.uri
 
 
 def add_controls(writer: Writer, seeds: Iterable[int]) -> None:

@@ -2,15 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from semidavil.__main__ import app
 from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config, preset
 from semidavil.data.checks import check_data, class_pixels
@@ -141,27 +142,29 @@ def test_a_scan_counts_pixels_and_images(write_dataset: Write, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_check_command(write_dataset: Write, tmp_path: Path) -> None:
+def test_the_check_command(
+    write_dataset: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_dataset("idda", splits=("train", "val"))
+    monkeypatch.chdir(tmp_path)
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "semidavil", "data", *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    def run(*options: str) -> Result:
+        return CliRunner().invoke(app, ["data", *options])
 
     good = run("--data-root", str(root))
-    assert good.returncode == 0, good.stdout
+    assert good.exit_code == 0, good.stdout
     assert "idda, train: 3 images" in good.stdout
     assert "16x24 (3)" in good.stdout
     assert "100.000" in good.stdout
     mapped = run("--data-root", str(root), "--dataset", "idda", "--benchmark", "idda-camvid")
-    assert mapped.returncode == 0, mapped.stdout
-    assert run("--data-root", str(root), "--benchmark", "idda-camvid").returncode == 1  # no camvid
+    assert mapped.exit_code == 0, mapped.stdout
+    assert run("--data-root", str(root), "--benchmark", "idda-camvid").exit_code == 1  # no camvid
     assert "choose from gta5-cityscapes" in run("--benchmark", "nothing").stdout
     (root / "idda" / "val" / "labels" / "f0_T01.png").write_bytes(b"broken")
     bad = run("--data-root", str(root))
-    assert bad.returncode == 1
+    assert bad.exit_code == 1
     assert "f0_T01.png cannot be read" in bad.stdout
-    assert run().returncode == 1
+    assert run().exit_code == 1
     assert "--data-root" in run("--help").stdout
 
 
