@@ -361,6 +361,7 @@ def test_pseudo_labels_are_told_class_by_class(tracked: Tracked) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
     store: Writer, tmp_path: Path
 ) -> None:

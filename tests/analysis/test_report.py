@@ -59,9 +59,9 @@ def track(store: Writer, configs: list, grid: str, miou: float = 30.0, name: str
             (1,),
             (),
         ),
-        ("loss_controls", {}, (200,), (0,), ()),
         ("components", {}, (), (0, 1), ("variant=VL+DLG,nothing,released code",)),
         *also_slow(
+            ("loss_controls", {}, (200,), (0,), ()),
             ("attention", {}, (0, 100), (0, 2), ("fusion=dlg,wpct",)),
             ("methods", {"training.lr": "3e-4"}, (), (0,), ()),
             ("methods", {}, (), (0,), ("variant=source_only",)),
@@ -120,6 +120,7 @@ def made(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[T
     return tracked, folder / "out"
 
 
+@pytest.mark.slow
 def test_the_report_begins_with_what_the_runs_show(made: tuple[Tracked, Path]) -> None:
     _, out = made
     text = (out / "report.html").read_text()
@@ -198,6 +199,7 @@ def test_one_broken_figure_costs_no_other(
     assert "please report it" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_or_file_that_cannot_be_read_costs_itself_alone(
     store: Writer, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_values_from_elsewhere_are_in_no_table_of_the_papers() -> None:
         assert list(one.miou) == sorted(one.miou)  # more labels, higher scores: nothing is mistyped
 
 
+@pytest.mark.slow
 def test_the_released_code_is_a_line_and_in_no_effect(store: Writer) -> None:
     def run(seed: int, miou: float, **changes: str) -> None:
         cell = settings("gta5-cityscapes", 100, seed, **changes)

@@ -124,6 +124,7 @@ def test_one_text_for_all_is_shown_once(config: Config, capsys: pytest.CaptureFi
     assert examples[0].startswith("  each: road, ")
 
 
+@pytest.mark.slow
 def test_what_a_captioning_model_was_asked_is_said_and_tracked(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,6 @@ import torch
 from offline_hub import OfflineHub
 from open_clip.pretrained import get_pretrained_cfg as open_clip_cfg
 from safetensors.torch import save_file
-from slow_cases import also_slow
 
 from semidavil.config import Config, ConfigError, preset
 from semidavil.data.fingerprint import differences, fingerprint
@@ -169,8 +168,9 @@ def losses_of(config: Config, folder: Path | None = None, stop_at: int = 0) -> l
     return list(found.values())
 
 
-@pytest.mark.parametrize("method", ["semidavil", *also_slow("semivl")])
-@pytest.mark.parametrize("encoder", ["timm:test_resnet", *also_slow("timm:test_vit")])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["semidavil", "semivl"])
+@pytest.mark.parametrize("encoder", ["timm:test_resnet", "timm:test_vit"])
 def test_runs_are_repeatable_and_resumed_exactly(
     method: str, encoder: str, tiny_toy: dict[str, str], tmp_path: Path
 ) -> None:
@@ -187,7 +187,8 @@ def test_the_key_of_a_run_without_an_encoder_is_what_it_was() -> None:
     assert config.key() != config.replace({"model.encoder": "timm:test_vit"}).key()
 
 
-@pytest.mark.parametrize("dense", ["naclip", *also_slow("clearclip")])
+@pytest.mark.slow
+@pytest.mark.parametrize("dense", ["naclip", "clearclip"])
 def test_other_labels_of_patches_reach_captions_and_their_cache(
     dense: str, tiny_toy: dict[str, str]
 ) -> None:

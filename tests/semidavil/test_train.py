@@ -117,6 +117,7 @@ def test_a_run_reports_learns_and_leaves_its_results(config: Config, tmp_path: P
         assert about["network"] == "teacher"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(
     config: Config, small_disk: SmallDisk, undisturbed: tuple[Result, list[Report]]
 ) -> None:
@@ -180,6 +181,7 @@ def test_processes_that_load_batches_change_nothing(
     assert np.array_equal(found.confusion, expected.confusion)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) -> None:
     first, _ = collect(config, tmp_path)
     second, reports = collect(config, tmp_path)
@@ -187,7 +189,8 @@ def test_a_finished_run_is_only_evaluated_again(config: Config, tmp_path: Path) 
     assert np.array_equal(first.confusion, second.confusion)
 
 
-@pytest.mark.parametrize("every", [3, *also_slow(6)])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [3, 6])
 def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
@@ -211,7 +214,8 @@ def test_a_run_that_dies_in_an_evaluation_loses_neither_its_steps_nor_its_report
     assert resumed.metrics == whole.metrics
 
 
-@pytest.mark.parametrize("stop_at", [4, *also_slow(3)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [4, 3])
 def test_a_stop_is_noticed_at_every_step_and_costs_none(
     config: Config, tmp_path: Path, stop_at: int
 ) -> None:

@@ -419,6 +419,7 @@ def test_modules_of_this_package_are_no_top_level_ones(
     assert str(ROOT / "sweeps") not in sys.path
 
 
+@pytest.mark.slow
 def test_characters_that_the_output_does_not_know_are_replaced() -> None:
     arguments = (*ATTENTION[1:], "--data-root", "/none/größer")
     process = started(str(RUN), *arguments, PYTHONIOENCODING="ascii")

@@ -281,6 +281,7 @@ def test_repaired_labels_another_root_and_a_moved_folder(
     assert "4 runs to train (4 done on other data)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_status_compares_where_the_data_are(store: Store, data: Path, tmp_path: Path) -> None:
     spec = Spec("attention", "small", (), (Selection(("gta5-cityscapes",), (2,)),))
     present = PresentData(of(data, tmp_path).runtime)

@@ -108,6 +108,7 @@ def test_a_search_that_is_given_its_own_trial_again_tells_it_once(
     assert states(source.study) == ["complete", "running"]
 
 
+@pytest.mark.slow
 def test_a_search_whose_trials_all_fail_ends(source: StudySource) -> None:
     """Each failed trial was once followed by a new one, without end."""
     while (cell := source.next()) is not None:
@@ -165,7 +166,7 @@ def test_a_trial_that_another_sweep_trains_takes_what_becomes_of_it(
     assert source.total == 1 + (becomes == "KILLED")
 
 
-@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("wait", [False, *also_slow(True)])
 def test_a_search_goes_on_until_it_knows_that_the_others_live(
     store: Store, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_trial_that_was_given_up_is_given_once_more(source: StudySource) -> No
     assert (states(source.study), source.total) == (["complete", "complete"], 2)
 
 
+@pytest.mark.slow
 def test_a_trial_of_an_earlier_search_is_tried_again_by_the_next_one(
     store: Store, source: StudySource
 ) -> None:

@@ -31,6 +31,7 @@ def unsafe(source: str) -> Iterator[str]:
                 yield f"line {node.lineno}: {name} without {argument}={safe}"
 
 
+@pytest.mark.slow
 def test_nothing_that_is_read_can_run_code() -> None:
     assert len(SOURCES) > 50
     found = {str(path): list(unsafe(path.read_text())) for path in SOURCES}

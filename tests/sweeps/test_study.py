@@ -75,6 +75,7 @@ def test_trials_that_cannot_be_compared_are_of_another_study() -> None:
     assert len(names) == 5
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_dead_search_is_begun_again_as_itself(store: Store) -> None:
     dead, alive = open_study(store, trials=3), open_study(store, trials=3)
     finish_next(dead)

@@ -247,7 +247,7 @@ def test_bookkeeping_that_fails_costs_no_cell(
     assert str(error) in text_of(sweep)
 
 
-@pytest.mark.parametrize("preparing", [True, False])
+@pytest.mark.parametrize("preparing", [True, *also_slow(False)])
 def test_a_sweep_that_is_stopped_has_said_which_runs_of_others_are_its_own(
     preparing: bool, store: Store, job: Job, play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +291,7 @@ def test_what_fails_once_more_is_not_retried_a_second_time(
     assert [failed.name for failed in result.failed] == names[:2]
 
 
+@pytest.mark.slow
 def test_a_run_that_two_grids_share_is_retried_once(store: Store, job: Job, play: Play) -> None:
     other, shared = job_of("losses"), job.configs[0]
     play.failing = {shared.key()}
