@@ -72,14 +72,22 @@ def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
     own = runs["data.own"] != ""  # of a user's file, a run knows the content alone
     known = sorted(runs["benchmark"][~own].unique())
     given = ["--benchmark", *known, *(["FILE"] if own.any() else [])]
-    plugins = {name for text in runs["plugins"].unique() for name in json.loads(text)}
-    if plugins:
-        given += ["--plugin", *sorted({name.partition("@")[0] for name in plugins})]
+    given += plugin_options(runs["plugins"].unique())
     given += _choice(grid, options, runs)
     given += ["--seeds", *map(str, sorted(map(int, runs["seed"].unique())))]
     if grid == SEARCH:
         given += ["--trials", str(len(runs))]
     return f"{command(grid)} {shlex.join([*given, *options])}"
+
+
+def plugin_options(plugins: Iterable[str]) -> list[str]:
+    """`--plugin` and the files that runs use something of; nothing where they use none.
+
+    Args:
+        plugins: of each run, its param of that name.
+    """
+    files = {name.partition("@")[0] for text in plugins for name in json.loads(text)}
+    return ["--plugin", *sorted(files)] if files else []
 
 
 def _choice(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> list[str]:

@@ -1,5 +1,6 @@
 """A page of all runs that can be sorted and filtered, and a page for each of them."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.pages import render
+from analysis.reproduce import plugin_options
 from analysis.runs import ENVIRONMENT, OF_A_RUN, Tracked, default_settings
 from semidavil.place import command
 
@@ -95,5 +97,6 @@ def _page(run: Mapping[str, Any], defaults: dict[str, Any], metrics: list[str], 
         run_id=run["run_id"],
         link=mlflow_address(uri, run),
         command=command("run"),
+        plugins=f" {shlex.join(given)}" if (given := plugin_options([run["plugins"]])) else "",
         parts=parts,
     )

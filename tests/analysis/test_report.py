@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import inspect
 import re
 import shlex
@@ -19,6 +20,7 @@ from analysis.figures import FIGURES
 from analysis.make_figures import make_all
 from analysis.report import published, report
 from analysis.reproduce import commands
+from analysis.run_pages import run_pages
 from analysis.runs import AnalysisError, Tracked, _row, load_runs
 from analysis.tables import TABLES
 from semidavil.config import preset
@@ -165,7 +167,16 @@ def test_every_run_has_a_row_and_a_finished_one_a_page(made: tuple[Tracked, Path
     page = (out / "runs" / f"{run['run_id']}.html").read_text()
     assert f"#/experiments/{run['experiment_id']}/runs/{run['run_id']}" in page
     assert "training.steps" in page  # differs from the paper's
-    assert f"--rerun {run['run_id']}" in page
+    assert f"--rerun {run['run_id']}\n" in page
+
+
+def test_a_run_of_a_plugin_is_run_again_with_it(store: Writer, tmp_path: Path) -> None:
+    mine = settings("gta5-cityscapes", 100, 0, model__fusion="mine", plugins='["my own.py@a1b2"]')
+    store.run("attention", mine, {"miou": 30.0})
+    (page,) = run_pages(load_runs(store.uri), tmp_path).values()
+    again, predict = re.findall(r"<pre>(.*)\n(.*)</pre>", html.unescape(page.decode()))[0]
+    assert again.endswith(" --plugin 'my own.py'")
+    assert predict.endswith(" --out seen --plugin 'my own.py'")
 
 
 def test_a_published_number_is_compared_once_and_a_toy_one_never(store: Writer) -> None:
