@@ -20,7 +20,7 @@ from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
 from semidavil.data.archives import copy_archive
-from semidavil.data.checks import require_classes, strange_words, unknown_values
+from semidavil.data.checks import remedy, require_classes, strange_words, unknown_values
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import memo_of
@@ -215,16 +215,20 @@ def _datasets(dataset: list[str] | None, chosen: Benchmark | None, root: Path | 
 
 def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: Path) -> None:
     """What is wrong and odd about a data set, and some of its pictures."""
+    problems: list[str] = []
     for split, found in scans.items():
         where = f"{title_of(reader.name)}, {split}"
-        problems = [text] if (text := unknown_values(reader.name, found)) else found.errors
-        about.problems += [f"{where}: {problem}" for problem in problems[:5]]
+        errors = [text] if (text := unknown_values(reader.name, found)) else found.errors
+        problems += [f"{where}: {error}" for error in errors[:5]]
         if found.mismatched and not reader.drop_size_mismatch:
             first = found.mismatched[0]
-            about.problems.append(
+            problems.append(
                 f"{where}: {len(found.mismatched)} labels have another size than their image, the "
                 f"first is that of {first}"
             )
+    if problems:
+        problems[-1] += f". {remedy(reader.name)}"
+    about.problems += problems
     about.suspicions += suspicions(about.benchmark, reader, scans, memo)
     about.add(reader, scans)
     shown = [split for split in ("train", "val") if split in scans]
