@@ -61,12 +61,15 @@ class Made:
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Of {', '.join(NAMES)}. [default: all]")
+        list[str] | None,
+        typer.Option(help=f"Once for each, of {', '.join(NAMES)}. [default: all]"),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write.")] = HOME / "figures",
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help=f"{', '.join(FORMATS)}. [default: pdf and png]"),
+        typer.Option(
+            "--format", help=f"Once for each: {', '.join(FORMATS)}. [default: pdf and png]"
+        ),
     ] = None,
     experiment: Annotated[
         list[str] | None, typer.Option(help="Only runs of this grid. [default: all]")

@@ -63,7 +63,10 @@ def whole(least: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+            several = ": several are separated by spaces" if "," in text else ""
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of {least} or more{several}"
+            )
         return int(text)
 
     return parse

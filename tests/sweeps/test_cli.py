@@ -82,6 +82,14 @@ def test_a_wrong_command_is_refused_with_the_remedy(
     assert expected in capsys.readouterr().err
 
 
+def test_seeds_with_commas_are_told_to_be_separated_by_spaces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--grid", "attention", "--seeds", "0,1"])
+    assert "'0,1' is not a whole number of 0 or more: several are" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
