@@ -113,7 +113,7 @@ class Data(Section):
 class Model(Section):
     """Vision-language model, fusion of image and caption, decoder."""
 
-    vlm: str = "ViT-B-16"
+    vlm: Annotated[str, Field(min_length=1)] = "ViT-B-16"
     """An open_clip architecture, or "toy" for the bundled one."""
     weights: str = "openai"
     """Of the VLM: an open_clip tag or a local file; the toy CLIP brings its own."""

@@ -1,6 +1,8 @@
 """What `python -m semidavil train` does with its options."""
 
+import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,8 @@ from semidavil.marks import BUNDLED, MEANING, REAL_WEIGHTS, mark
 from semidavil.plugin_files import PLUGINS
 from semidavil.plugins import in_use
 from semidavil.settings import Data
+
+LINE_SECONDS = 60.0  # between lines of progress where the output is a file, which shows no bar
 
 
 def train_command(
@@ -100,13 +104,21 @@ def _run(console: Console, config: Config, name: str, folder: Path) -> None:
         )  # fmt: skip
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("training", total=config.training.steps, note="")
+            said = time.monotonic()
 
             def show(report: Report) -> None:
+                nonlocal said
                 if (score := report.metrics.get(f"val/{benchmark.metric}")) is not None:
                     progress.console.print(f"step {report.step}: {benchmark.score} {score:.2f}")
                 if "train/loss" in report.metrics:
                     progress.update(task, note=f"loss {report.metrics['train/loss']:.3f}")
                 progress.update(task, completed=report.step)
+                if not console.is_terminal and time.monotonic() - said >= LINE_SECONDS:
+                    said, bar = time.monotonic(), progress.tasks[0]
+                    left = timedelta(seconds=round(bar.time_remaining or 0))
+                    console.print(
+                        f"step {report.step}/{bar.total:.0f} {bar.fields['note']} ({left} left)"
+                    )
 
             for each in in_use(config.plugins):  # what `predict` needs of the run
                 each.write(folder / PLUGINS)

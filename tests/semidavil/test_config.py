@@ -132,6 +132,7 @@ def test_presets_are_valid_and_distinct(name: str) -> None:
         ({"training.lr": "NaN"}, "training.lr"),
         ({"loss.omega": 1.5}, "loss.omega"),
         ({"data.budget": -1}, "data.budget"),
+        ({"model.vlm": ""}, "model.vlm"),
         ({"data.budget": 1.5}, "data.budget"),
         ({"data.crop": "600x600"}, "data.crop (600, 600) does not fit into data.target_size"),
         ({"data.crop": "600"}, "data.crop"),

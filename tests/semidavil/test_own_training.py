@@ -46,11 +46,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     for number in range(100, 120):
         save(folder / f"harbour/more/{number}.jpg", picture(number)[0])
     place = {"runtime.cache_dir": folder / "cache"}
-    done = command(
-        "train", "--benchmark", folder / "harbour", *SHORT, "--out", folder / "run", **place
-    )
+    words = ("train", "--benchmark", folder / "harbour", *SHORT, "--out", folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("semidavil.commands.train.LINE_SECONDS", 0.0)
+        done = command(*words, **place)
     assert done.code == 0, done.text
     return SimpleNamespace(folder=folder, said=done.text)
+
+
+@pytest.mark.slow
+def test_progress_is_in_a_file_as_well(trained: SimpleNamespace) -> None:
+    """Half an hour of training used to write nothing into a log."""
+    assert re.search(r"step 3/3 loss \d+\.\d{3} \(0:00:00 left\)", trained.said), trained.said
 
 
 @pytest.mark.slow
