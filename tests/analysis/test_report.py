@@ -147,6 +147,7 @@ def test_the_report_begins_with_what_the_runs_show(made: tuple[Tracked, Path]) -
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_pages_ask_no_other_address_and_run_no_other_script(made: tuple[Tracked, Path]) -> None:
     _, out = made
     for path in (out / "report.html", out / "runs.html", next((out / "runs").glob("*.html"))):

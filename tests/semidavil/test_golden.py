@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     },
 }
 # That share least of what they compute, of those that are quick.
-QUICK = ("semidavil", "semivl", "unimatch", "supervised")
+QUICK = ("semidavil", "supervised")
 
 
 def environment() -> str:

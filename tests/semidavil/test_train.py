@@ -336,6 +336,7 @@ def test_a_foreign_checkpoint_is_refused(config: Config, tmp_path: Path) -> None
         train(config.replace({"seed": 3}), checkpoint_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
     config: Config, tmp_path: Path, undisturbed: tuple[Result, list[Report]]
 ) -> None:

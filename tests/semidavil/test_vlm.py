@@ -99,10 +99,12 @@ def test_missing_weights_name_the_file_and_what_to_do_with_it() -> None:
         ("ViT-B-16", "opnai", r"neither a file nor an open_clip tag.*openai, laion"),
         ("ViT-B-16", "/no/such/file.pt", r"neither a file nor an open_clip tag"),
         ("ViT-B-16", "bundled", r"neither a file nor an open_clip tag"),
-        (
-            "vit_relpos_medium_patch16_cls_224",
-            "none",
-            r"not supported: its .* takes no images of any size",
+        *also_slow(
+            (
+                "vit_relpos_medium_patch16_cls_224",
+                "none",
+                r"not supported: its .* takes no images of any size",
+            ),
         ),
         (
             "ViT-B-16-SigLIP2",

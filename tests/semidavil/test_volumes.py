@@ -11,7 +11,6 @@ from monai.losses import DiceLoss
 from monai.metrics import compute_average_surface_distance
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
-from slow_cases import also_slow
 from stopped_run import train_until
 from torch import Tensor, nn
 from volume_config import CLASSES, config_of
@@ -297,7 +296,8 @@ def test_dropout_is_where_the_methods_own_networks_have_it(
     torch.testing.assert_close(pyramid[:, 0], expected)
 
 
-@pytest.mark.parametrize("kind", [UAMT, *also_slow(URPC)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [UAMT, URPC])
 def test_dropout_depends_on_seed_and_step_alone(kind: type[UAMT | URPC]) -> None:
     config = Config().replace({"data.benchmark": "synapse", "data.budget": 4, "loss.name": "ce",
                                "training.method": kind.__name__.lower()})  # fmt: skip

@@ -325,6 +325,7 @@ def test_the_bundled_clip_is_named_once_with_the_way_to_real_weights(
 # Searches
 
 
+@pytest.mark.slow
 def test_a_study_of_other_data_is_named_and_begun_anew(store: Store) -> None:
     study = open_study(store)
     one = ask(study)

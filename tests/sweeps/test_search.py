@@ -235,6 +235,7 @@ def test_a_trial_of_an_earlier_search_is_tried_again_by_the_next_one(
     assert (again.name, again.run and again.run.run_id) == (cell.name, run_id)
 
 
+@pytest.mark.slow
 def test_a_running_search_hears_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeps.run.driver.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("sweeps.run.driver.NEXT_LOOK_SECONDS", 0.05)

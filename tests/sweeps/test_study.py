@@ -106,6 +106,7 @@ def test_a_trial_whose_process_died_while_asking_is_completed(store: Store, fini
     assert (alive.left(), len(states(alive))) == (2 - finished, 1 + finished)
 
 
+@pytest.mark.slow
 def test_a_living_search_beats_for_its_trials(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
