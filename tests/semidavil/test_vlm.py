@@ -11,6 +11,7 @@ import pytest
 import torch
 from offline_hub import OfflineHub
 from safetensors.torch import load_file, save_file
+from slow_cases import also_slow
 from small_clip import MEAN, clip_config, save_clip
 
 from semidavil.models.vlm import VLMError, load_vlm
