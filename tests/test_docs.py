@@ -99,6 +99,11 @@ def test_blocks_are_run_or_written_as_their_fences_say(blocks: ModuleType, tmp_p
     assert (tmp_path / "out").read_text() == "a\nprint(1)\nb"
 
 
+def test_the_folder_of_runs_says_what_it_is() -> None:
+    """Git ignores what else is in it: who cleans up takes it along, and `git commit --all` says nothing."""
+    assert "mlflow ui" in (ROOT / "mlruns/README.md").read_text()
+
+
 def test_every_page_is_in_the_navigation(blocks: ModuleType) -> None:
     assert sorted(blocks.pages_of(ROOT)) == sorted(PAGES)
 
