@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from semidavil.experiments.predictor import Predictor
 
 ENCODINGS = ("array", "png")  # of labels and confidence
-PLUGINS = "SEMIDAVIL_PLUGINS"  # of the environment: paths of plugins, apart as those of PATH are
+PLUGINS_VARIABLE = (
+    "SEMIDAVIL_PLUGINS"  # of the environment: paths of plugins, apart as those of PATH are
+)
 
 
 class ServedSegmenter:
@@ -133,14 +135,16 @@ def _load_pyfunc(path: str, config: Mapping[str, Any]) -> ServedSegmenter:
     weights = Path(path) / WEIGHTS
     if not weights.is_file():
         weights = Path(_of_run(config["run_id"]))
-    plugins, paths = ExitStack(), filter(None, os.environ.get(PLUGINS, "").split(os.pathsep))
-    plugins.enter_context(use(*installed(), *map(read, paths)))
-    try:
-        return ServedSegmenter(Predictor.load(weights, config["device"]), plugins)
-    except PredictorError as error:
-        raise MlflowException(
-            f"{error} (plugins of a served model: {PLUGINS}=FILE, in the environment)"
-        ) from error
+    paths = filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep))
+    with ExitStack() as plugins:  # of a model that cannot be loaded, none stays in use
+        plugins.enter_context(use(*installed(), *map(read, paths)))
+        try:
+            predictor = Predictor.load(weights, config["device"])
+        except PredictorError as error:
+            raise MlflowException(
+                f"{error} (plugins of a served model: {PLUGINS_VARIABLE}=FILE, in the environment)"
+            ) from error
+        return ServedSegmenter(predictor, plugins.pop_all())
 
 
 def _of_run(run_id: str) -> str:
