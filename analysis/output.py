@@ -54,9 +54,18 @@ def figure_bytes(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     """A figure as one of `FORMATS`, exactly as large as it was made."""
     buffer = io.BytesIO()
     with paper_style():
+        _lay_out(figure)
         dpi = dpi or matplotlib.rcParams["savefig.dpi"]
         figure.savefig(buffer, format=kind, metadata=_METADATA[kind], dpi=dpi)
     return buffer.getvalue()
+
+
+def _lay_out(figure: Figure) -> None:
+    """Once, for all formats: matplotlib would lay out, and draw for that, before it draws each."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
 
 
 def csv_bytes(numbers: pd.DataFrame) -> bytes:

@@ -223,44 +223,50 @@ def evaluation(bench: Bench) -> None:
 
 
 def two_trials(bench: Bench) -> None:
-    """Two processes that train on one GPU at the same time, against one alone."""
+    """Two processes that train on one GPU at the same time, against one while the other waits."""
     command = [sys.executable, __file__, "--child", "--root", str(bench.root)]
     command += ["--device", bench.options.device, *(["--small"] if bench.small else [])]
+    pipe = subprocess.PIPE
+    children = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+    for child in children:
+        _answer(child, "ready")
     for count in (1, 2):
-        children = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(count)
-        ]
-        for child in children:
-            while child.stdout and child.stdout.readline().strip() not in ("ready", ""):
-                pass
-        for child in children:
+        for child in children[:count]:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-        told = [
-            json.loads(child.communicate(timeout=120)[0].splitlines()[-1]) for child in children
-        ]
+        told = [json.loads(_answer(child, "{")) for child in children[:count]]
         bench.say(
             part="two_trials", trials=count, peak_gib=[one["peak_gib"] for one in told],
             images_per_second=round(sum(one["images_per_second"] for one in told), 1),
         )  # fmt: skip
+    for child in children:
+        child.communicate(timeout=60)
+
+
+def _answer(child: "subprocess.Popen[str]", start: str) -> str:
+    """The next line of a child that begins so, whatever else it prints."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith(start):
+            return line
+    raise RuntimeError(f"a process that trains beside another has ended with {child.wait()}")
 
 
 def child(bench: Bench) -> None:
-    """One of `two_trials`: says that it is ready, waits, trains for a while."""
+    """One of `two_trials`: says that it is ready, and trains for a while whenever it is told to."""
     run = Run(bench, {})
     run.milliseconds(3)
     print("ready", flush=True)
-    sys.stdin.readline()
-    number, seconds = 0, 0.3 if bench.small else 10.0
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        run.step()
-        bench.synchronise()
-        number += 1
-    images = 3 * run.config.training.batch_size * number / (time.perf_counter() - start)
-    print(json.dumps({"images_per_second": images, "peak_gib": bench.peak_gib()}), flush=True)
+    for _ in sys.stdin:
+        number, seconds = 0, 0.3 if bench.small else 10.0
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            run.step()
+            bench.synchronise()
+            number += 1
+        images = 3 * run.config.training.batch_size * number / (time.perf_counter() - start)
+        print(json.dumps({"images_per_second": images, "peak_gib": bench.peak_gib()}), flush=True)
 
 
 def launches(bench: Bench) -> None:
