@@ -171,6 +171,24 @@ def test_every_run_has_a_row_and_a_finished_one_a_page(made: tuple[Tracked, Path
     assert f"--rerun {run['run_id']}\n" in page
 
 
+def test_a_run_s_page_lists_no_setting_that_its_method_does_not_read(
+    store: Writer, tmp_path: Path
+) -> None:
+    for method in ("semivl", "semidavil"):
+        config = preset("toy", {"training.method": method})
+        store.run("methods", config.to_params(), {"miou": 30.0}, key=config.key())
+    tracked = load_runs(store.uri)
+    pages = run_pages(tracked, tmp_path)
+    listed = {
+        run["method"]: set(
+            re.findall(r"<dt>((?:rivals|volumes)\.\w+)", pages[f"{run['run_id']}.html"].decode())
+        )
+        for run in tracked.rows.values()
+    }
+    mine = ("semivl_lr", "semivl_backbone_lr_factor", "semivl_head_lr_factor")
+    assert listed == {"semidavil": set(), "semivl": {f"rivals.{name}" for name in mine}}
+
+
 def test_a_run_of_a_plugin_is_run_again_with_it(store: Writer, tmp_path: Path) -> None:
     mine = settings("gta5-cityscapes", 100, 0, model__fusion="mine", plugins='["my own.py@a1b2"]')
     store.run("attention", mine, {"miou": 30.0})
