@@ -12,6 +12,7 @@ from analysis.figures.cost import against_cost, devices, draw_points, places
 from analysis.panels import SMALL, legend
 from analysis.runs import Tracked
 from analysis.style import BLUE, GREY, Look
+from analysis.tables.entries import LATENCY
 from analysis.verdicts import verdicts
 from sweeps.plan.encoders import SETTINGS, encoder_name
 from sweeps.plan.grids import GRIDS
@@ -52,8 +53,9 @@ def draw(tracked: Tracked) -> Drawn:
         title="Encoders",
         caption="mIoU of each encoder, with DLG and without language, against what it "
         f"costs to run: mean and standard deviation over {seeds_of(numbers['n'])}, at the same steps, "
-        "batches and crops; grey line: the Pareto front of the means. Parameters are those of the whole "
-        f"network. {_starts(runs)} {devices(numbers)} On the front {told}. {chosen.note()}",
+        "batches and crops; grey line: the Pareto front of the means. Milliseconds: "
+        f"{LATENCY}. Parameters are those of the whole network. {_starts(runs)} {devices(numbers)} "
+        f"On the front {told}. {chosen.note()}",
         alt=f"Scatter plots of mIoU against cost for {runs['encoder'].nunique()} encoders. On the Pareto "
         f"front {told}.",
         numbers=numbers,
