@@ -394,7 +394,7 @@ def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
     assert (tmp_path / "ladder.png").exists()
     shown = load_runs(store.uri).of_grid("ladder")
     (command,) = commands(shown[shown["run_id"].isin(drawn.run_ids)], "ladder")
-    assert "--grid ladder" in command
+    assert "--grid FILE:ladder" in command
     assert "--only 'variant=soft + DLG,soft,base'" in command
     assert "loss.name" not in command  # the grid's file has it
 
