@@ -66,7 +66,7 @@ def _worded(entry: Entry, how: Shown, usual: int) -> Entry:
 
 
 def short_caption(table: Table) -> str:
-    """What a paper needs to say of the table as it is shown, in at most 60 words."""
+    """What a paper needs to say of the table as it is shown, in at most 70 words."""
     usual = usual_seeds(table)
     told = [table.about]
     if usual:
@@ -81,7 +81,10 @@ def short_caption(table: Table) -> str:
         told.append(f"Bold: not shown to be below the best (paired t-tests, p < {ALPHA}, Holm).")
     elif 0 < usual < MARK_SEEDS:
         told.append(f"No marks below {MARK_SEEDS} seeds.")
-    if any(SIZES[-1] in block.columns for block in table.blocks):
+    columns = [name for block in table.blocks for name in block.columns]
+    if any(name.startswith(RANK) for name in columns):
+        told.append("Rank: mean over n pairs of budget and seed.")
+    if SIZES[-1] in columns:
         told.append(SIZES_WORDS)
     return " ".join(told)
 
