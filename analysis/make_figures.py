@@ -60,6 +60,7 @@ class Made:
 
 
 def main(
+    context: typer.Context,
     only: Annotated[
         list[str] | None,
         typer.Option(help=f"Once for each, of {', '.join(NAMES)}. [default: all]"),
@@ -95,6 +96,11 @@ def main(
     ] = None,
 ) -> None:
     """Reads the tracked runs and makes the figures, tables and report that they allow."""
+    if extra := context.args:  # --only a b; in the words of sweeps/run.py
+        option = "--format" if extra[0] in FORMATS else "--only"
+        told = f"{' '.join(extra)}: did you mean {option} {f' {option} '.join(extra)}?"
+        _say("[bold red]error:[/]", f"unrecognized arguments: {told}")
+        raise typer.Exit(2)
     matplotlib.use("Agg")
     matplotlib.rcParams["figure.max_open_warning"] = 0  # the report needs all of them
     how = Shown(published, rank, decimals, columns)
@@ -261,7 +267,7 @@ def _say(begin: str, text: str) -> None:
 
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
-app.command()(main)
+app.command(context_settings={"allow_extra_args": True})(main)
 
 if __name__ == "__main__":
     app()

@@ -1,6 +1,7 @@
 """The commands that make some tracked runs once more: benchmark, budgets, seeds, variants, data, settings.
 
-`FILE` stands for the description of a benchmark of the user's own, which is not kept by its path.
+`FILE` stands for the description of a benchmark of the user's own, which is not kept by its path, and for the
+plugin of a grid whose runs use nothing else of it.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from analysis.cells import varied_by
 from analysis.runs import command, default_settings
 from analysis.style import setting_text
 from semidavil.config import PRESETS, Config, ConfigError, owner_of, preset
+from sweeps.plan.grid import short
 from sweeps.plan.grids import GRIDS, SEARCH, SHARED_AXES
 from sweeps.plan.narrow import VARIANT
 
@@ -60,8 +62,22 @@ def _settings_of(runs: pd.DataFrame, grid: str) -> list[tuple[tuple[str, ...], p
         for given_otherwise in ("data.toy", "data.own"):  # by the preset, or by data; by a file
             changed.pop(given_otherwise, None)
         given = [f"{s}={setting_text(v)}" for s, v in changed.items()]
+        given += [] if grid in GRIDS else _swept(here, varied)
         found.append((("--preset", name, *root, *(["--set", *given] if given else [])), here))
     return found
+
+
+def _swept(runs: pd.DataFrame, varied: Iterable[str]) -> list[str]:
+    """Of an own grid, the settings that `--set` gave several values, in the order of its variants' names."""
+    found = {}
+    for setting in varied:
+        values = runs[setting].tolist()
+        ends = [f"+{short(setting)}={v if isinstance(v, str) else json.dumps(v)}+" for v in values]
+        places = [f"{name}+".find(end) for name, end in zip(runs["named"], ends, strict=True)]
+        if min(places) >= 0:
+            text = _listed(dict.fromkeys(map(setting_text, values)))
+            found[f"{setting}={text}"] = places[0]
+    return sorted(found, key=lambda given: found[given])
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -72,12 +88,13 @@ def _command(grid: str, options: tuple[str, ...], runs: pd.DataFrame) -> str:
     own = runs["data.own"] != ""  # of a user's file, a run knows the content alone
     known = sorted(runs["benchmark"][~own].unique())
     given = ["--benchmark", *known, *(["FILE"] if own.any() else [])]
-    given += plugin_options(runs["plugins"].unique())
+    given += (plugins := plugin_options(runs["plugins"].unique()))
     given += _choice(grid, options, runs)
     given += ["--seeds", *map(str, sorted(map(int, runs["seed"].unique())))]
     if grid == SEARCH:
         given += ["--trials", str(len(runs))]
-    return f"{command(grid)} {shlex.join([*given, *options])}"
+    place = "" if plugins or grid in (*GRIDS, SEARCH) else "FILE:"
+    return f"{command(place + grid)} {shlex.join([*given, *options])}"
 
 
 def plugin_options(plugins: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from analysis import style
 from analysis.pages import render
 from analysis.reproduce import plugin_options
 from analysis.runs import ENVIRONMENT, OF_A_RUN, Tracked, default_settings
+from semidavil.config import is_read
 from semidavil.place import command
 
 FOLDER = "runs"
@@ -86,7 +87,9 @@ def _page(run: Mapping[str, Any], defaults: dict[str, Any], metrics: list[str], 
         },
         "Numbers": {name: f"{value:.4g}" for name, value in known.items()},
         "Settings that differ from the paper's": {
-            s: style.setting_text(run[s]) for s, v in defaults.items() if run[s] != v
+            s: style.setting_text(run[s])
+            for s, v in defaults.items()
+            if run[s] != v and is_read(s, run["method"])
         },
         "Where it was made": {n: str(run[f"env/{n}"]) for n in ENVIRONMENT if run[f"env/{n}"]},
     }  # fmt: skip

@@ -66,7 +66,7 @@ def in_words(found: Verdict, runs: pd.DataFrame) -> str:
     if below := [style.label(v) for v, test in found.tests.items() if test.p_holm < ALPHA]:
         text += f" It is above {', '.join(below)}."
     if np.isfinite(near.detectable):
-        text += f" With {found.n} seeds, differences from {near.detectable:.1f} points on show."
+        text += f" With {found.n} seeds, differences of {near.detectable:.1f} points or more would show."
     return text
 
 

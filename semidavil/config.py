@@ -202,6 +202,21 @@ def owner_of(path: str) -> str | None:
     return next((name for start, name in _OWN.items() if path.startswith(start)), None)
 
 
+def is_read(path: str, method: str) -> bool:
+    """Whether runs of a method may read a setting, which may be in their keys all the same.
+
+    A rival's settings are named after it, and SemiVL extends UniMatch. A plugin's method, known here or not,
+    may extend any.
+    """
+    section, _, name = path.partition(".")
+    if section not in ("rivals", "volumes") or method not in METHODS or provider("TRAITS", method):
+        return True
+    owner = max((m for m in METHODS if name.startswith(f"{m}_")), key=len, default="")
+    if not owner:
+        return METHODS[method].kind == section
+    return method == owner or (owner, method) == ("unimatch", "semivl")
+
+
 # What follows from files that a command names: --plugin, --benchmark.
 NOT_SET = ("plugins", "data.own", "runtime.folders")
 _OF_USERS = ("data.own", "plugins", "runtime.folders")

@@ -14,6 +14,7 @@ from analysis.paper import CLASS_GAINS, CLASS_GAINS_SOURCE, CLASS_GAINS_WORDS
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, holm, paired, rank_correlation
 from analysis.style import Look
+from analysis.verdicts import p_text
 from semidavil.benchmarks import BENCHMARKS
 
 PALE = "#9ec5e3"  # a difference that may be chance
@@ -43,7 +44,7 @@ def draw(tracked: Tracked) -> Drawn:
         rho, p = rank_correlation(list(-part["share"]), list(part["gain"]))
         parts.append(part.assign(budget=budget, rho=rho, rho_p=p))
         related = (
-            f", Spearman's rho of rarity and gain {rho:.2f} (p = {p:.2g})" if rho == rho else ""
+            f", Spearman's rho of rarity and gain {rho:.2f} (p = {p_text(p)})" if rho == rho else ""
         )
         notes.append(
             f"{style.benchmark_name(benchmark)}: {budget} labels"

@@ -10,6 +10,7 @@ from analysis.drawn import Drawn
 from analysis.panels import points, whiskers
 from analysis.runs import AnalysisError, Tracked, command
 from analysis.stats import ALPHA, factorial, over_seeds
+from analysis.verdicts import p_text
 from sweeps.plan.grids import PARTS, RELEASED
 
 GRID, WANTED = "components", 100  # label budget
@@ -72,7 +73,7 @@ def draw(tracked: Tracked) -> Drawn:
     bars.set_xlabel("effect (points)")
     bars.set_title("parts and pairs", loc="left")
     told = "; ".join(
-        f"{e['what']} {e['difference']:+.1f} [{e['low']:.1f}, {e['high']:.1f}], p = {e['p_holm']:.3f}"
+        f"{e['what']} {e['difference']:+.1f} [{e['low']:.1f}, {e['high']:.1f}], p = {p_text(e['p_holm'])}"
         for e in effects.to_dict("records")
     )
     told = told or "the runs cannot tell the parts apart yet"

@@ -41,7 +41,8 @@ def draw(tracked: Tracked) -> Drawn:
         figure=frame.figure,
         title="Accuracy against cost",
         caption="mIoU against the cost of training, mean and standard deviation over "
-        f"{seeds_of(numbers['n'])}; grey: the Pareto front of the means. {devices(numbers)} "
+        f"{seeds_of(numbers['n'])}; times with whatever else the machine ran; grey: the Pareto front of the "
+        f"means. {devices(numbers)} "
         f"On the front by {COSTS[str(numbers['of'].iloc[0])]}: {told}. {chosen.note()}",
         alt=f"Scatter plot of mIoU against training cost. On the Pareto front: {told}.",
         numbers=numbers,

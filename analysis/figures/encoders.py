@@ -1,10 +1,12 @@
 """Accuracy against what an encoder costs, milliseconds for an image and parameters, with the Pareto front."""
 
+import itertools
 from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 
 from analysis.cells import seeds_of, select
 from analysis.drawn import Drawn
@@ -12,6 +14,7 @@ from analysis.figures.cost import against_cost, devices, draw_points, places
 from analysis.panels import SMALL, legend
 from analysis.runs import Tracked
 from analysis.style import BLUE, GREY, Look
+from analysis.tables.entries import LATENCY
 from analysis.verdicts import verdicts
 from sweeps.plan.encoders import SETTINGS, encoder_name
 from sweeps.plan.grids import GRIDS
@@ -40,8 +43,10 @@ def draw(tracked: Tracked) -> Drawn:
     numbers[["encoder", "fusion"]] = numbers["variant"].str.rsplit("+", n=1, expand=True).values
     for ax, table in places(frame, numbers):
         draw_points(ax, table, [(look, table["fusion"] == f) for f, look in FUSIONS.items()])
-        _name_encoders(ax, table)
     legend(frame.figure)
+    frame.figure.draw_without_rendering()  # before it, no text knows its place
+    for ax, table in places(frame, numbers):
+        _name_encoders(ax, table)
     told = "; ".join(
         f"by {COSTS[str(cost)]}: {', '.join(dict.fromkeys(group['variant']))}"
         for cost, group in numbers[numbers["pareto"]].groupby("of", sort=False)
@@ -52,8 +57,9 @@ def draw(tracked: Tracked) -> Drawn:
         title="Encoders",
         caption="mIoU of each encoder, with DLG and without language, against what it "
         f"costs to run: mean and standard deviation over {seeds_of(numbers['n'])}, at the same steps, "
-        "batches and crops; grey line: the Pareto front of the means. Parameters are those of the whole "
-        f"network. {_starts(runs)} {devices(numbers)} On the front {told}. {chosen.note()}",
+        "batches and crops; grey line: the Pareto front of the means. Milliseconds: "
+        f"{LATENCY}. Parameters are those of the whole network. {_starts(runs)} {devices(numbers)} "
+        f"On the front {told}. {chosen.note()}",
         alt=f"Scatter plots of mIoU against cost for {runs['encoder'].nunique()} encoders. On the Pareto "
         f"front {told}.",
         numbers=numbers,
@@ -65,18 +71,25 @@ def draw(tracked: Tracked) -> Drawn:
 
 
 def _name_encoders(ax: Axes, table: pd.DataFrame) -> None:
-    """Names beside the points with DLG, towards the middle, in turn above and below."""
-    middle = (table["cost"].min() + table["cost"].max()) / 2
-    by_cost = table.sort_values("cost").groupby("encoder", sort=False)
-    for number, (encoder, pair) in enumerate(by_cost):
+    """Names beside the points with DLG, in the first corner where each stands on no other and is not cut."""
+    taken: list[Bbox] = []
+    for encoder, pair in table.sort_values("cost").groupby("encoder", sort=False):
         by_fusion = pair.drop_duplicates("fusion").set_index("fusion")
         named = by_fusion.loc["dlg" if "dlg" in by_fusion.index else by_fusion.index[0]]
-        left = named["cost"] > middle
-        ax.annotate(
-            str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, 4 if number % 2 else -9),
-            textcoords="offset points", ha="right" if left else "left", fontsize=SMALL,
-            path_effects=[withStroke(linewidth=2, foreground="white")],  # over bars it stays readable
-        )  # fmt: skip
+        text = None
+        for left, height in itertools.product((False, True), (4, -9, 14, -19)):
+            if text:
+                text.remove()
+            text = ax.annotate(
+                str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, height),
+                textcoords="offset points", ha="right" if left else "left", fontsize=SMALL,
+                path_effects=[withStroke(linewidth=2, foreground="white")],  # over bars it stays readable
+            )  # fmt: skip
+            box = text.get_window_extent()
+            inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
         if len(pair) == 2:
             ax.plot(pair["cost"], pair["mean"], color="#d0d0d0", linewidth=0.7, zorder=0)
 

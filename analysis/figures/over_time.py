@@ -105,27 +105,32 @@ def evaluated_on_the_way(
         runs = chosen.runs[chosen.runs["benchmark"].isin(there)]
         found.append((grid, replace(chosen, runs=runs), numbers[curves].reset_index(drop=True)))
     if not any(len(numbers) for _, _, numbers in found):
-        once = (
-            "runs are evaluated at their end only; give --set runtime.eval_every=STEPS to the sweep"
+        if not found:
+            raise missing[0]
+        runs = tracked.of_grid(grid := found[0][0])
+        raise AnalysisError(
+            "runs are evaluated at their end only, and what has finished is not run again; make others: "
+            f"{command(grid)} --seeds {int(runs['seed'].max()) + 1} "
+            f"--set runtime.eval_every={-(-int(runs['steps'].min()) // 4)}"
         )
-        raise AnalysisError(once) if found else missing[0]
     return max(found, key=lambda one: one[2]["step"].nunique())
 
 
 def histories(tracked: Tracked, runs: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """Rows metric, benchmark, variant, step with `mean`, `std` and `n` over seeds.
 
-    Only steps that as many seeds have as any: a curve whose seeds change would fall and rise with them.
+    Only steps that as many seeds have as any: a curve whose seeds change would fall and rise with them. Runs
+    that were evaluated once have no curve, and take no part.
     """
     rows = []
     for run in runs.itertuples():
-        for metric in metrics:
-            series = tracked.history(str(run.run_id), metric)
-            rows += [
-                (metric, run.benchmark, run.method, step, value)
-                for step, value in series.items()
-                if np.isfinite(value)
-            ]
+        mine = [
+            (metric, run.benchmark, run.method, step, value)
+            for metric in metrics
+            for step, value in tracked.history(str(run.run_id), metric).items()
+            if np.isfinite(value)
+        ]
+        rows += mine if len({step for _, _, _, step, _ in mine}) > 1 else []
     by = ["metric", "benchmark", "variant", "step"]
     table = pd.DataFrame(rows, columns=[*by, "value"])
     found = table.groupby(by)["value"].agg(mean="mean", std="std", n="count").reset_index()

@@ -23,6 +23,7 @@ from analysis.stats import (
     profile,
     ranks,
 )  # fmt: skip
+from analysis.verdicts import p_text
 
 NAMES = ("attention", "losses", "methods")
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def draw(tracked: Tracked) -> Drawn:
         _panel(ax, one)
         ax.set_title(f"{title}\n{one.blocks} blocks", loc="left")
         told.append(
-            f"{title}: {one.blocks} blocks, Friedman's p = {one.p:.2g}, "
+            f"{title}: {one.blocks} blocks, Friedman's p = {p_text(one.p)}, "
             f"critical difference {one.critical:.2f}"
         )
         rows += [
@@ -150,15 +151,16 @@ def _panel(ax: Axes, one: Ranks) -> None:
     for row, (variant, rank) in enumerate(order.items()):
         look = looks[str(variant)]
         ax.plot(rank, row, marker=look.marker, color=look.colour)
-        ax.annotate(look.label, (rank, row), xytext=(6, 0), textcoords="offset points", va="center",
-                    fontsize=SMALL)  # fmt: skip
+        left = rank > (1 + len(order)) / 2  # towards the middle, where there is room for long names
+        ax.annotate(look.label, (rank, row), xytext=(-6 if left else 6, 0), textcoords="offset points",
+                    va="center", ha="right" if left else "left", fontsize=SMALL)  # fmt: skip
     values, reached = list(order), -1
     for i, rank in enumerate(values):
         last = max(j for j, other in enumerate(values) if other - rank < one.critical)
         if last > i and last > reached:  # not within the bar before
-            ax.plot([rank, values[last]], [i - 0.35] * 2, color=style.GREY, linewidth=3, alpha=0.6)
+            ax.plot([rank, values[last]], [i - 0.45] * 2, color=style.GREY, linewidth=3, alpha=0.6)
             reached = last
     ax.set_ylim(len(values) - 0.4, -0.9)
     ax.set_yticks([])
-    ax.set_xlim(0.8, len(values) + 1.5)
+    ax.set_xlim(0.8, len(values) + 0.2)
     ax.set_xlabel("average rank")

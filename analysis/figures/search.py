@@ -14,6 +14,7 @@ from analysis.drawn import Drawn
 from analysis.panels import legend, panels
 from analysis.runs import AnalysisError, NoRunError, Tracked, command
 from analysis.stats import pareto_front
+from analysis.tables.entries import LATENCY
 from semidavil.benchmarks import BENCHMARKS
 from sweeps.plan.grids import OBJECTIVES, SEARCH
 
@@ -148,8 +149,7 @@ def pareto(tracked: Tracked) -> Drawn:
     return one.drawn(
         figure, "Search: accuracy against latency",
         one.trials.assign(pareto=one.trials["trial"].isin(best["trial"])),
-        f"Trials of the study {one.name}; {told}. Latency: median of one image on the machine that "
-        "trained, with whatever else it did then.",
+        f"Trials of the study {one.name}; {told}. Latency: {LATENCY}.",
         f"Scatter of {one.score} against milliseconds per image with the Pareto front; {told}.",
     )  # fmt: skip
 

@@ -21,8 +21,8 @@ NAMES = {
     "training.confidence": "threshold Th",
     "training.ema": "EMA decay",
     "training.consistency_weight": "weight λ",
-    "training.consistency_over": "L_CT over pixels",
-    "training.supervised": "mined streams",
+    "training.consistency_over": "consistency over pixels",
+    "training.supervised": "mining of hard pixels",
     "training.source_share": "share of the source",
     "data.sampling": "sampling of the source",
 }

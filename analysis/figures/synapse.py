@@ -70,6 +70,7 @@ def draw(tracked: Tracked) -> Drawn:
     legend(frame.figure)
     gains = [f"{look.label} {numbers[numbers['method'] == m]['dice_change'].mean():.1f}"
              for m, look in looks.items()]  # fmt: skip
+    words = ", ".join(f"{ABBREVIATIONS[o]} {o}" for o in organs if o in ABBREVIATIONS)
     order = "from large to small" if "volume_share" in shown else "in the data set's order"
     return Drawn(
         figure=frame.figure,
@@ -82,7 +83,7 @@ def draw(tracked: Tracked) -> Drawn:
         "network never finds the organ; in voxels it is GenericSSL's and DHC's: one way, and 128 for an "
         f"organ that is missed. Mean over {seeds}, of changes with the 95% t interval, uncorrected; "
         f"{int(runs['budget'].iloc[0])} labelled scans, split "
-        f"{' and '.join(sorted(runs['volumes.split'].unique()))}. {SYNAPSE_WORDS} {chosen.note()}",
+        f"{' and '.join(sorted(runs['volumes.split'].unique()))}. {words}. {SYNAPSE_WORDS} {chosen.note()}",
         alt="Bars per organ of the Dice with cross-entropy, published and measured, of its gain by DyCE and "
         f"of the change in surface distance. Mean gain in Dice, points: {', '.join(gains)}.",
         numbers=numbers,

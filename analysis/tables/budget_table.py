@@ -17,7 +17,7 @@ from analysis.paper import READ_OFF, Published
 from analysis.recipes import recipe_sentence
 from analysis.runs import Tracked
 from analysis.stats import ALPHA, MARK_SEEDS, best_sets, ranks
-from analysis.tables.entries import DASH, RANK, SIZES, SIZES_WORDS, measured, size_entries, sizes_of
+from analysis.tables.entries import DASH, RANK, SIZES, measured, size_entries, sizes_of
 from analysis.verdicts import verdicts
 
 
@@ -114,8 +114,6 @@ def _caption(chosen: Cells, comparison: Comparison, table: pd.DataFrame) -> str:
             "the columns of the benchmark."
         )
     parts.append("Rank: average over the n pairs of budget and seed that every row has, 1 is best.")
-    if comparison.sized:
-        parts.append(SIZES_WORDS)
     if comparison.field == "method":
         parts.append(recipe_sentence(chosen.runs))
     return " ".join([*parts, chosen.note()])

@@ -9,7 +9,7 @@ from analysis.cells import Cells, by_seed, in_order, select
 from analysis.drawn import Block, Entry, Row, Table
 from analysis.runs import Tracked
 from analysis.stats import paired
-from analysis.tables.entries import SIZES, SIZES_WORDS, measured, size_entries, sizes_of
+from analysis.tables.entries import SIZES, measured, size_entries, sizes_of
 from analysis.verdicts import difference, verdicts
 from semidavil.names import FUSIONS, LOSSES
 from sweeps.plan.grids import GRIDS, WAYS, way_of
@@ -36,7 +36,7 @@ def attention_controls(tracked: Tracked) -> Table:
         blocks.append(_block(chosen, benchmark, ["mIoU", "over blank", *SIZES], lines))
     about = (
         "What an attention is worth beyond the layer that reads it. Blank: that layer with nothing to read; "
-        f"none: the features of the image alone. {SIZES_WORDS}"
+        "none: the features of the image alone."
     )
     told = verdicts(chosen)
     title = "Controls of the attentions"

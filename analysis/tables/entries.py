@@ -14,7 +14,9 @@ from analysis.stats import ALPHA, MARK_SEEDS
 DASH = "\N{EN DASH}"  # nothing was measured
 RANK = "rank"  # the column that can be left out
 SIZES = ("M par.", "ms")  # columns: million parameters of the network, milliseconds for one image
-SIZES_WORDS = "M par.: million parameters of the network; ms: for one image."
+# What else a machine does slows a measurement, and a sweep fills the machine with runs.
+LATENCY = "median time of one image, measured in each run beside whatever else its machine ran"
+SIZES_WORDS = f"M par.: million parameters; ms: {LATENCY}."
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def _worded(entry: Entry, how: Shown, usual: int) -> Entry:
 
 
 def short_caption(table: Table) -> str:
-    """What a paper needs to say of the table as it is shown, in at most 60 words."""
+    """What a paper needs to say of the table as it is shown, in at most 70 words."""
     usual = usual_seeds(table)
     told = [table.about]
     if usual:
@@ -79,6 +81,11 @@ def short_caption(table: Table) -> str:
         told.append(f"Bold: not shown to be below the best (paired t-tests, p < {ALPHA}, Holm).")
     elif 0 < usual < MARK_SEEDS:
         told.append(f"No marks below {MARK_SEEDS} seeds.")
+    columns = [name for block in table.blocks for name in block.columns]
+    if any(name.startswith(RANK) for name in columns):
+        told.append("Rank: mean over n pairs of budget and seed.")
+    if SIZES[-1] in columns:
+        told.append(SIZES_WORDS)
     return " ".join(told)
 
 

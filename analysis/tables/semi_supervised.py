@@ -10,7 +10,7 @@ from analysis.comparisons import COMPARISONS
 from analysis.drawn import Block, Entry, Table
 from analysis.paper import ELSEWHERE, ELSEWHERE_SOURCE
 from analysis.recipes import recipe_sentence
-from analysis.runs import AnalysisError, Tracked, command
+from analysis.runs import NoRunError, Tracked
 from analysis.tables.entries import measured
 from semidavil.benchmarks import BENCHMARKS
 
@@ -22,18 +22,16 @@ def make(tracked: Tracked) -> Table:
     """A block of measured values and one of values from elsewhere, which are not compared.
 
     Raises:
-        AnalysisError: no run at one of the budgets.
+        NoRunError: no run at one of the budgets.
     """
-    chosen = select(tracked, GRID, "method")
-    runs = chosen.of(BENCHMARK)
-    runs = runs[runs["budget"].isin(BUDGETS)]
-    if runs.empty:
+    table = tracked.table
+    table = table[(table["benchmark"] == BENCHMARK) & table["budget"].isin(BUDGETS)]
+    try:
+        here = select(replace(tracked, table=table), GRID, "method")
+    except NoRunError as error:
         budgets = " ".join(map(str, BUDGETS))
-        raise AnalysisError(
-            f"no run has the label budgets of semi-supervised papers: run one first, for example "
-            f"{command(GRID)} --benchmark {BENCHMARK} --budgets {budgets}"
-        )
-    here = replace(chosen, runs=runs)
+        raise NoRunError(f"{error} --benchmark {BENCHMARK} --budgets {budgets}") from None
+    runs = here.runs
     encoder = str(runs["model.encoder"].iloc[0] or runs["model.vlm"].iloc[0])
     numbers = over_budgets(runs).assign(encoder=encoder)
     cells = numbers.set_index(["variant", "budget"]).to_dict("index")

@@ -20,6 +20,9 @@ from semidavil.models.segmenter import Segmenter
 from semidavil.models.text import Language
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+# What ONNX calls the free axes of image, tokens and mask. Each is named where it comes first: PyTorch finds
+# by itself that the inputs share them, and warns of a second name.
+AXES: tuple[dict[int, str], ...] = ({0: "batch"}, {1: "tokens"}, {})
 
 
 class ExportError(ValueError):
@@ -129,8 +132,8 @@ def export(predictor: Predictor, path: Path, caption: str | None, image: Tensor)
 def _dynamic(names: list[str], max_tokens: int) -> tuple[dict[int, Any], ...]:
     """Any batch size, and captions that are not as long as can be, which are computed in another way."""
     batch = torch.export.Dim("batch", min=1, max=1024)
-    words = torch.export.Dim("words", min=2, max=max_tokens - 1)
-    dims = {"image": {0: batch}, "tokens": {0: batch, 1: words}, "mask": {0: batch, 1: words}}
+    tokens = torch.export.Dim("tokens", min=2, max=max_tokens - 1)
+    dims = {"image": {0: batch}, "tokens": {0: batch, 1: tokens}, "mask": {0: batch, 1: tokens}}
     return tuple(dims[name] for name in names)
 
 
@@ -148,8 +151,9 @@ def _write(
         import onnxruntime
 
         written = torch.onnx.export(
-            program, given, input_names=names, output_names=["logits"], dynamo=True, verbose=False
-        )
+            program, given, input_names=names, output_names=["logits"], dynamo=True, verbose=False,
+            dynamic_shapes=AXES[: len(names)],
+        )  # fmt: skip
     except ModuleNotFoundError as error:
         raise ExportError(f"{error.name} is needed: pip install -e '.[export]'") from error
     assert written is not None

@@ -150,6 +150,7 @@ def test_effects_of_the_components(tracked: Tracked) -> None:
         drawn.numbers["what"]
     )
     assert len(drawn.figure.axes) == 3
+    assert "p = 0.001 or less" in drawn.caption  # and not 0.000
 
 
 def test_sensitivity_changes_one_setting_at_a_time(tracked: Tracked) -> None:
@@ -303,6 +304,7 @@ def test_encoders_stand_by_what_they_cost(tracked: Tracked) -> None:
 def test_synapse_is_in_points_and_relative_only_where_that_says_something(tracked: Tracked) -> None:
     drawn = FIGURES["synapse"](tracked)
     numbers = drawn.numbers
+    assert "LK left kidney" in drawn.caption
     published, ce, dice, _, voxels = drawn.figure.axes
     assert [axes.get_ylabel().rpartition("(")[2] for axes in drawn.figure.axes] == [
         "%)", "%)", "points)", "mm)", "voxels)",
@@ -394,7 +396,7 @@ def test_a_user_s_own_grid_has_a_figure_by_the_names_that_it_gives(
     assert (tmp_path / "ladder.png").exists()
     shown = load_runs(store.uri).of_grid("ladder")
     (command,) = commands(shown[shown["run_id"].isin(drawn.run_ids)], "ladder")
-    assert "--grid ladder" in command
+    assert "--grid FILE:ladder" in command
     assert "--only 'variant=soft + DLG,soft,base'" in command
     assert "loss.name" not in command  # the grid's file has it
 

@@ -89,6 +89,21 @@ def test_unknown_names_are_refused(attention: Tracked) -> None:
     assert "choose from attention" in run("--only", "magic", "--tracking-uri", attention.uri).stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (("--only", "attention", "losses", "ssl"), "--only losses --only ssl?"),
+        (("--format", "pdf", "png"), "--format png?"),
+    ],
+)
+def test_a_second_name_behind_an_option_is_refused_with_the_remedy(
+    given: tuple[str, ...], meant: str
+) -> None:
+    done = run(*given)
+    assert done.exit_code == 2
+    assert done.stdout.endswith(f"did you mean {meant}\n")
+
+
 def test_evaluations_are_read(store: Writer) -> None:
     made = evaluation_of("gta5-cityscapes", 0.7, 0)
     with_it = store.run(

@@ -29,8 +29,14 @@ def test_curves_fall_back_to_baselines_and_keep_to_one_number_of_labels(store: W
 def test_curves_need_more_than_the_last_evaluation(store: Writer) -> None:
     cell = settings("gta5-cityscapes", 100, 0, training__method="semidavil")
     store.run("methods", cell, {"miou": 5.0}, history={"val/miou": [(150, 5.0)]})
-    with pytest.raises(AnalysisError, match="eval_every"):
+    told = "--grid methods --seeds 1 --set runtime.eval_every=38$"
+    with pytest.raises(AnalysisError, match=told):
         FIGURES["learning_curves"](load_runs(store.uri))
+    # What that command makes is drawn, though the first seed was evaluated at the same last step.
+    curve = [(38, 1.0), (76, 2.0), (150, 3.0)]
+    store.run("methods", {**cell, "seed": 1}, {"miou": 3.0}, history={"val/miou": curve})
+    numbers = FIGURES["learning_curves"](load_runs(store.uri)).numbers
+    assert list(zip(numbers["step"], numbers["mean"], strict=True)) == curve
 
 
 def test_figures_without_the_method_in_question_say_so(store: Writer) -> None:

@@ -70,6 +70,20 @@ def test_all_texts_can_be_read_and_no_colour_or_marker_stands_twice(tracked: Tra
         assert min(t.get_fontsize() for t in texts if t.get_text()) >= SMALL, name
 
 
+@pytest.mark.parametrize("name", ["encoders", "ranks"])
+def test_names_beside_points_are_in_their_panel_and_stand_on_no_other(
+    name: str, tracked: Tracked
+) -> None:
+    with paper_style():
+        figure = FIGURES[name](tracked).figure
+        figure.canvas.draw()
+    for ax in figure.axes:
+        boxes = [text.get_window_extent() for text in ax.texts]
+        assert len(boxes) > 2
+        assert all(ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
 def test_markers_are_dodged_in_points_however_many_budgets_there_are(store: Writer) -> None:
     """Dodged by a share of the axis, six losses at one budget read as six budgets."""
     for loss in ("ce", "dyce", "focal"):

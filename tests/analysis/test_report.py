@@ -24,10 +24,13 @@ from analysis.run_pages import run_pages
 from analysis.runs import AnalysisError, Tracked, _row, load_runs
 from analysis.tables import TABLES
 from semidavil.config import preset
+from semidavil.plugin_files import read
+from semidavil.plugins import use
 from sweeps.cli import parser
+from sweeps.given import known_grid
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.narrow import narrowed
-from sweeps.request import Options, requested
+from sweeps.request import Options, Request, requested
 
 
 class Page(HTMLParser):
@@ -87,10 +90,37 @@ def test_the_command_plans_the_very_runs_that_it_is_shown_beside(
     configs = narrowed(GRIDS[grid].cells(base, (), budgets, seeds), only, GRIDS[grid].around(base))
     track(store, configs, grid)
     (command,) = commands(load_runs(store.uri).table, grid)
+    (job,) = planned(command).jobs
+    assert {c.key() for c in job.configs} == {c.key() for c in configs}
+
+
+def planned(command: str) -> Request:
+    """What a printed command asks for."""
     words = shlex.split(command)
     assert words[:2] == ["python", "sweeps/run.py"]
     options = parser().parse_args(["run", *words[2:]], Options(given=words[2:], from_file={}))
-    assert {c.key() for c in requested(options).configs} == {c.key() for c in configs}
+    options.grid = known_grid(options.grid)
+    return requested(options)
+
+
+def test_the_command_of_an_own_grid_has_the_values_that_it_was_made_with(
+    store: Writer, tmp_path: Path
+) -> None:
+    """It named no file, and a variant that there is with several learning rates alone."""
+    file = tmp_path / "mine.py"
+    file.write_text("GRIDS = {'ladder': [{'model.fusion': 'dlg'}, {'model.fusion': 'vlga'}]}")
+    swept = "--set training.steps=40 training.lr=0.001,0.003 data.crop=16x16,32x32"
+    with use(read(file)):
+        (job,) = planned(f"python sweeps/run.py --grid {file}:ladder {swept}").jobs
+        assert len(job.configs) == 8
+        for config in job.configs:
+            tags, name = {"semidavil.preset": "toy"}, job.grid.name(config)
+            store.run("ladder", config.to_params(), {"miou": 30.0}, tags=tags, name=name)
+    (command,) = commands(load_runs(store.uri).table, "ladder")
+    assert "--grid FILE:ladder" in command
+    with use(read(file)):
+        (again,) = planned(command.replace("FILE", str(file))).jobs
+    assert {c.key() for c in again.configs} == {c.key() for c in job.configs}
 
 
 def test_two_presets_take_two_commands(store: Writer) -> None:
@@ -169,6 +199,24 @@ def test_every_run_has_a_row_and_a_finished_one_a_page(made: tuple[Tracked, Path
     assert f"#/experiments/{run['experiment_id']}/runs/{run['run_id']}" in page
     assert "training.steps" in page  # differs from the paper's
     assert f"--rerun {run['run_id']}\n" in page
+
+
+def test_a_run_s_page_lists_no_setting_that_its_method_does_not_read(
+    store: Writer, tmp_path: Path
+) -> None:
+    for method in ("semivl", "semidavil"):
+        config = preset("toy", {"training.method": method})
+        store.run("methods", config.to_params(), {"miou": 30.0}, key=config.key())
+    tracked = load_runs(store.uri)
+    pages = run_pages(tracked, tmp_path)
+    listed = {
+        run["method"]: set(
+            re.findall(r"<dt>((?:rivals|volumes)\.\w+)", pages[f"{run['run_id']}.html"].decode())
+        )
+        for run in tracked.rows.values()
+    }
+    mine = ("semivl_lr", "semivl_backbone_lr_factor", "semivl_head_lr_factor")
+    assert listed == {"semidavil": set(), "semivl": {f"rivals.{name}" for name in mine}}
 
 
 def test_a_run_of_a_plugin_is_run_again_with_it(store: Writer, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from made_up_runs import Writer, settings
 from analysis import paper
 from analysis.figures import components
 from analysis.report import published
-from analysis.runs import AnalysisError, load_runs
+from analysis.runs import AnalysisError, NoRunError, load_runs
 from analysis.tables import TABLES
 from analysis.tables.entries import DASH, Shown, shown
 from analysis.tables.write import latex, markdown
@@ -59,9 +59,11 @@ def test_the_encoder_of_measured_rows_is_the_one_that_sees(store: Writer) -> Non
     assert {entries[0].text for _, entries in measured.rows} == {"timm:resnet50"}
 
 
-def test_without_such_runs_the_table_says_how_to_make_them(store: Writer) -> None:
-    add_methods(store, (100,))
-    with pytest.raises(AnalysisError, match=f"{HERE} --budgets 186 372 744 1488"):
+@pytest.mark.parametrize("grid", ["methods", "attention"])  # which has it, and which has not
+def test_without_such_runs_the_table_says_how_to_make_them(grid: str, store: Writer) -> None:
+    store.run(grid, settings(HERE, 100, 0), {"miou": 40.0})
+    told = f"--grid methods --benchmark {HERE} --budgets 186 372 744 1488$"
+    with pytest.raises(NoRunError, match=told):
         TABLES["ssl"](load_runs(store.uri))
 
 

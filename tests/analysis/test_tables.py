@@ -112,12 +112,14 @@ def test_captions_of_papers_are_short(store: Writer) -> None:
     for fusion, seed in itertools.product(("dlg", "vlga"), range(5)):
         cell = settings("gta5-cityscapes", 100, seed, model__fusion=fusion)
         miou = 30.0 + 5 * (fusion == "dlg") + 0.1 * seed * seed
-        store.run("attention", cell, {"miou": miou + 0.01 * seed * (fusion == "dlg")})
+        score = miou + 0.01 * seed * (fusion == "dlg")
+        store.run("attention", cell, {"miou": score, "parameters": 1e6, "latency_ms": 9.0})
     table = shown(TABLES["attention"](load_runs(store.uri)), Shown())
     caption = short_caption(table)
-    assert len(caption.split()) <= 60
+    assert len(caption.split()) <= 70
     assert "5 seeds" in caption
     assert "Bold" in caption
+    assert "Rank: mean over n pairs" in caption
     assert [row[1][1].mark for row in table.blocks[0].rows[:2]] == [True, False]
     verdict = "GTA5 → Cityscapes (toy): DLG (SemiDAViL) is best at 100 labels: +5.0 "
     assert table.verdicts[0].startswith(verdict)

@@ -56,12 +56,19 @@ def test_encoders_of_timm_are_exported(encoder: str, tmp_path: Path) -> None:
     assert made.largest < 1e-4
 
 
+@pytest.mark.filterwarnings("error:# The axis name")
 def test_onnx_takes_any_batch_and_captions_of_any_length(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     predictor = Predictor.load(untrained(tmp_path, "dlg"), "cpu")
     made = export(predictor, tmp_path / "file.onnx", None, window(predictor.config))
     assert made.largest < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "file.onnx"))
+    assert {i.name: i.shape for i in (*session.get_inputs(), *session.get_outputs())} == {
+        "image": ["batch", 3, 32, 32],
+        "tokens": ["batch", "tokens", 64],
+        "mask": ["batch", "tokens"],
+        "logits": ["batch", 19, 32, 32],
+    }
     for captions in ([CAPTION], [CAPTION, "sky", "a wall on the right"]):
         language = Language.joined([predictor.language(text) for text in captions])
         images = window(predictor.config, len(captions))

@@ -1,7 +1,10 @@
 """Training steps: what each term teaches, and whom."""
 
 import copy
+import inspect
 import math
+import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -17,13 +20,18 @@ from small_method import (
 )
 from torch import nn
 
+from semidavil.config import is_read
 from semidavil.data.streams import streams_of
 from semidavil.experiments.street import parameter_groups
 from semidavil.methods.base import paste
 from semidavil.methods.ema import ema_update
 from semidavil.methods.semidavil import SemiDAViL
+from semidavil.methods.table import METHODS as CLASSES_OF
 from semidavil.models.text import Language
 from semidavil.names import METHODS
+from semidavil.settings import Rivals
+
+USED = [name for name in sys.modules if name.startswith("semidavil.")]
 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.kind == "images"])
@@ -44,6 +52,18 @@ def test_a_step_trains_the_whole_student_and_never_the_teacher(
     for other, network in method.networks().items():
         if other != "student":
             assert all(p.grad is None and not p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_is_known_which_settings_of_rivals_a_method_reads(name: str) -> None:
+    source = "".join(inspect.getsource(c) for c in CLASSES_OF[name].__mro__ if c.__module__ in USED)
+    read = set(re.findall(r"\brivals\.(\w+)", source)) & set(Rivals.model_fields)
+    known = {field for field in Rivals.model_fields if is_read(f"rivals.{field}", name)}
+    assert known == read
+    of_volumes = {is_read(f"volumes.{field}", name) for field in ("patch", "lr", "width")}
+    assert of_volumes == {METHODS[name].kind == "volumes"}
+    assert is_read("volumes.uamt_passes", name) == (name == "uamt")
+    assert is_read("training.lr", name)
 
 
 def test_supervised_loss_averages_the_streams() -> None:
