@@ -261,10 +261,10 @@ def test_jobs_share_the_runs_and_go_on_after_their_time_and_a_preemption(
     first, second = cluster.start(sweeps, 1), cluster.start(sweeps, 2)
     sweeps.wait_until(lambda: len(sweeps.trainings()) >= 2 and steps(sweeps).total() >= 4)
     first.send_signal(signal.SIGUSR1)  # its time is nearly over
+    second.send_signal(signal.SIGTERM)  # it is preempted, and put back by SLURM itself
     output, _ = first.communicate(timeout=600)
     assert first.returncode == 128 + signal.SIGUSR1, output
     assert "job 4711_1 is back in the queue" in output
-    second.send_signal(signal.SIGTERM)  # it is preempted, and put back by SLURM itself
     output, _ = second.communicate(timeout=600)
     assert second.returncode == 128 + signal.SIGTERM, output
     assert cluster.requeued == ["requeue 4711_1"]
