@@ -134,6 +134,7 @@ def test_the_data_check_writes_a_page(tmp_path: Path) -> None:
     assert done.code == 1
     assert "wrong: harbour, train: labels hold the ids 3, which harbour's description" in done.text
     assert done.text.count("Add what is missing to classes or to ignored in its dataset.yaml") == 1
+    assert done.text.count("holds the unknown ids") == 2  # once for each split
     html = page.read_text()
     assert "a &lt;b&gt; sky" in html
     assert html.count('<li class="bad">') == 2
