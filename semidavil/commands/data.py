@@ -20,7 +20,13 @@ from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
 from semidavil.data.archives import copy_archive
-from semidavil.data.checks import remedy, require_classes, strange_words, unknown_values
+from semidavil.data.checks import (
+    needs_labels,
+    remedy,
+    strange_words,
+    unknown_values,
+    void_labels,
+)
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import memo_of
@@ -32,7 +38,7 @@ from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.data_page import PICTURES, DataPage
-from semidavil.registry import DATASETS, has_unlabelled, is_without_labels
+from semidavil.registry import has_unlabelled, is_without_labels, written_value
 from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
@@ -127,9 +133,7 @@ def data_command(
             scans = describe(reader, cache_dir)
             for split, found in scans.items():
                 _print(reader, split, found, chosen)
-                if chosen and split == "val" and name in chosen.datasets and not found.errors:
-                    require_classes(chosen, name, split, found)
-            problems = _problems(reader, scans)
+            problems = _problems(reader, scans, chosen)
             for text in problems:
                 console.print(f"[red]wrong:[/] {escape(text)}", soft_wrap=True, highlight=False)
             broken |= bool(problems)
@@ -220,11 +224,14 @@ def _datasets(dataset: list[str] | None, chosen: Benchmark | None, root: Path | 
     return names
 
 
-def _problems(reader: Reader, scans: dict[str, Scan]) -> list[str]:
-    """What is wrong with a data set, a sentence each; the last says what to do."""
-    problems: list[str] = []
+def _problems(reader: Reader, scans: dict[str, Scan], benchmark: Benchmark | None) -> list[str]:
+    """What is wrong with a data set, in sentences, with what to do."""
+    problems, void = list[str](), list[str]()
     for split, found in scans.items():
         where = f"{title_of(reader.name)}, {split}"
+        if benchmark and needs_labels(benchmark, reader.name, split) and not found.errors:
+            why = void_labels(benchmark, reader, split, found)
+            void += [f"{where}: {why}"] if why else []
         errors = [text] if (text := unknown_values(reader.name, found)) else found.errors
         problems += [f"{where}: {error}" for error in errors[:SHOWN]]
         if len(errors) > SHOWN:
@@ -237,7 +244,7 @@ def _problems(reader: Reader, scans: dict[str, Scan]) -> list[str]:
             )
     if problems:
         problems[-1] += f". {remedy(reader.name)}"
-    return problems
+    return problems + void
 
 
 def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: Path) -> None:
@@ -281,7 +288,7 @@ def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None)
         share, images = 100 * found.pixels[raw] / total, found.images[raw]
         of_images = f"{100 * images / found.count:.1f}"
         what = _class(name, raw, benchmark)
-        table.add_row(_shown(name, raw), what, f"{share:.3f}", str(images), of_images)
+        table.add_row(written_value(name, raw), what, f"{share:.3f}", str(images), of_images)
     console.print(table)
     if found.mismatched and reader.drop_size_mismatch:
         console.print(
@@ -301,15 +308,6 @@ def _print_scans(reader: Synapse) -> None:
         for label, name in enumerate(("(background)", *SYNAPSE_13)):
             table.add_row(str(label), name, f"{100 * voxels[label] / max(1, voxels.sum()):.3f}")
         console.print(table)
-
-
-def _shown(dataset: str, raw: int) -> str:
-    """A label's value as its file has it."""
-    if dataset not in DATASETS:
-        return str(raw)
-    values = {code: value for value, code in DATASETS[dataset].codes.items()}
-    about = DATASETS[dataset].shown(values[raw]) if raw in values else str(raw)
-    return about.removeprefix("the id ").removeprefix("the colour ")
 
 
 def _class(dataset: str, raw: int, benchmark: Benchmark | None) -> str:
