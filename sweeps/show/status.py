@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from rich.console import Console, Group, RenderableType
@@ -32,6 +32,7 @@ from sweeps.show.tables import duration, mark_of
 from sweeps.track.credentials import redact
 from sweeps.track.deliver import deliver_command, undelivered
 from sweeps.track.lease import has_died
+from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -56,7 +57,8 @@ class Status:
 
     grid: str
     settings: str  # what tells it apart from others of the same grid
-    # preparing, running, paused, stopped, finished, or what is in the way: failed, other data
+    # preparing, running, waiting for its turn, paused, stopped, finished, or what is in the way: failed,
+    # other data
     state: str
     counts: Counter[State] = field(default_factory=Counter)  # of cells
     running: list[TrackedRun] = field(default_factory=list)  # that somebody is at work on
@@ -71,7 +73,7 @@ class Status:
     @property
     def is_live(self) -> bool:
         """Whether a sweep is at work, or would be if it were not paused."""
-        return self.state in ("preparing", "running", "paused")
+        return self.state in ("preparing", "running", "waiting", "paused")
 
     @property
     def command(self) -> str:
@@ -124,6 +126,24 @@ def status_of(
     return Status(
         grid, label, state, counts, running, best, left, changed, prepares, needs, overview, keys
     )
+
+
+def in_turn(found: Sequence[Status]) -> list[Status]:
+    """A command of several grids runs one after another: the others wait, which their tags do not say."""
+    at_work = {_owner(run) for one in found for run in one.running}
+    return [
+        replace(one, state="waiting")
+        if one.state == "running"
+        and not one.running
+        and one.overview
+        and _owner(one.overview) in at_work
+        else one
+        for one in found
+    ]
+
+
+def _owner(run: TrackedRun) -> tuple[str, ...]:
+    return tuple(run.tags.get(name, "") for name in owner_tags())
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -243,7 +263,7 @@ def look(store: Store, grid: str | None = None) -> Look:
         found.append(status_of(overview, runs, now, data))
         notes |= data.unknown
     told = [f"what runs saw was not compared with the data: {note}" for note in notes]
-    return Look(found, [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
+    return Look(in_turn(found), [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
 
 
 def _why_none(store: Store, grid: str | None) -> str:
