@@ -51,7 +51,8 @@ def _ask(
     for one in asked:
         if one.overview:
             ask(store, one.overview)
-        console.print(f"{escape(f'{one.grid}, {one.settings}')}: {text}")
+        remark = f" ({one.state})" if one.process_lives else ""
+        console.print(f"{escape(f'{one.grid}, {one.settings}{remark}')}: {text}")
     if asked:
         return DONE
     states = "; ".join(f"{one.grid}, {one.settings}: {one.state}" for one in found)

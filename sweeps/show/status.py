@@ -69,11 +69,12 @@ class Status:
     needs: str = ""  # plugins without which nobody can say what its cells are
     overview: TrackedRun | None = None
     keys: frozenset[str] = frozenset()  # of the cells that have a run
+    process_lives: bool = False  # of a sweep of another version, of which no more is known
 
     @property
     def is_live(self) -> bool:
         """Whether a sweep is at work, or would be if it were not paused."""
-        return self.state in ("preparing", "running", "waiting", "paused")
+        return self.process_lives or self.state in ("preparing", "running", "waiting", "paused")
 
     @property
     def command(self) -> str:
@@ -99,7 +100,14 @@ def status_of(
             base = spec.base()
             cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
     except (ConfigError, KeyError):
-        return Status(grid, overview.name, "of another version", overview=overview)
+        return Status(
+            grid,
+            overview.name.removeprefix(f"{grid}: "),
+            "of another version",
+            needs="the same settings give others in this version",
+            overview=overview,
+            process_lives=not has_died(overview.tags, overview.last_seen, now),
+        )
     counts = Counter(cell.state for cell in cells)
     running = [cell.run for cell in cells if cell.run and cell.state is State.ELSEWHERE]
     work = [(cell.estimate, cell.left) for cell in cells if cell.state in UNFINISHED]

@@ -78,6 +78,24 @@ def test_a_running_sweep_is_stopped_paused_and_resumed(
     assert not wishes(swept).paused
 
 
+def test_a_sweep_of_another_version_is_stopped_as_well(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads the same tags, whatever its settings would give here; a dead one is asked for nothing."""
+    tags = overview(swept).tags
+    swept.log(overview(swept).run_id, tags={"settings": "that gave other results", **DEAD})
+    assert main(["stop"]) == 1
+    assert "attention, toy: of another version" in capsys.readouterr().out
+    swept.log(overview(swept).run_id, tags={name: tags[name] for name in DEAD})
+    for command, said in (("stop", "told to stop"), ("pause", "paused")):
+        assert main([command]) == 0
+        assert f"attention, toy (of another version): {said}" in capsys.readouterr().out
+    assert wishes(swept).stopped_by
+    assert wishes(swept).paused
+    assert main(["status"]) == 0
+    assert "its runs are not counted" in capsys.readouterr().out
+
+
 def test_where_no_sweep_is_running_nothing_is_asked(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
