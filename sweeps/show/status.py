@@ -271,7 +271,9 @@ def look(store: Store, grid: str | None = None) -> Look:
         found.append(status_of(overview, runs, now, data))
         notes |= data.unknown
     told = [f"what runs saw was not compared with the data: {note}" for note in notes]
-    return Look(in_turn(found), [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
+    return Look(
+        in_turn(found), [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri)
+    )
 
 
 def _why_none(store: Store, grid: str | None) -> str:
