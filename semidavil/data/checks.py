@@ -60,7 +60,7 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
         problems = [text] if (text := unknown_values(dataset, found)) else list(found.errors)
         if reader.drop_size_mismatch and found.mismatched:
             warnings.warn(
-                f"{dataset}: {len(found.mismatched)} of {found.count} images are left out, since "
+                f"{title_of(dataset)}: {len(found.mismatched)} of {found.count} images are left out, since "
                 f"their labels have another size (the first is {found.mismatched[0]})",
                 stacklevel=2,
             )

@@ -93,7 +93,14 @@ def test_a_run_is_used_where_nobody_has_its_description(
 def test_captions_speak_of_the_scene(trained: SimpleNamespace) -> None:
     assert ": a harbour with " in trained.said
     assert "a street" not in trained.said
-    assert "harbour@" in trained.said
+
+
+@pytest.mark.slow
+def test_a_training_shows_the_hash_of_its_benchmark_alone(trained: SimpleNamespace) -> None:
+    """The data set's own, which is another one, used to stand beside it."""
+    benchmark = own_benchmark(str(trained.folder / "harbour"))["data.benchmark"]
+    assert set(re.findall(r"harbour@\w+", trained.said)) == {benchmark}
+    assert "captioning harbour " in trained.said
 
 
 @pytest.mark.slow
