@@ -119,6 +119,25 @@ def test_a_run_that_has_failed_for_good_is_asked_for_again(
     assert COMMAND in capsys.readouterr().out
 
 
+def test_of_cells_with_one_name_the_one_that_has_failed_is_retried(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells of one grid with other settings have the same name."""
+    name = "gta5-cityscapes/dlg/0/s0"
+    stopped, other = (CELLS[0].replace({"training.steps": steps}) for steps in (20, 30))
+    swept.end(begin(swept, stopped, name), "KILLED")
+    assert main(["retry", name]) == 1
+    assert "was stopped" in capsys.readouterr().out
+    run_id = failed_for_good(swept, CELLS[0], name)
+    assert main(["retry", name]) == 0
+    assert swept.run(run_id).tags["retry"] == "asked"
+    failed_for_good(swept, other, name)
+    assert main(["retry", name]) == 1
+    told = capsys.readouterr().err
+    assert (told.count("FAILED"), "KILLED" in told) == (2, False)
+    assert main(["logs", name]) == 1, "any of the three"
+
+
 def test_what_has_not_failed_or_is_not_there_is_not_retried(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
