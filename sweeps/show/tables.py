@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -52,7 +53,8 @@ def print_plan(
     """Every cell: its name, how it differs from the baseline, its state, its time."""
     marks = {mark_of(cell.config) for cell in plan.cells}
     marks -= {"", TOY}  # toy presets are called so
-    what = [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs"]
+    count = f"{len(plan.cells)} run{'s' * (len(plan.cells) != 1)}"
+    what = [f"grid {plan.grid_name}", f"preset {preset}", count]
     title = ", ".join([*what, *sorted(marks)])
     if not plan.cells:
         console.print(f"{title}: {summary(plan, concurrency, gpus)}")
@@ -94,9 +96,14 @@ def print_grids(
     table = _without_box(f"grids, preset {preset}")
     table.show_header = False
     for plan in plans:
-        text = f"{summary(plan, concurrency, gpus)}\n{plan.grid.about}\n"
+        text = f"{summary(plan, concurrency, gpus)}\n{_unwrapped(plan.grid.about)}\n"
         table.add_row(f"[bold]{escape(plan.grid_name)}", escape(text))
     console.print(table)
+
+
+def _unwrapped(about: str) -> str:
+    """A grid's docstring, wrapped for an editor, a line for each sentence or item that begins one."""
+    return re.sub(r"(?<!\n)\n(?!\n|\w+:|[ *-])", " ", about)
 
 
 def _detail(plan: Plan, cell: Cell) -> str:

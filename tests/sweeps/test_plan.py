@@ -19,7 +19,7 @@ from sweeps.plan.checks import find_problems
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Selection, Spec
-from sweeps.show.tables import print_plan, print_results, summary
+from sweeps.show.tables import print_grids, print_plan, print_results, summary
 from sweeps.track.lease import LEASE_SECONDS
 
 GRID = GRIDS["attention"]
@@ -223,6 +223,7 @@ def test_lists_fit_a_terminal_and_names_can_be_copied(capsys: pytest.CaptureFixt
 
     attention = "\n".join(listed("attention", show))
     assert "gta5-cityscapes/cross_attention/1000/s0  to do" in attention
+    assert attention.startswith("grid attention, preset toy, 4 runs\n")
     components = "\n".join(listed("components", show))  # of which the names do not say all
     assert components.count("(baseline)") == 1
     assert "fusion=none, loss=ce" in components
@@ -237,3 +238,14 @@ def test_lists_fit_a_terminal_and_names_can_be_copied(capsys: pytest.CaptureFixt
     )
     rows = listed("sensitivity", print_results)
     assert any(line.split()[1] == "ema=0.9" for line in rows if "ema" in line)
+
+
+def test_a_list_of_grids_is_wrapped_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Docstrings have the lines of an editor, of which a terminal would wrap each."""
+    spec = Spec("attention_controls", "toy", (), (Selection(budgets=(100,)),))
+    plan = make_plan(spec.grid, spec.around(spec.base()), spec.cells(), [])
+    print_grids(Console(width=80), [plan], "toy", 2, 0)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "the image's features, `blank` adds the layer that reads" in lines
+    assert any(line.startswith("Feeds: ") for line in lines)
+    assert "" in lines[:-1], "paragraphs stay"
