@@ -81,6 +81,15 @@ def is_without_labels(dataset: str, split: str) -> bool:
     return split == UNLABELLED and has_unlabelled(dataset)
 
 
+def written_value(dataset: str, raw: int) -> str:
+    """What a reader gives for a label's pixel, as the file has it: an id, or a colour."""
+    if dataset not in DATASETS:
+        return str(raw)
+    values = {code: value for value, code in DATASETS[dataset].codes.items()}
+    about = DATASETS[dataset].shown(values[raw]) if raw in values else str(raw)
+    return about.removeprefix("the id ").removeprefix("the colour ")
+
+
 def training_splits(dataset: str) -> tuple[str, ...]:
     """The splits that training draws images of a target from."""
     return ("train", UNLABELLED) if has_unlabelled(dataset) else ("train",)

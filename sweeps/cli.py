@@ -104,7 +104,7 @@ def _add_options_of_run(run: argparse.ArgumentParser, storage: argparse.Argument
     run.add_argument("--version", action="version", version=f"semidavil {__version__}",
         help="say which version this is, and stop")
     add = run.add_argument_group("what to run").add_argument
-    add("--grid", metavar="NAME", help="one of the grids below; all of them; or my.py:NAME")
+    add("--grid", metavar="NAME", help="one of the grids below, all of which `all` runs; or my.py:NAME")
     add("--benchmark", metavar="NAME", nargs="+", action="extend", default=[],
         help="source and target, by name, or a benchmark.yaml or dataset.yaml of your own, or one of a "
         "--plugin [default: the grid's own; toy: its first]")

@@ -51,11 +51,12 @@ def _ask(
     for one in asked:
         if one.overview:
             ask(store, one.overview)
-        console.print(f"{escape(f'{one.grid}, {one.settings}')}: {text}")
+        remark = f" ({one.state})" if one.process_lives else ""
+        console.print(f"{escape(f'{one.grid}, {one.settings}{remark}')}: {text}")
     if asked:
         return DONE
-    states = "; ".join(f"{one.grid}, {one.settings}: {one.state}" for one in found)
-    console.print(f"no sweep is {state}: {escape(states)}")
+    states = "".join(f"\n    {one.grid}, {one.settings}: {one.state}" for one in found)
+    console.print(f"no sweep is {state}:{escape(states)}")
     return WRONG
 
 
@@ -92,14 +93,18 @@ def _is_live(one: "Status") -> bool:
     return one.is_live
 
 
+def _has_failed(run: "TrackedRun") -> bool:
+    return run.status == "FAILED" or (run.status == "FINISHED" and run.is_undefined)
+
+
 def retry(options: Options, console: Console) -> int:
     """`python -m sweeps retry RUN`."""
     from sweeps.show.find import find_run
     from sweeps.track.wishes import ask_to_retry
 
     store, found = _sweeps(options)
-    run = find_run(store, options.run, options.grid)
-    if not (run.status == "FAILED" or (run.status == "FINISHED" and run.is_undefined)):
+    run = find_run(store, options.run, options.grid, likely=_has_failed)
+    if not _has_failed(run):
         what = STATES.get(run.status, f"is {run.status}")
         console.print(f"{escape(run.name)} {what}: there is nothing to retry")
         return WRONG

@@ -20,7 +20,13 @@ from semidavil.benchmarks import BENCHMARKS, IGNORE_INDEX, LABEL_IDS, SYNAPSE_13
 from semidavil.commands.endings import PLUGIN, told
 from semidavil.config import Config, parse_settings, preset, refuse_oracle
 from semidavil.data.archives import copy_archive
-from semidavil.data.checks import remedy, require_classes, strange_words, unknown_values
+from semidavil.data.checks import (
+    needs_labels,
+    remedy,
+    strange_words,
+    unknown_values,
+    void_labels,
+)
 from semidavil.data.described import reader_of, title_of
 from semidavil.data.files import DataError
 from semidavil.data.fingerprint import memo_of
@@ -32,13 +38,14 @@ from semidavil.data.suspicions import suspicions
 from semidavil.data.synapse import SHARES, Synapse
 from semidavil.descriptions import UNLABELLED
 from semidavil.evaluation.data_page import PICTURES, DataPage
-from semidavil.registry import DATASETS, has_unlabelled, is_without_labels
+from semidavil.registry import has_unlabelled, is_without_labels, written_value
 from semidavil.settings import Data, Runtime
 from semidavil.toy.write import ensure_toy_data
 
 console = Console()
 SYNAPSE = "synapse"
 FEW_PICTURES = 2  # of those without labels, on a page
+SHOWN = 5  # problems of a split
 SAMPLE = 100  # images that are captioned to try a captioner
 
 
@@ -126,16 +133,20 @@ def data_command(
             scans = describe(reader, cache_dir)
             for split, found in scans.items():
                 _print(reader, split, found, chosen)
-                broken |= bool(found.errors)
-                broken |= bool(found.mismatched) and not reader.drop_size_mismatch
-                if chosen and split == "val" and name in chosen.datasets and not found.errors:
-                    require_classes(chosen, name, split, found)
+            problems = _problems(reader, scans, chosen)
+            for text in problems:
+                console.print(f"[red]wrong:[/] {escape(text)}", soft_wrap=True, highlight=False)
+            broken |= bool(problems)
             if about and name in about.benchmark.datasets:
+                about.problems += problems
                 _add_to_page(about, reader, scans, memo_of(cache_dir))
         if about:
             if is_own(benchmark or "") and (words := strange_words(about.benchmark)):
                 about.suspicions.append(f"{about.title}: {words}")
-            _say_suspicions(about)
+            for text in about.suspicions:
+                console.print(
+                    f"[yellow]suspicious:[/] {escape(text)}", soft_wrap=True, highlight=False
+                )
             file = page or cache_dir / "pages" / f"{about.title}.html"
             about.write(file)
             console.print(f"page: {file}", soft_wrap=True, highlight=False)
@@ -213,13 +224,18 @@ def _datasets(dataset: list[str] | None, chosen: Benchmark | None, root: Path | 
     return names
 
 
-def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: Path) -> None:
-    """What is wrong and odd about a data set, and some of its pictures."""
-    problems: list[str] = []
+def _problems(reader: Reader, scans: dict[str, Scan], benchmark: Benchmark | None) -> list[str]:
+    """What is wrong with a data set, in sentences, with what to do."""
+    problems, void = list[str](), list[str]()
     for split, found in scans.items():
         where = f"{title_of(reader.name)}, {split}"
+        if benchmark and needs_labels(benchmark, reader.name, split) and not found.errors:
+            why = void_labels(benchmark, reader, split, found)
+            void += [f"{where}: {why}"] if why else []
         errors = [text] if (text := unknown_values(reader.name, found)) else found.errors
-        problems += [f"{where}: {error}" for error in errors[:5]]
+        problems += [f"{where}: {error}" for error in errors[:SHOWN]]
+        if len(errors) > SHOWN:
+            problems.append(f"{where}: and {len(errors) - SHOWN} more")
         if found.mismatched and not reader.drop_size_mismatch:
             first = found.mismatched[0]
             problems.append(
@@ -228,7 +244,11 @@ def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: 
             )
     if problems:
         problems[-1] += f". {remedy(reader.name)}"
-    about.problems += problems
+    return problems + void
+
+
+def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: Path) -> None:
+    """What is odd about a data set, and some of its pictures."""
     about.suspicions += suspicions(about.benchmark, reader, scans, memo)
     about.add(reader, scans)
     shown = [split for split in ("train", "val") if split in scans]
@@ -237,13 +257,6 @@ def _add_to_page(about: DataPage, reader: Reader, scans: dict[str, Scan], memo: 
         about.add_pictures(reader, split, reader.samples(split), most)
     if UNLABELLED in scans and has_unlabelled(reader.name):
         about.add_pictures(reader, UNLABELLED, reader.samples(UNLABELLED), FEW_PICTURES)
-
-
-def _say_suspicions(about: DataPage) -> None:
-    for text in about.problems:
-        console.print(f"[red]wrong:[/] {escape(text)}", soft_wrap=True, highlight=False)
-    for text in about.suspicions:
-        console.print(f"[yellow]suspicious:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _print_captions(config: Config) -> None:
@@ -264,8 +277,6 @@ def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None)
     sized = f"; height x width {shown}{more}" if shown else ""
     if is_without_labels(name, split):
         console.print(f"[bold]{title}[/]: {found.count} images without labels{sized}")
-        for error in found.errors[:5]:
-            console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
         return
     console.print(f"[bold]{title}, {split}[/]: {found.count} images{sized}")
     # A row per id: images that hold one of several ids cannot be counted from the counts of each.
@@ -277,19 +288,14 @@ def _print(reader: Reader, split: str, found: Scan, benchmark: Benchmark | None)
         share, images = 100 * found.pixels[raw] / total, found.images[raw]
         of_images = f"{100 * images / found.count:.1f}"
         what = _class(name, raw, benchmark)
-        table.add_row(_shown(name, raw), what, f"{share:.3f}", str(images), of_images)
+        table.add_row(written_value(name, raw), what, f"{share:.3f}", str(images), of_images)
     console.print(table)
-    if found.mismatched:
-        fate = "left out of training" if reader.drop_size_mismatch else "an error"
+    if found.mismatched and reader.drop_size_mismatch:
         console.print(
-            f"[yellow]{len(found.mismatched)} labels differ from their image in size[/] ({fate}), "
-            f"first: {found.mismatched[0]}",
+            f"[yellow]{len(found.mismatched)} labels differ from their image in size[/] (left out of "
+            f"training), first: {found.mismatched[0]}",
             soft_wrap=True,
         )
-    for error in found.errors[:5]:
-        console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
-    if len(found.errors) > 5:
-        console.print(f"[red]and {len(found.errors) - 5} more[/]")
 
 
 def _print_scans(reader: Synapse) -> None:
@@ -302,15 +308,6 @@ def _print_scans(reader: Synapse) -> None:
         for label, name in enumerate(("(background)", *SYNAPSE_13)):
             table.add_row(str(label), name, f"{100 * voxels[label] / max(1, voxels.sum()):.3f}")
         console.print(table)
-
-
-def _shown(dataset: str, raw: int) -> str:
-    """A label's value as its file has it."""
-    if dataset not in DATASETS:
-        return str(raw)
-    values = {code: value for value, code in DATASETS[dataset].codes.items()}
-    about = DATASETS[dataset].shown(values[raw]) if raw in values else str(raw)
-    return about.removeprefix("the id ").removeprefix("the colour ")
 
 
 def _class(dataset: str, raw: int, benchmark: Benchmark | None) -> str:

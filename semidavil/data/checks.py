@@ -17,12 +17,13 @@ from semidavil.data.described import title_of
 from semidavil.data.files import DataError
 from semidavil.data.filling import Filling
 from semidavil.data.layout import cache_dir, open_reader, working_size
+from semidavil.data.readers import Reader
 from semidavil.data.scans import Scan, scan, scan_or_recall
 from semidavil.data.splits import split_target
 from semidavil.data.streams import train_samples
 from semidavil.descriptions import UNLABELLED
 from semidavil.names import METHODS, ORACLE, SHUFFLED, VISION_ONLY
-from semidavil.registry import DATASETS, has_unlabelled
+from semidavil.registry import DATASETS, has_unlabelled, written_value
 from semidavil.toy import clip
 
 STRETCHED = 1.2  # times, from which a picture that is looked at in another shape is worth a word
@@ -59,7 +60,7 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
         problems = [text] if (text := unknown_values(dataset, found)) else list(found.errors)
         if reader.drop_size_mismatch and found.mismatched:
             warnings.warn(
-                f"{dataset}: {len(found.mismatched)} of {found.count} images are left out, since "
+                f"{title_of(dataset)}: {len(found.mismatched)} of {found.count} images are left out, since "
                 f"their labels have another size (the first is {found.mismatched[0]})",
                 stacklevel=2,
             )
@@ -70,8 +71,9 @@ def check_data(config: Config, progress: bool = False, filling: Filling | None =
             raise DataError(
                 f"{title_of(dataset)}, {split}: {'; '.join(problems[:3])}{more}. {remedy(dataset)}"
             )
-        if looks_at_labels(config, dataset, split):
-            require_classes(BENCHMARKS[config.data.benchmark], dataset, split, found)
+        why = void_labels(BENCHMARKS[config.data.benchmark], reader, split, found)
+        if why and looks_at_labels(config, dataset, split):
+            raise DataError(f"{title_of(dataset)}, {split}: {why}")
         if progress and split == "train":
             _note(stretched(config, dataset, found))
     if progress:
@@ -177,15 +179,34 @@ def bundled_words() -> frozenset[str]:
     return frozenset(tree["model"]["vocab"])
 
 
-def require_classes(benchmark: Benchmark, dataset: str, split: str, found: Scan) -> None:
-    """Raises DataError for labels of which no pixel is of a class."""
+def void_labels(benchmark: Benchmark, reader: Reader, split: str, found: Scan) -> str:
+    """Why labels teach nothing: no pixel of theirs is of a class. Empty if some are."""
+    dataset = reader.name
     lookup = benchmark.lookup(dataset)
-    if all(lookup[raw] in (IGNORE_INDEX, UNKNOWN) for raw in found.pixels):
-        raise DataError(
-            f"{title_of(dataset)}, {split}: no label holds a class of {benchmark.name}: all is "
-            "void, as in a test "
-            "split whose labels are not published. Use the split's real labels"
-        )
+    if not all(lookup[raw] in (IGNORE_INDEX, UNKNOWN) for raw in found.pixels):
+        return ""
+    what = "colours" if dataset in DATASETS and DATASETS[dataset].encoding == "colour" else "ids"
+    values = [written_value(dataset, raw) for raw in sorted(found.pixels)]
+    shown = ", ".join(values[:12]) + (f" and {len(values) - 12} more" if len(values) > 12 else "")
+    remedies = ["Use the split's real labels (those of test splits are often not published)"]
+    if dataset in DATASETS:
+        remedies.append(f"or give the classes their {what} in its dataset.yaml")
+    if benchmark.source and dataset == benchmark.target and split == "train":
+        remedies.append("or train without labels of the target (data.budget=0)")
+    return (
+        f"no label in {reader.root} holds a class of {title_of(benchmark.name)}: all pixels "
+        f"have ignored {what} ({shown}). {', '.join(remedies)}"
+    )
+
+
+def needs_labels(benchmark: Benchmark, dataset: str, split: str) -> bool:
+    """Whether a benchmark is of no use without a split's labels.
+
+    Where there is a source, runs at 0 labels do without those of the target's training images.
+    """
+    if dataset == benchmark.target:
+        return split == "val" or (split == "train" and not benchmark.source)
+    return dataset == benchmark.source and split == "train"
 
 
 def looks_at_labels(config: Config, dataset: str, split: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from semidavil.benchmarks import BENCHMARKS, UNKNOWN
 from semidavil.config import Config
 from semidavil.data.depth import Disparities, disparity_file
+from semidavil.data.described import title_of
 from semidavil.data.files import DataError
 from semidavil.data.images import resize_image, resize_nearest
 from semidavil.data.layout import open_reader
@@ -153,7 +154,7 @@ class Images:
         if (label == UNKNOWN).any():
             unknown = sorted(int(i) for i in np.unique(ids[label == UNKNOWN]))
             raise DataError(
-                f"{self.reader.name}: the label {sample.label} holds the unknown ids {unknown}"
+                f"{title_of(self.reader.name)}: the label {sample.label} holds the unknown ids {unknown}"
             )
         return label
 

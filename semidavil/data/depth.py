@@ -22,6 +22,7 @@ from rich.progress import track
 
 from semidavil.benchmarks import WITH_DISPARITY
 from semidavil.config import Config
+from semidavil.data.described import title_of
 from semidavil.data.files import DataError, hash_files, state_of
 from semidavil.data.hub import find_model
 from semidavil.data.images import read_rgb, read_unchanged
@@ -65,18 +66,18 @@ def missing_disparities(dataset: str, samples: Sequence[Sample]) -> str:
     described = any(sample.disparity for sample in samples)
     if dataset not in WITH_DISPARITY and not described:
         return (
-            f"{dataset} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
+            f"{title_of(dataset)} has no disparity maps: set data.depth=hf:NAME with a depth estimator of "
             "transformers"
         )
     for sample in samples:
         if described and not sample.disparity:
             return (
-                f"{dataset}: {sample.image} is no picture that `images` of its description fits, so that "
-                "nothing says where its disparity is: move it, or set data.depth=hf:NAME"
+                f"{title_of(dataset)}: {sample.image} is no picture that `images` of its description fits, "
+                "so that nothing says where its disparity is: move it, or set data.depth=hf:NAME"
             )
         if not disparity_path(sample).is_file():
             return (
-                f"{dataset}: the disparity {disparity_path(sample)} of {sample.image} is "
+                f"{title_of(dataset)}: the disparity {disparity_path(sample)} of {sample.image} is "
                 "missing: unpack Cityscapes' disparity package beside leftImg8bit, or set "
                 "data.depth=hf:NAME with a depth estimator of transformers"
             )

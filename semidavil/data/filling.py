@@ -30,6 +30,7 @@ from semidavil.benchmarks import BENCHMARKS, LABEL_IDS
 from semidavil.config import Config
 from semidavil.data.arrays import PACKED, RAW, Arrays, packed
 from semidavil.data.depth import Disparities, disparity_file
+from semidavil.data.described import title_of
 from semidavil.data.files import DataError
 from semidavil.data.layout import cache_dir, open_reader
 from semidavil.data.readers import Reader, Sample
@@ -193,7 +194,7 @@ class Filling:
                 transient_bars(self.progress) as bar,
                 ThreadPoolExecutor(available_cpus()) as pool,
             ):
-                task = bar.add_task(f"decoding {dataset}", total=len(todo))
+                task = bar.add_task(f"decoding {title_of(dataset)}", total=len(todo))
                 for _ in pool.map(lambda sample, of=part: self._decode(of, sample), todo):
                     bar.advance(task)
         self._commit()
@@ -240,7 +241,7 @@ class Filling:
         lines = []
         for part in parts:
             self._drop_stale(part)
-            raw, name = self._raw_bytes(part), part.reader.name
+            raw, name = self._raw_bytes(part), title_of(part.reader.name)
             sizes = f"{name}: {raw / 1e9:.2f} GB raw"
             needed = {RAW: raw} if store != PACKED else {}
             if store == PACKED or (store == "auto" and raw > room):

@@ -24,6 +24,7 @@ from semidavil.benchmarks import BENCHMARKS, Benchmark
 from semidavil.config import Config
 from semidavil.data.checks import looks_at_labels, splits_of
 from semidavil.data.depth import disparity_path, needs_depth
+from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
 from semidavil.data.folders import files_below
 from semidavil.data.hub import local_model, model_files
@@ -87,11 +88,12 @@ def memo_of(cache: Path) -> Path:
 
 
 def differences(before: str, now: str) -> list[str]:
-    """The names of the parts in which two fingerprints differ."""
+    """The names of the parts in which two fingerprints differ: `harbour/train/images`."""
     pairs = {tuple(word.partition("=")[::2]) for word in before.split()} ^ {
         tuple(word.partition("=")[::2]) for word in now.split()
     }
-    return sorted({name for name, _ in pairs})
+    names = {name.partition("/") for name, _ in pairs}
+    return sorted({f"{title_of(dataset)}{slash}{rest}" for dataset, slash, rest in names})
 
 
 def generated(config: Config) -> dict[str, str]:

@@ -33,6 +33,7 @@ from semidavil.bars import transient_bars
 from semidavil.benchmarks import BENCHMARKS
 from semidavil.config import Config
 from semidavil.data.decoded import Images, Memory, open_images
+from semidavil.data.described import title_of
 from semidavil.data.files import state_of
 from semidavil.data.layout import cache_dir
 from semidavil.data.readers import Sample
@@ -126,7 +127,9 @@ def class_pixels_of_images(
         transient_bars(progress) as bar,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
-        task = bar.add_task(f"counting classes of {images.reader.name}", total=len(samples))
+        task = bar.add_task(
+            f"counting classes of {title_of(images.reader.name)}", total=len(samples)
+        )
         for row, found in enumerate(pool.map(count, samples)):
             counts[row] = found
             bar.advance(task)

@@ -17,6 +17,7 @@ import numpy as np
 
 from semidavil.bars import transient_bars
 from semidavil.benchmarks import IGNORE_INDEX, LABEL_IDS
+from semidavil.data.described import title_of
 from semidavil.data.files import DataError, state_of
 from semidavil.data.readers import Reader, Sample, UnknownValues
 from semidavil.descriptions import UNLABELLED
@@ -167,7 +168,7 @@ def _scan(
         transient_bars(progress) as bar,
         ThreadPoolExecutor(available_cpus()) as pool,
     ):
-        task = bar.add_task(f"checking {reader.name} {split}", total=len(samples))
+        task = bar.add_task(f"checking {title_of(reader.name)} {split}", total=len(samples))
         for sample, (size, fits, counts, problem) in zip(
             samples, pool.map(look, samples), strict=True
         ):

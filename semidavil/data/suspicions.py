@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from semidavil.benchmarks import IGNORE_INDEX, Benchmark
+from semidavil.data.checks import needs_labels
 from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
 from semidavil.data.images import orientation_of
@@ -54,6 +55,11 @@ def suspicions(
         if is_without_labels(reader.name, split):
             continue
         shares = class_shares(benchmark, reader.name, found)
+        if not shares[:-1].any():
+            # Where a benchmark needs these labels, that is wrong, which is said elsewhere.
+            if not needs_labels(benchmark, reader.name, split):
+                said.append(f"{where}: no label holds a class: no run may learn from them")
+            continue
         of_classes = list(zip(benchmark.classes, shares, strict=False))
         if unseen := [name for name, share in of_classes if share == 0]:
             said.append(f"{where}: no label holds {', '.join(unseen)}")

@@ -17,6 +17,7 @@ from semidavil.config import Config
 from semidavil.data.augment import as_floats
 from semidavil.data.checks import check_data, class_pixels
 from semidavil.data.depth import needs_depth
+from semidavil.data.described import title_of
 from semidavil.data.files import hash_files
 from semidavil.data.filling import Filling
 from semidavil.data.fingerprint import fingerprint
@@ -256,7 +257,7 @@ def load_captions(
             folder,
             windows=windows_of(config, dataset),
             progress=progress,
-            of=dataset,
+            of=title_of(dataset),
         )
     if not name.startswith(SHUFFLED):
         return captions

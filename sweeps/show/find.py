@@ -1,7 +1,7 @@
 """The run that somebody names on the command line."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from semidavil.run_ids import LETTERS, is_named
 from sweeps.track.credentials import redact
@@ -11,9 +11,15 @@ from sweeps.track.store import Store
 
 
 def find_run(
-    store: Store, text: str, grid: str | None = None, finished: bool = False
+    store: Store,
+    text: str,
+    grid: str | None = None,
+    finished: bool = False,
+    likely: Callable[[TrackedRun], bool] | None = None,
 ) -> TrackedRun:
     """The last run of the cell with this name, or whose run's id begins so; or its `finished` one.
+
+    Of several cells, as of a grid with several settings, it is the one whose last run is `likely` meant.
 
     Raises TrackingError if there is none, or if it is not clear which one is meant.
     """
@@ -29,7 +35,9 @@ def find_run(
             f"no run{of} in {redact(store.uri)} is called {text!r}, nor has an id that begins so: "
             f"{_remedy(runs, text)}"
         )
-    if len({run.key for run in named}) > 1:
+    if likely and (keys := {key for key, run in _last(named).items() if likely(run)}):
+        named = [run for run in named if run.key in keys]
+    if len(_last(named)) > 1:
         raise TrackingError(
             f"{text!r} may be any of these: name one by the first letters of its id\n{_table(named)}"
         )
@@ -39,7 +47,12 @@ def find_run(
                 f"run {named[-1].run_id} is {named[-1].status}: it has no final numbers"
             )
         named = ended
-    return max(named, key=lambda run: (run.epoch, run.started))
+    return _last(named)[named[0].key]
+
+
+def _last(runs: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
+    """The last run of each cell, by key."""
+    return {run.key: run for run in sorted(runs, key=lambda run: (run.epoch, run.started))}
 
 
 def _remedy(runs: Sequence[TrackedRun], text: str) -> str:

@@ -9,7 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from rich.console import Console, Group, RenderableType
@@ -32,6 +32,7 @@ from sweeps.show.tables import duration, mark_of
 from sweeps.track.credentials import redact
 from sweeps.track.deliver import deliver_command, undelivered
 from sweeps.track.lease import has_died
+from sweeps.track.provenance import owner_tags
 from sweeps.track.retry import StoreAway, TrackingError
 from sweeps.track.runs import TrackedRun
 from sweeps.track.store import Store
@@ -56,7 +57,8 @@ class Status:
 
     grid: str
     settings: str  # what tells it apart from others of the same grid
-    # preparing, running, paused, stopped, finished, or what is in the way: failed, other data
+    # preparing, running, waiting for its turn, paused, stopped, finished, or what is in the way: failed,
+    # other data
     state: str
     counts: Counter[State] = field(default_factory=Counter)  # of cells
     running: list[TrackedRun] = field(default_factory=list)  # that somebody is at work on
@@ -67,11 +69,12 @@ class Status:
     needs: str = ""  # plugins without which nobody can say what its cells are
     overview: TrackedRun | None = None
     keys: frozenset[str] = frozenset()  # of the cells that have a run
+    process_lives: bool = False  # of a sweep of another version, of which no more is known
 
     @property
     def is_live(self) -> bool:
         """Whether a sweep is at work, or would be if it were not paused."""
-        return self.state in ("preparing", "running", "paused")
+        return self.process_lives or self.state in ("preparing", "running", "waiting", "paused")
 
     @property
     def command(self) -> str:
@@ -97,7 +100,14 @@ def status_of(
             base = spec.base()
             cells = _trials(spec, runs, pace) if grid == SEARCH else _cells(spec, runs, pace, data)
     except (ConfigError, KeyError):
-        return Status(grid, overview.name, "of another version", overview=overview)
+        return Status(
+            grid,
+            overview.name.removeprefix(f"{grid}: "),
+            "of another version",
+            needs="the same settings give others in this version",
+            overview=overview,
+            process_lives=not has_died(overview.tags, overview.last_seen, now),
+        )
     counts = Counter(cell.state for cell in cells)
     running = [cell.run for cell in cells if cell.run and cell.state is State.ELSEWHERE]
     work = [(cell.estimate, cell.left) for cell in cells if cell.state in UNFINISHED]
@@ -124,6 +134,24 @@ def status_of(
     return Status(
         grid, label, state, counts, running, best, left, changed, prepares, needs, overview, keys
     )
+
+
+def in_turn(found: Sequence[Status]) -> list[Status]:
+    """A command of several grids runs one after another: the others wait, which their tags do not say."""
+    at_work = {_owner(run) for one in found for run in one.running}
+    return [
+        replace(one, state="waiting")
+        if one.state == "running"
+        and not one.running
+        and one.overview
+        and _owner(one.overview) in at_work
+        else one
+        for one in found
+    ]
+
+
+def _owner(run: TrackedRun) -> tuple[str, ...]:
+    return tuple(run.tags.get(name, "") for name in owner_tags())
 
 
 def _best(finished: Iterable[TrackedRun]) -> dict[str, TrackedRun]:
@@ -243,7 +271,9 @@ def look(store: Store, grid: str | None = None) -> Look:
         found.append(status_of(overview, runs, now, data))
         notes |= data.unknown
     told = [f"what runs saw was not compared with the data: {note}" for note in notes]
-    return Look(found, [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri))
+    return Look(
+        in_turn(found), [*filter(None, [_undelivered(store, now)]), *told], now, redact(store.uri)
+    )
 
 
 def _why_none(store: Store, grid: str | None) -> str:

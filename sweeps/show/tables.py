@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -52,7 +53,8 @@ def print_plan(
     """Every cell: its name, how it differs from the baseline, its state, its time."""
     marks = {mark_of(cell.config) for cell in plan.cells}
     marks -= {"", TOY}  # toy presets are called so
-    what = [f"grid {plan.grid_name}", f"preset {preset}", f"{len(plan.cells)} runs"]
+    count = f"{len(plan.cells)} run{'s' * (len(plan.cells) != 1)}"
+    what = [f"grid {plan.grid_name}", f"preset {preset}", count]
     title = ", ".join([*what, *sorted(marks)])
     if not plan.cells:
         console.print(f"{title}: {summary(plan, concurrency, gpus)}")
@@ -60,24 +62,30 @@ def print_plan(
     differences = [plan.grid.difference(cell.config) for cell in plan.cells]
     variants = [plan.grid.variant(cell.config) for cell in plan.cells]
     pairs = zip(variants, differences, strict=True)
-    # In most grids the names say it: `vlga` is `fusion=vlga`.
-    told = all(difference.partition("=")[2] in ("", variant) for variant, difference in pairs)
-    table = _without_box(title)
     # Names are for copying: they stay whole where they may.
     whole = max(len(cell.name) for cell in plan.cells) <= WHOLE_NAME
-    table.add_column("run", no_wrap=whole, overflow="fold")
+    # Those that list every setting would take five lines each.
+    shortened = max(map(len, variants)) > WHOLE_NAME
+    # In most grids the names say it: `vlga` is `fusion=vlga`.
+    told = not shortened and all(
+        difference.partition("=")[2] in ("", variant) for variant, difference in pairs
+    )
+    table = _without_box(title)
+    table.add_column("run", no_wrap=whole or shortened, overflow="fold")
     if not told:
         table.add_column("differs by", overflow="fold")
     table.add_column("state", overflow="fold")
     table.add_column("time", justify="right", no_wrap=True)
-    for cell, difference in zip(plan.cells, differences, strict=True):
+    for cell, variant, difference in zip(plan.cells, variants, differences, strict=True):
         table.add_row(
-            escape(cell.name),
+            escape(cell.name.replace(variant, "...") if shortened else cell.name),
             *([] if told else [escape(difference or "(baseline)")]),
             f"[{COLOURS[cell.state]}]{cell.state}[/] {escape(_detail(plan, cell))}",
             _time(cell),
         )
     console.print(table)
+    if shortened:
+        console.print(escape(f"whole names, as the first: {plan.cells[0].name}"))
     console.print(summary(plan, concurrency, gpus))
 
 
@@ -88,9 +96,14 @@ def print_grids(
     table = _without_box(f"grids, preset {preset}")
     table.show_header = False
     for plan in plans:
-        text = f"{summary(plan, concurrency, gpus)}\n{plan.grid.about}\n"
+        text = f"{summary(plan, concurrency, gpus)}\n{_unwrapped(plan.grid.about)}\n"
         table.add_row(f"[bold]{escape(plan.grid_name)}", escape(text))
     console.print(table)
+
+
+def _unwrapped(about: str) -> str:
+    """A grid's docstring, wrapped for an editor, a line for each sentence or item that begins one."""
+    return re.sub(r"(?<!\n)\n(?!\n|\w+:|[ *-])", " ", about)
 
 
 def _detail(plan: Plan, cell: Cell) -> str:
@@ -178,8 +191,10 @@ def print_results(console: Console, plan: Plan) -> None:
     """Variant x budget, one table per benchmark: its score in per cent, mean and spread over seeds."""
     scores: dict[tuple[str, str, int], list[float]] = defaultdict(list)  # by benchmark, row, column
     for cell in plan.cells:
-        data = cell.config.data
-        of_place = scores[data.benchmark, plan.grid.variant(cell.config), data.budget]
+        data, variant = cell.config.data, plan.grid.variant(cell.config)
+        if len(variant) > WHOLE_NAME:
+            variant = plan.grid.difference(cell.config) or "(baseline)"
+        of_place = scores[data.benchmark, variant, data.budget]
         if cell.state is State.DONE and cell.run:
             of_place.append(cell.run.score)
     for name in dict.fromkeys(benchmark for benchmark, _, _ in scores):

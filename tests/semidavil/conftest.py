@@ -12,6 +12,7 @@ from PIL import Image
 from png_files import write_png
 from small_clip import WORDS, save_clip
 
+from semidavil.data.fingerprint import memo_of
 from semidavil.evaluation import latency
 from semidavil.models.vlm import VLM, load_vlm
 from semidavil.toy.abdomen import write_case
@@ -26,6 +27,16 @@ def _latency_is_measured_thrice() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "SECONDS", 0.0)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tests_keep_nothing_in_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Configs of tests name a `runtime.cache_dir`: the default is data/ in the working folder."""
+    memo = memo_of(Path("data").absolute())
+    before = memo.stat().st_size if memo.exists() else 0
+    yield
+    added = memo.read_bytes()[before:].decode() if memo.exists() else ""  # by a user's run, maybe
+    assert str(tmp_path_factory.getbasetemp()) not in added, f"a test has written into {memo}"
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,9 @@ def test_the_check_command(
     (root / "idda" / "val" / "labels" / "f0_T01.png").write_bytes(b"broken")
     bad = run("--data-root", str(root))
     assert bad.exit_code == 1
-    assert "f0_T01.png cannot be read" in bad.stdout
+    assert bad.stdout.count("f0_T01.png cannot be read") == 1
+    assert "wrong: idda, val: " in bad.stdout
+    assert "Restore the files from the data set's archive" in bad.stdout
     assert run().exit_code == 1
     assert "--data-root" in run("--help").stdout
 

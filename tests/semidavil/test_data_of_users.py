@@ -1,6 +1,7 @@
 """Data as people have it: what is sound but looks odd is read, what is wrong is named before training."""
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -305,11 +306,16 @@ def test_labels_that_are_void_everywhere_are_refused_where_they_are_used(
     root = write_dataset("camvid")
     for path in (root / "camvid" / f"{split}annot").iterdir():
         Image.fromarray(np.full(SIZE, 11, np.uint8)).save(path)
-    with pytest.raises(DataError, match=rf"camvid, {split}: no label holds a class"):
+    said = rf"camvid, {split}: no label in {root}/camvid holds a class of idda-camvid: .* \(11\)\. Use "
+    with pytest.raises(DataError, match=said):
         check_data(config_of(root, "idda-camvid"))
     command = ["data", "--data-root", str(root), "--cache-dir", str(root / "cache")]
     done = CliRunner().invoke(app, [*command, "--benchmark", "idda-camvid"])
     assert done.exit_code == (split == "val"), done.output
+    assert bool(re.search(f"wrong: {said}", done.output)) == (split == "val")
+    assert ("suspicious: camvid, train: no label holds a class" in done.output) == (
+        split == "train"
+    )
     without_labels = config_of(root, "idda-camvid", **{"data.budget": 0})
     if split == "train":  # as they may be where nobody has labelled the target
         check_data(without_labels)

@@ -73,7 +73,7 @@ def test_the_numbers_are_those_of_before(
     variant: str, tiny_toy: dict[str, str], tiny_abdomens: Path
 ) -> None:
     volumes = METHODS[VARIANTS[variant].get("training.method", "semidavil")].kind == "volumes"
-    place = {"data.toy": "false", "runtime.data_root": str(tiny_abdomens)} if volumes else tiny_toy
+    place = {**tiny_toy, "runtime.data_root": str(tiny_abdomens)} if volumes else tiny_toy
     config = preset("toy", {**(VOLUMES if volumes else STREET), **place, **VARIANTS[variant]})
     reports: list[Report] = []
     result = train(config, reports.append)

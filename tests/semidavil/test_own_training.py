@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from harbour import DESCRIPTION, picture, save, write_harbour
+from harbour import DESCRIPTION, SIZE, picture, save, write_harbour
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -92,7 +93,14 @@ def test_a_run_is_used_where_nobody_has_its_description(
 def test_captions_speak_of_the_scene(trained: SimpleNamespace) -> None:
     assert ": a harbour with " in trained.said
     assert "a street" not in trained.said
-    assert "harbour@" in trained.said
+
+
+@pytest.mark.slow
+def test_a_training_shows_the_hash_of_its_benchmark_alone(trained: SimpleNamespace) -> None:
+    """The data set's own, which is another one, used to stand beside it."""
+    benchmark = own_benchmark(str(trained.folder / "harbour"))["data.benchmark"]
+    assert set(re.findall(r"harbour@\w+", trained.said)) == {benchmark}
+    assert "captioning harbour " in trained.said
 
 
 @pytest.mark.slow
@@ -134,9 +142,26 @@ def test_the_data_check_writes_a_page(tmp_path: Path) -> None:
     assert done.code == 1
     assert "wrong: harbour, train: labels hold the ids 3, which harbour's description" in done.text
     assert done.text.count("Add what is missing to classes or to ignored in its dataset.yaml") == 1
+    assert done.text.count("holds the unknown ids") == 2  # once for each split
     html = page.read_text()
     assert "a &lt;b&gt; sky" in html
     assert html.count('<li class="bad">') == 2
+
+
+def test_a_check_refuses_training_labels_that_are_all_ignored(tmp_path: Path) -> None:
+    """Nothing could be learnt from them: without a source, no budget is of use."""
+    write_harbour(tmp_path / "harbour")
+    for mask in (tmp_path / "harbour/masks").glob("seq[012]/*"):
+        save(mask, np.zeros(SIZE, np.uint8))
+    page = tmp_path / "page.html"
+    words = ["data", "--benchmark", tmp_path / "harbour", "--cache-dir", tmp_path / "cache"]
+    done = command(*words, "--page", page)
+    assert done.code == 1
+    wrong = f"harbour, train: no label in {tmp_path / 'harbour'} holds a class of harbour: all pixels have"
+    assert f"wrong: {wrong} ignored ids (0). Use the split's real labels" in done.text
+    assert "give the classes their ids in its dataset.yaml" in done.text
+    assert "suspicious: harbour, train" not in done.text
+    assert wrong in page.read_text()
 
 
 def test_init_then_check_tells_the_next_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,12 @@ from rich.console import Console
 from tracked_runs import ANOTHER_MACHINE, DEAD, finished, tracked
 
 from semidavil.config import ConfigError, preset
-from sweeps.plan.cells import State, make_plan
+from sweeps.plan.cells import Plan, State, make_plan
 from sweeps.plan.checks import find_problems
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.pace import Pace, kind_of, time_left
 from sweeps.plan.spec import Selection, Spec
-from sweeps.show.tables import print_plan, summary
+from sweeps.show.tables import print_grids, print_plan, print_results, summary
 from sweeps.track.lease import LEASE_SECONDS
 
 GRID = GRIDS["attention"]
@@ -208,17 +209,43 @@ def test_scans_that_a_named_split_lacks_are_named_before_anything_runs(tmp_path:
 
 
 def test_lists_fit_a_terminal_and_names_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
-    def listed(grid: str) -> str:
+    def listed(grid: str, show: Callable[[Console, Plan], None]) -> list[str]:
         spec = Spec(grid, "toy", (), (Selection(budgets=(1000,)),))
         base = spec.base()
         plan = make_plan(grid, spec.around(base), spec.cells(base), [])
-        print_plan(Console(width=80, soft_wrap=True), plan, "toy", 2)
-        output = capsys.readouterr().out
-        assert max(map(len, output.splitlines())) <= 80
-        return output
+        show(Console(width=80, soft_wrap=True), plan)
+        lines = capsys.readouterr().out.splitlines()
+        assert max(len(line) for line in lines if not line.startswith("whole names")) <= 80
+        return lines
 
-    assert "gta5-cityscapes/cross_attention/1000/s0  to do" in listed("attention")
-    components = listed("components")  # of which the names do not say all
+    def show(console: Console, plan: Plan) -> None:
+        print_plan(console, plan, "toy", 2)
+
+    attention = "\n".join(listed("attention", show))
+    assert "gta5-cityscapes/cross_attention/1000/s0  to do" in attention
+    assert attention.startswith("grid attention, preset toy, 4 runs\n")
+    components = "\n".join(listed("components", show))  # of which the names do not say all
     assert components.count("(baseline)") == 1
     assert "fusion=none, loss=ce" in components
     assert "gta5-cityscapes/VL+DLG+CT+DyCE/1000/s0  " in components
+    sensitivity = listed("sensitivity", show)  # whose names list ten settings
+    assert len(sensitivity) == 25 + 4, "a line for each run"
+    assert any(
+        line.split()[:2] == ["gta5-cityscapes/.../1000/s0", "ema=0.9"] for line in sensitivity
+    )
+    assert re.fullmatch(
+        r"whole names.*: gta5-cityscapes/hard_fraction=\S+/1000/s0", sensitivity[-2]
+    )
+    rows = listed("sensitivity", print_results)
+    assert any(line.split()[1] == "ema=0.9" for line in rows if "ema" in line)
+
+
+def test_a_list_of_grids_is_wrapped_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Docstrings have the lines of an editor, of which a terminal would wrap each."""
+    spec = Spec("attention_controls", "toy", (), (Selection(budgets=(100,)),))
+    plan = make_plan(spec.grid, spec.around(spec.base()), spec.cells(), [])
+    print_grids(Console(width=80), [plan], "toy", 2, 0)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "the image's features, `blank` adds the layer that reads" in lines
+    assert any(line.startswith("Feeds: ") for line in lines)
+    assert "" in lines[:-1], "paragraphs stay"

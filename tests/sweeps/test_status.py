@@ -18,7 +18,7 @@ from sweeps.plan.cells import State, make_plan
 from sweeps.plan.grids import GRIDS
 from sweeps.plan.spec import Selection, Spec
 from sweeps.show.overview import open_overview
-from sweeps.show.status import Status, render, status_of, watch
+from sweeps.show.status import Status, in_turn, render, status_of, watch
 from sweeps.track.lease import LEASE_SECONDS
 from sweeps.track.outbox import Ending
 from sweeps.track.retry import StoreAway
@@ -89,6 +89,17 @@ def test_cells_are_counted_as_the_sweep_counts_them() -> None:
 )
 def test_the_state_of_a_sweep(tags: dict[str, str], runs: list[TrackedRun], state: str) -> None:
     assert look(runs, **tags).state == state
+
+
+def test_grids_that_wait_for_their_turn_are_told_from_the_one_that_runs() -> None:
+    """Of one command; a moment without a run is no turn of another one, and another command has its own."""
+    losses = Spec("losses", "toy", (), (Selection(budgets=(100,)),))
+    runs = [half_way(CELLS[0])]
+    found = [look(runs), look(runs, losses), look(runs, losses, **ANOTHER_MACHINE)]
+    assert [len(one.running) for one in found] == [1, 0, 0]
+    assert [one.state for one in in_turn(found)] == ["running", "waiting", "running"]
+    assert in_turn(found)[1].is_live, "it can be stopped"
+    assert [one.state for one in in_turn([look([]), look([], losses)])] == ["running", "running"]
 
 
 def test_a_sweep_on_another_machine_has_stopped_when_its_lease_would_have_expired() -> None:

@@ -78,6 +78,24 @@ def test_a_running_sweep_is_stopped_paused_and_resumed(
     assert not wishes(swept).paused
 
 
+def test_a_sweep_of_another_version_is_stopped_as_well(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It reads the same tags, whatever its settings would give here; a dead one is asked for nothing."""
+    tags = overview(swept).tags
+    swept.log(overview(swept).run_id, tags={"settings": "that gave other results", **DEAD})
+    assert main(["stop"]) == 1
+    assert "attention, toy: of another version" in capsys.readouterr().out
+    swept.log(overview(swept).run_id, tags={name: tags[name] for name in DEAD})
+    for command, said in (("stop", "told to stop"), ("pause", "paused")):
+        assert main([command]) == 0
+        assert f"attention, toy (of another version): {said}" in capsys.readouterr().out
+    assert wishes(swept).stopped_by
+    assert wishes(swept).paused
+    assert main(["status"]) == 0
+    assert "its runs are not counted" in capsys.readouterr().out
+
+
 def test_where_no_sweep_is_running_nothing_is_asked(
     swept: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +117,25 @@ def test_a_run_that_has_failed_for_good_is_asked_for_again(
     swept.log(overview(swept).run_id, tags=DEAD)
     assert main(["retry", run_id[:8]]) == 0
     assert COMMAND in capsys.readouterr().out
+
+
+def test_of_cells_with_one_name_the_one_that_has_failed_is_retried(
+    swept: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells of one grid with other settings have the same name."""
+    name = "gta5-cityscapes/dlg/0/s0"
+    stopped, other = (CELLS[0].replace({"training.steps": steps}) for steps in (20, 30))
+    swept.end(begin(swept, stopped, name), "KILLED")
+    assert main(["retry", name]) == 1
+    assert "was stopped" in capsys.readouterr().out
+    run_id = failed_for_good(swept, CELLS[0], name)
+    assert main(["retry", name]) == 0
+    assert swept.run(run_id).tags["retry"] == "asked"
+    failed_for_good(swept, other, name)
+    assert main(["retry", name]) == 1
+    told = capsys.readouterr().err
+    assert (told.count("FAILED"), "KILLED" in told) == (2, False)
+    assert main(["logs", name]) == 1, "any of the three"
 
 
 def test_what_has_not_failed_or_is_not_there_is_not_retried(
