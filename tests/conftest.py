@@ -47,10 +47,18 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes, files of which most is slow come first: none of them is left for the end."""
+    """With several processes, files of which most is slow come first: none of them is left for the end.
+
+    Folder by folder in turn, since those of the sweeps mostly wait and others mostly compute.
+    """
     if os.environ.get("PYTEST_XDIST_WORKER"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: (-slow[item.path], item.path))
+        turns = Counter[Path]()
+        turn: dict[Path, int] = {}
+        for path in sorted({item.path for item in items}, key=lambda path: (-slow[path], path)):
+            turn[path] = turns[path.parent]
+            turns[path.parent] += 1
+        items.sort(key=lambda item: (turn[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)
