@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from semidavil.experiments.predictor import Predictor
 
 ENCODINGS = ("array", "png")  # of labels and confidence
-PLUGINS_VARIABLE = (
-    "SEMIDAVIL_PLUGINS"  # of the environment: paths of plugins, apart as those of PATH are
-)
+# Of the environment: paths of plugins, apart as those of PATH are.
+PLUGINS_VARIABLE = "SEMIDAVIL_PLUGINS"
 
 
 class ServedSegmenter:

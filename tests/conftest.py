@@ -2,8 +2,9 @@ import gc
 import os
 import signal
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     if os.environ.get("PYTEST_XDIST_WORKER"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        turns = Counter[Path]()
-        turn: dict[Path, int] = {}
-        for path in sorted({item.path for item in items}, key=lambda path: (-slow[path], path)):
-            turn[path] = turns[path.parent]
-            turns[path.parent] += 1
+        turns: defaultdict[Path, Iterator[int]] = defaultdict(count)  # of each folder
+        files = sorted({item.path for item in items}, key=lambda path: (-slow[path], path))
+        turn = {path: next(turns[path.parent]) for path in files}
         items.sort(key=lambda item: (turn[item.path], item.path))
 
 

@@ -76,15 +76,14 @@ def _name_encoders(ax: Axes, table: pd.DataFrame) -> None:
     for encoder, pair in table.sort_values("cost").groupby("encoder", sort=False):
         by_fusion = pair.drop_duplicates("fusion").set_index("fusion")
         named = by_fusion.loc["dlg" if "dlg" in by_fusion.index else by_fusion.index[0]]
-        text = None
+        text = ax.annotate(
+            str(encoder), (named["cost"], named["mean"]), xytext=(0, 0), textcoords="offset points",
+            fontsize=SMALL,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over bars it stays readable
+        )  # fmt: skip
         for left, height in itertools.product((False, True), (4, -9, 14, -19)):
-            if text:
-                text.remove()
-            text = ax.annotate(
-                str(encoder), (named["cost"], named["mean"]), xytext=(-4 if left else 4, height),
-                textcoords="offset points", ha="right" if left else "left", fontsize=SMALL,
-                path_effects=[withStroke(linewidth=2, foreground="white")],  # over bars it stays readable
-            )  # fmt: skip
+            text.xyann = (-4 if left else 4, height)
+            text.set_horizontalalignment("right" if left else "left")
             box = text.get_window_extent()
             inside = ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1
             if inside and not any(box.overlaps(other) for other in taken):

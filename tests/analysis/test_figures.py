@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_runs import Writer, gallery_of, settings
+from PIL import Image
 from scipy import stats as reference
 
 from analysis import paper, style
@@ -410,8 +411,11 @@ def test_everything_is_made_whole(
     monkeypatch.setattr(style, "STYLE", coarse)
     made = make_all(tracked, (), tmp_path, ("png",))
     assert set(made.left_out) == {"baselines", "ssl"}, made.left_out
-    for name in made.figures:
-        assert (tmp_path / f"{name}.png").stat().st_size > 2_000
+    for name, drawn in made.figures.items():
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width == int(60 * drawn.figure.get_figwidth())
+            shades = picture.convert("L").histogram()
+        assert sum(shades[:128]) > 500, f"{name}: hardly any pixel is dark"
         assert (tmp_path / f"{name}.csv").stat().st_size > 0
     for name in made.tables:
         for end in ("png", "csv", "md", "tex"):
